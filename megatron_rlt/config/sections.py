@@ -1,0 +1,211 @@
+"""The sections a run's configuration is built from; every default of the project stands here, once.
+
+Importable without torch. Rules inside one section are validators here; rules across sections and rules that
+need a model's `config.json` stand in `rules.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration tree: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class LayoutConfig(Section):
+    """How one model is split over the ranks; what tp x pp leaves over is data parallel."""
+
+    tp: PositiveInt = 1
+    """Tensor-parallel size: ranks that share every layer."""
+    pp: PositiveInt = 1
+    """Pipeline-parallel size: stages the layers are split into."""
+    sp: bool = False
+    """Sequence parallelism: activations between layers are split over the tensor-parallel ranks; needs tp > 1."""
+
+
+class ModelConfig(Section):
+    """A model on disk and how it runs here."""
+
+    model: Path
+    """Hugging Face folder: config.json, safetensors, tokenizer."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Precision of weights and activations; sums over tokens and log-sum-exp are float32 in any case."""
+    layout: LayoutConfig = LayoutConfig()
+    """Parallel layout of this model; teacher and student may differ."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations recomputed in the backward pass: none, core attention only, or every layer."""
+
+
+class DataConfig(Section):
+    """Where training rows come from and in which order."""
+
+    path: Path
+    """Folder of webdataset shards written by `prepare`, or one JSONL file (sharded into the run folder first)."""
+    shuffle_buffer_size: PositiveInt = 4096
+    """Rows held per rank for shuffling; 1 reads in shard order."""
+    num_workers: NonNegativeInt = 0
+    """Loader processes per rank; 0 reads in the trainer's own process."""
+
+
+class PromptConfig(Section):
+    """Texts around question, solution and explanation."""
+
+    tags: Literal["stratos", "r1"] = "stratos"
+    """Tag set: `stratos` writes <|begin_of_thought|>, `r1` writes <think>."""
+    teacher_system: str | None = None
+    """The teacher's system prompt; None takes the tag set's own, an empty string sends none."""
+    student_system: str | None = None
+    """The student's system prompt; None takes the tag set's own, an empty string sends none."""
+    max_prompt_tokens: PositiveInt = 16384
+    """Longest teacher prompt in tokens; a longer row is rejected by name."""
+
+
+class RolloutConfig(Section):
+    """How explanations are sampled."""
+
+    engine: Literal["megatron"] = "megatron"
+    """Sampling engine; `megatron` decodes with the policy's own shards."""
+    max_completion_tokens: PositiveInt = 16384
+    """Longest completion in tokens, end tag and end of turn included."""
+    stop_at_end_tag: bool = True
+    """End a completion at the end tag; False waits for the end of turn."""
+    top_p: Fraction = 1.0
+    """Nucleus mass kept at each step; 1.0 samples from the whole distribution."""
+    max_batch_size: PositiveInt = 256
+    """Completions decoded together on one data-parallel rank."""
+
+
+class ScoringConfig(Section):
+    """How frozen models (student, reference) and the old policy are asked for log-probs."""
+
+    max_tokens_per_pack: PositiveInt = 16384
+    """Token budget of one packed forward pass; a longer sequence is a pack of its own."""
+    vocab_block: PositiveInt = 2048
+    """Vocabulary entries whose logits exist at one time."""
+    row_block: PositiveInt = 2048
+    """Rows (wanted tokens) whose logits exist at one time."""
+
+
+class PenaltyConfig(Section):
+    """Added to the reward when an explanation has the flag; several add up."""
+
+    missing_end_tag: float = -1.0
+    """No end tag was sampled (the paper's code: -1)."""
+    text_after_end_tag: float = 0.0
+    """Text between the end tag and the end of turn."""
+    empty: float = 0.0
+    """Nothing before the end tag."""
+    contains_tags: float = 0.0
+    """A tag of the teacher's or the student's format inside the explanation."""
+    truncated: float = 0.0
+    """The completion ended because its token budget ran out."""
+
+
+class RewardConfig(Section):
+    """RLT reward: r = r_SS - lambda_kl * r_KL, each a mean plus alpha times its worst token (paper, section 3)."""
+
+    alpha: NonNegativeFloat = 0.01
+    """Weight of the worst token (min of r_SS, max of r_KL) beside the mean."""
+    lambda_kl: NonNegativeFloat = 3.0
+    """Weight of r_KL against r_SS."""
+    kl_estimator: Literal["k1", "k3", "full"] = "k1"
+    """Per-token KL(teacher || student): log-ratio of the sampled token, its k3 form, or the sum over the vocabulary."""
+    penalties: PenaltyConfig = PenaltyConfig()
+    """Penalties for malformed explanations."""
+
+
+class GrpoConfig(Section):
+    """Group-relative policy optimisation; the defaults are the paper's."""
+
+    questions_per_step: PositiveInt = 16
+    """Questions drawn for one step, over all ranks."""
+    group_size: Annotated[int, Field(ge=2)] = 64
+    """Completions sampled for each question."""
+    micro_batch_size: PositiveInt = 1
+    """Most completions packed into one forward-backward pass."""
+    updates_per_batch: PositiveInt = 1
+    """Optimizer steps taken on one step's completions, each on an equal part of the groups."""
+    clip_low: PositiveFloat | None = None
+    """Ratio clipped below at 1 - clip_low; None: not clipped."""
+    clip_high: PositiveFloat | None = None
+    """Ratio clipped above at 1 + clip_high; None: not clipped."""
+    beta: NonNegativeFloat = 0.04
+    """Weight of the k3 KL to the reference in the loss; 0 keeps no reference model."""
+    aggregation: Literal["sequence_mean", "token_mean"] = "sequence_mean"
+    """Loss over tokens: mean per completion then over completions (paper), or over all tokens of the batch."""
+    normalize_std: bool = True
+    """Divide advantages by the group's standard deviation."""
+    std_epsilon: PositiveFloat = 1e-4
+    """Added to the standard deviation before dividing."""
+    reference_sync_steps: PositiveInt | None = 32
+    """Steps between mixing the policy into the reference; None: never."""
+    reference_mix: Fraction = 0.9
+    """Share of the policy when it is mixed into the reference."""
+
+
+class OptimizerConfig(Section):
+    """AdamW on Megatron's distributed optimizer."""
+
+    lr: PositiveFloat = 1e-6
+    """Peak learning rate."""
+    min_lr: NonNegativeFloat = 0.0
+    """Learning rate at the end of a decaying schedule."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Shape after the warm-up."""
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of all optimizer steps in which the rate rises from 0."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the first moment."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the second moment."""
+    epsilon: PositiveFloat = 1e-8
+    """Added to the denominator of Adam."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay."""
+    clip_grad: PositiveFloat = 1.0
+    """Global gradient norm above which gradients are scaled down."""
+    max_skipped_steps: PositiveInt = 5
+    """Steps in a row with a non-finite gradient after which the run stops."""
+
+
+class CheckpointConfig(Section):
+    """When training state is saved and how much of it is kept."""
+
+    interval_steps: PositiveInt = 25
+    """Steps between checkpoints; the last step is always saved."""
+    keep_last: PositiveInt = 2
+    """Newest checkpoints kept; older ones are removed after a newer one is complete."""
+    export_hf: bool = True
+    """Write the final weights as a Hugging Face folder (`hf/` in the run folder)."""
+
+
+class MetricsConfig(Section):
+    """Where numbers go besides `metrics.jsonl`."""
+
+    tensorboard: bool = True
+    """Write TensorBoard event files."""
+    wandb: bool = False
+    """Log to Weights & Biases (package `wandb`; offline unless WANDB_MODE says otherwise)."""
+    progress: bool = True
+    """Show a live progress display on a terminal."""
+    store_completions: bool = True
+    """Write `completions/step-N.parquet` with every completion and all parts of its reward."""
+
+
+class WatchdogConfig(Section):
+    """How a rank that hangs is found."""
+
+    timeout_seconds: PositiveFloat = 1800.0
+    """Longest time without progress on a rank before its stacks are written and the job ends."""

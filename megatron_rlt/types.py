@@ -1,0 +1,224 @@
+"""The records that rooms hand each other: what each stage of the data flow adds, as frozen dataclasses.
+
+A record holds facts and answers questions about itself; it never computes a model's output. Token ids and
+log-probs are tensors on the CPU: one step's batch is replicated on every rank, each model then works on the
+share its own layout gives it. `eq=False` because comparing tensors with `==` has no single truth value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One row of a data set."""
+
+    problem_id: str
+    question: str
+    solution: str
+    reasoning_trace: str | None = None
+
+
+@dataclass(frozen=True)
+class Span:
+    """Half-open range `[start, stop)` of token positions in one sequence."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.start <= self.stop, f"span [{self.start}, {self.stop}) runs backwards"
+
+    def of(self, values: Tensor) -> Tensor:
+        """The part of `values` (`[T, ...]`, one entry a token) that lies in the span."""
+        return values[self.start : self.stop]
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherPrompt:
+    """What the teacher continues: question and solution shown, the opening explanation tag pre-filled."""
+
+    problem: Problem
+    token_ids: Tensor  # [P] int64
+
+
+class FinishReason(StrEnum):
+    """Why sampling of a completion ended."""
+
+    STOP = "stop"  # the end tag or the end of turn was sampled
+    LENGTH = "length"  # the token budget ran out
+
+
+@dataclass(frozen=True, eq=False)
+class Completion:
+    """What the sampling engine returned for one prompt, token for token."""
+
+    token_ids: Tensor  # [C] int64, as sampled, stop tokens included
+    rollout_logprobs: Tensor  # [C] float32 log-probs of the sampled tokens, at `temperature`
+    temperature: float
+    finish_reason: FinishReason
+    seed: int
+    policy_version: int
+
+
+@dataclass(frozen=True, eq=False)
+class RolloutGroup:
+    """All completions of one prompt: the group that GRPO compares."""
+
+    prompt: TeacherPrompt
+    completions: tuple[Completion, ...]
+
+
+class FormatFlag(StrEnum):
+    """What can be wrong with the form of an explanation; each has a configurable penalty."""
+
+    MISSING_END_TAG = "missing_end_tag"
+    TEXT_AFTER_END_TAG = "text_after_end_tag"
+    EMPTY = "empty"
+    CONTAINS_TAGS = "contains_tags"
+    TRUNCATED = "truncated"
+
+
+@dataclass(frozen=True, eq=False)
+class SpannedSequence:
+    """A token sequence and the positions whose log-probs are wanted.
+
+    The log-prob of position `t` is read from the model's output at `t - 1`, so no span may start at 0.
+    """
+
+    token_ids: Tensor  # [T] int64
+    spans: tuple[Span, ...]  # ascending, disjoint
+
+    def __post_init__(self) -> None:
+        stop = 1
+        for span in self.spans:
+            assert span.start >= stop, f"span {span} overlaps its predecessor or starts at position 0"
+            stop = max(span.stop, 1)
+        assert stop <= max(len(self), 1), f"spans {self.spans} reach past {len(self)} tokens"
+
+    def __len__(self) -> int:
+        return int(self.token_ids.numel())
+
+    @property
+    def num_targets(self) -> int:
+        return sum(len(span) for span in self.spans)
+
+    @property
+    def target_positions(self) -> Tensor:
+        """`[N]` positions of all wanted tokens, in span order."""
+        parts = [torch.arange(span.start, span.stop) for span in self.spans]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+
+    def split(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Cut `[N]` per-target values into one tensor a span."""
+        return torch.split(values, [len(span) for span in self.spans])
+
+
+@dataclass(frozen=True, eq=False)
+class ScoringPair:
+    """One completion as its teacher wrote it and as the student reads it.
+
+    `teacher` wants the log-probs of the whole completion (one span). `student` wants two spans: explanation,
+    then solution. The explanation's ids are the same sampled ids on both sides.
+    """
+
+    problem: Problem
+    teacher: SpannedSequence
+    student: SpannedSequence
+    num_explanation_tokens: int  # the first so many tokens of the completion are the explanation
+    flags: frozenset[FormatFlag]
+    explanation_text: str  # decoded for people, never encoded again
+
+    @property
+    def completion_ids(self) -> Tensor:
+        return self.teacher.spans[0].of(self.teacher.token_ids)
+
+    @property
+    def explanation_ids(self) -> Tensor:
+        return self.completion_ids[: self.num_explanation_tokens]
+
+    @property
+    def explanation_span(self) -> Span:
+        return self.student.spans[0]
+
+    @property
+    def solution_span(self) -> Span:
+        return self.student.spans[1]
+
+    @property
+    def well_formed(self) -> bool:
+        return not self.flags
+
+
+@dataclass(frozen=True, eq=False)
+class Logprobs:
+    """Log-probs of the wanted tokens of many sequences, under one model at one temperature."""
+
+    values: tuple[Tensor, ...]  # one [N_i] float32 a sequence, in the order of its spans
+    entropy: tuple[Tensor, ...]  # one [N_i] float32 a sequence: entropy of the distribution each came from
+    temperature: float
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True, eq=False)
+class RewardParts:
+    """The reward of one completion with everything it was computed from; nan where a span was empty."""
+
+    reward: float
+    r_ss: float
+    r_ss_mean: float
+    r_ss_min: float
+    r_kl: float
+    r_kl_mean: float
+    r_kl_max: float
+    penalty: float
+    kl_per_token: Tensor  # [E] float32
+    student_solution_logprobs: Tensor  # [S] float32
+    student_explanation_logprobs: Tensor  # [E] float32
+    teacher_explanation_logprobs: Tensor  # [E] float32
+
+    @property
+    def valid(self) -> bool:
+        """Whether the completion may take part in its group's statistics."""
+        return self.reward == self.reward and abs(self.reward) != float("inf")
+
+
+@dataclass(frozen=True, eq=False)
+class PackedBatch:
+    """Several sequences end to end: one call of a model.
+
+    Built by `models.packing`, which owns alignment: the last entry of `lengths` may be padding that belongs
+    to no sequence. Rows are positions whose hidden state predicts a wanted token.
+    """
+
+    input_ids: Tensor  # [T] int64, T a multiple of the layout's alignment
+    position_ids: Tensor  # [T] int64, restarting at 0 for every sequence
+    lengths: tuple[int, ...]  # sequence lengths incl. trailing padding; sums to T
+    sequence_indices: tuple[int, ...]  # the caller's index of each packed sequence
+    rows: Tensor  # [R] int64 into T
+    targets: Tensor  # [R] int64 token ids
+    row_counts: tuple[int, ...]  # wanted tokens of each packed sequence; sums to R
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that belong to sequences, padding not counted."""
+        return sum(self.lengths[: len(self.sequence_indices)])
+
+    def join(self, per_sequence: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
+        """Pick the packed sequences' tensors (`[N_i]` each, indexed by the caller's order) and join them: `[R]`."""
+        parts = [per_sequence[index] for index in self.sequence_indices]
+        return torch.cat(parts) if parts else torch.empty(0)
+
+    def split(self, per_row: Tensor) -> tuple[Tensor, ...]:
+        """Cut `[R]` values into one `[N_i]` tensor for each of `sequence_indices`."""
+        return torch.split(per_row, list(self.row_counts))
