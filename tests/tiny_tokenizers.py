@@ -24,6 +24,7 @@ SENTENCES = (
     "Let us check the solution step by step: 3 + 4 = 7, and 7 * 2 = 14.",
     "Therefore the final answer is 14.\n\nThe thought is complete and the solution follows.",
     "You are a teacher who explains the solution to a student in clear and simple steps.",
+    "Now it ends.<|end_of_thought|> Then it ends.<|end_of_explanation|> Here too.<|end_of_thought|>",
     "<|begin_of_thought|>\n\nbegin of thought<|end_of_thought|>\n\n<|begin_of_solution|>solution<|end_of_solution|>",
 )
 
@@ -40,7 +41,8 @@ CHAT_TEMPLATES: dict[Style, str] = {
     ),
     "llama": (
         "{{ bos_token }}{% for message in messages %}"
-        "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + (message['content'] | trim) + '<|eot_id|>' }}{% endfor %}"
+        "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + (message['content'] | trim) + '<|eot_id|>' }}"
+        "{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
     ),
 }
