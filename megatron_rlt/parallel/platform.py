@@ -1,0 +1,43 @@
+"""Which device this process runs on, and its membership in the job: the one place that knows CPU from GPU."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from megatron_rlt.parallel.cpu import install_cpu_platform
+
+
+def device() -> torch.device:
+    """The device of this rank's models."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def install_platform() -> None:
+    """Make Megatron-core run where there is no accelerator; does nothing where there is one."""
+    if not torch.cuda.is_available():
+        install_cpu_platform()
+
+
+def start_distributed(*, timeout_seconds: float, local_rank: int = 0) -> None:
+    """Join the job's process group from the launcher's environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
+
+    Uses nccl with one GPU a rank, gloo otherwise. On GPUs gloo serves CPU tensors of the same group, so that
+    records travel without touching the device.
+    """
+    install_platform()
+    timeout = timedelta(seconds=timeout_seconds)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout)
+    else:
+        dist.init_process_group("gloo", timeout=timeout)
+
+
+def stop_distributed() -> None:
+    """Leave the process group once every rank got here; leaving earlier can abort slower ranks."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()

@@ -1,0 +1,38 @@
+"""Layouts: two models with different tensor and pipeline parallelism on the same ranks."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_rlt.config.sections import LayoutConfig
+from megatron_rlt.parallel.layout import build_layout
+from tests.ranks import run_ranks
+
+
+def _two_layouts() -> dict[str, tuple[int, ...]]:
+    teacher = build_layout(LayoutConfig(tp=2, sp=True))
+    student = build_layout(LayoutConfig(pp=2))
+    seen: dict[str, tuple[int, ...]] = {}
+    with teacher:
+        seen["teacher"] = (
+            parallel_state.get_tensor_model_parallel_world_size(),
+            parallel_state.get_pipeline_model_parallel_world_size(),
+        )
+        with student:
+            seen["student"] = (
+                parallel_state.get_tensor_model_parallel_world_size(),
+                parallel_state.get_pipeline_model_parallel_rank(),
+            )
+        seen["back"] = (parallel_state.get_tensor_model_parallel_world_size(), teacher.tp_rank)
+    value = torch.ones(1) * dist.get_rank()
+    dist.all_reduce(value, group=teacher.tp_group)
+    seen["sum"] = (int(value), student.last_stage_rank)
+    assert not parallel_state.model_parallel_is_initialized()
+    return seen
+
+
+def test_each_layout_is_current_only_inside_its_block() -> None:
+    for rank, seen in enumerate(run_ranks(_two_layouts, 2)):
+        assert seen == {"teacher": (2, 1), "student": (1, rank), "back": (2, rank), "sum": (1, 1)}

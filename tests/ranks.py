@@ -1,0 +1,82 @@
+"""Runs a test's function on several gloo ranks, each a real process, and returns what every rank returned.
+
+A fork server that has imported torch, Megatron and transformers once makes a rank start in a fraction of a
+second. Functions and arguments must be picklable: define functions at module level.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+_TIMEOUT_SECONDS = 240.0
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["tests.preload"])
+
+
+def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
+    """Call `function(*args)` on every rank inside one process group; the first failing rank's traceback fails the test."""
+    port = _free_port()
+    queue = _context.Queue()
+    processes = [
+        _context.Process(target=_run_rank, args=(rank, world_size, port, queue, function, args), daemon=True)
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    results: dict[int, Any] = {}
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    try:
+        while len(results) < world_size:
+            rank, failure, result = _next(queue, deadline, processes)
+            assert failure is None, f"rank {rank} failed:\n{failure}"
+            results[rank] = result
+    except BaseException:
+        for process in processes:
+            process.kill()
+        raise
+    for process in processes:
+        process.join(timeout=30)
+    return [results[rank] for rank in range(world_size)]
+
+
+def _next(queue: Any, deadline: float, processes: list[Any]) -> tuple[int, str | None, Any]:
+    while True:
+        try:
+            return queue.get(timeout=1.0)
+        except Exception:
+            died = [rank for rank, process in enumerate(processes) if process.exitcode not in (None, 0)]
+            assert not died, f"ranks {died} died without a traceback"
+            assert time.monotonic() < deadline, f"no result within {_TIMEOUT_SECONDS:.0f} s"
+
+
+def _run_rank(rank: int, world_size: int, port: int, queue: Any, function: Callable[..., Any], args: Any) -> None:
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    import torch
+
+    from megatron_rlt.parallel.platform import start_distributed, stop_distributed
+
+    torch.set_num_threads(1)
+    try:
+        start_distributed(timeout_seconds=120)
+        result = function(*args)
+        stop_distributed()
+        queue.put((rank, None, result))
+    except BaseException:
+        queue.put((rank, traceback.format_exc(), None))
+        queue.close()
+        queue.join_thread()
+        os._exit(1)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
