@@ -12,6 +12,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from queue import Empty
 from typing import Any
 
 _TIMEOUT_SECONDS = 240.0
@@ -20,7 +21,7 @@ _context.set_forkserver_preload(["tests.preload"])
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
-    """Call `function(*args)` on every rank inside one process group; the first failing rank's traceback fails the test."""
+    """Call `function(*args)` on every rank of one process group; a failing rank's traceback fails the test."""
     port = _free_port()
     queue = _context.Queue()
     processes = [
@@ -49,7 +50,7 @@ def _next(queue: Any, deadline: float, processes: list[Any]) -> tuple[int, str |
     while True:
         try:
             return queue.get(timeout=1.0)
-        except Exception:
+        except Empty:
             died = [rank for rank, process in enumerate(processes) if process.exitcode not in (None, 0)]
             assert not died, f"ranks {died} died without a traceback"
             assert time.monotonic() < deadline, f"no result within {_TIMEOUT_SECONDS:.0f} s"

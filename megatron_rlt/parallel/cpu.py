@@ -120,9 +120,9 @@ def _answer_tensor_queries() -> None:
     def stay(tensor: Any, *_: object, **__: object) -> Any:  # noqa: ANN401 - tensor or module, returned as given
         return tensor
 
-    torch.Tensor.type = type_as_on_cuda  # type: ignore[method-assign]
-    torch.Tensor.cuda = stay  # type: ignore[method-assign]
-    torch.nn.Module.cuda = stay  # type: ignore[method-assign]
+    torch.Tensor.type = type_as_on_cuda  # type: ignore[assignment, method-assign]
+    torch.Tensor.cuda = stay  # type: ignore[assignment, method-assign]
+    torch.nn.Module.cuda = stay  # type: ignore[assignment, method-assign]
 
 
 def _answer_rng_queries() -> None:

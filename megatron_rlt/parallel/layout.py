@@ -26,8 +26,10 @@ class Layout:
         self.tp_group: dist.ProcessGroup = state["_TENSOR_MODEL_PARALLEL_GROUP"]
         self.pp_group: dist.ProcessGroup = state["_PIPELINE_MODEL_PARALLEL_GROUP"]
         self.dp_group: dist.ProcessGroup = state["_DATA_PARALLEL_GROUP"]
-        self.dp = self.dp_group.size()
-        self.tp_rank, self.pp_rank, self.dp_rank = self.tp_group.rank(), self.pp_group.rank(), self.dp_group.rank()
+        self.dp: int = self.dp_group.size()
+        self.tp_rank: int = self.tp_group.rank()
+        self.pp_rank: int = self.pp_group.rank()
+        self.dp_rank: int = self.dp_group.rank()
         self._state = state
         self._outer: list[dict[str, Any]] = []
 
