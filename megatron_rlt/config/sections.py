@@ -16,6 +16,7 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+NonEmptyText = Annotated[str, Field(pattern=r"\S")]
 
 
 class Section(BaseModel):
@@ -59,11 +60,32 @@ class DataConfig(Section):
     """Loader processes per rank; 0 reads in the trainer's own process."""
 
 
+class TagsConfig(Section):
+    """A tag set of one's own; the closing tags of thought and solution may be empty, the others may not."""
+
+    thought_open: NonEmptyText
+    """Before the explanation in the student's text."""
+    thought_close: str = ""
+    """After the explanation in the student's text."""
+    solution_open: NonEmptyText
+    """Before the solution, in the teacher's and the student's text."""
+    solution_close: str = ""
+    """After the solution, in the teacher's and the student's text."""
+    explanation_open: NonEmptyText
+    """Ends the teacher's prompt: its explanation begins here."""
+    explanation_close: NonEmptyText
+    """The end tag that the teacher writes."""
+    separator: str = "\n\n"
+    """Between the parts: after a close tag and around the teacher's explanation."""
+
+
 class PromptConfig(Section):
     """Texts around question, solution and explanation."""
 
     tags: Literal["stratos", "r1"] = "stratos"
     """Tag set: `stratos` writes <|begin_of_thought|>, `r1` writes <think>."""
+    custom_tags: TagsConfig | None = None
+    """Tag set of one's own; None takes the one named by `tags`."""
     teacher_system: str | None = None
     """The teacher's system prompt; None takes the tag set's own, an empty string sends none."""
     student_system: str | None = None
