@@ -1,0 +1,105 @@
+"""From an architecture and a layout to this rank's stage of a Megatron model; weights come later."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.models.language_model import LanguageModel
+from megatron_rlt.models.rope import rope_frequencies
+from megatron_rlt.models.spec import block_spec, uses_transformer_engine
+from megatron_rlt.parallel.layout import Layout
+
+_RECOMPUTE: dict[str, dict[str, Any]] = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
+
+
+def build_model(architecture: Architecture, layout: Layout, *, dtype: torch.dtype, recompute: str) -> LanguageModel:
+    """Build this rank's pipeline stage. Collective over the layout: every rank calls.
+
+    Parameters are allocated, not initialised: `models.weights` fills every one of them.
+
+    Args:
+        dtype: of parameters and activations.
+        recompute: "none", "selective" or "full", as in the configuration.
+    """
+    frequencies, rope_factor = rope_frequencies(architecture)
+    config = transformer_config(architecture, layout, dtype=dtype, recompute=recompute, rope_factor=rope_factor)
+    with layout:
+        num_layers = get_num_layers_to_build(config, vp_stage=None, pp_rank=layout.pp_rank)
+        model = LanguageModel(
+            config,
+            block_spec(num_layers=num_layers, qk_norm=architecture.qk_norm, dtype=dtype),
+            vocab_size=padded_vocab_size(architecture, layout.tp),
+            unpadded_vocab_size=architecture.vocab_size,
+            max_sequence_length=architecture.max_positions,
+            pre_process=layout.is_first_stage,
+            post_process=layout.is_last_stage,
+            share_embeddings_and_output_weights=architecture.tied_embeddings,
+            position_embedding_type="rope",
+        )
+    model.rotary_pos_emb.inv_freq = frequencies
+    return model
+
+
+def padded_vocab_size(architecture: Architecture, tp: int) -> int:
+    """Rows of embedding and output layer over all ranks: the vocabulary, padded to a multiple of `tp`."""
+    return math.ceil(architecture.vocab_size / tp) * tp
+
+
+def transformer_config(
+    architecture: Architecture, layout: Layout, *, dtype: torch.dtype, recompute: str, rope_factor: float
+) -> TransformerConfig:
+    """Megatron's configuration of the layers.
+
+    Args:
+        rope_factor: what yarn multiplies cosine and sine by. It scales queries and keys alike, so its square goes into
+            the softmax scale, which every attention kernel takes.
+    """
+    on_gpu = torch.cuda.is_available()
+    fused = uses_transformer_engine(dtype)
+    return TransformerConfig(
+        num_layers=architecture.num_layers,
+        hidden_size=architecture.hidden_size,
+        ffn_hidden_size=architecture.ffn_size,
+        num_attention_heads=architecture.num_heads,
+        num_query_groups=architecture.num_kv_heads,
+        kv_channels=architecture.head_dim,
+        softmax_scale=rope_factor**2 / math.sqrt(architecture.head_dim),
+        normalization="RMSNorm",
+        layernorm_epsilon=architecture.norm_epsilon,
+        qk_layernorm=architecture.qk_norm,
+        add_bias_linear=False,
+        add_qkv_bias=architecture.qkv_bias,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        sequence_parallel=layout.sp,
+        params_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        pipeline_dtype=dtype,
+        variable_seq_lengths=True,
+        # Megatron ties variable lengths to this dispatcher even where no expert exists.
+        moe_token_dispatcher_type="alltoall",
+        use_cpu_initialization=not on_gpu,
+        perform_initialization=False,
+        # The trainer's losses carry their own global denominator.
+        calculate_per_token_loss=True,
+        # Transformer Engine picks its kernels by NVTE_ALLOW_NONDETERMINISTIC_ALGO and refuses this flag without it.
+        deterministic_mode=not fused,
+        apply_rope_fusion=fused,
+        bias_activation_fusion=on_gpu,
+        **_RECOMPUTE[recompute],
+    )

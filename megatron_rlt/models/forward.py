@@ -1,0 +1,92 @@
+"""One packed batch through one pipeline stage, and the wanted log-probs from the last stage's output."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
+from torch import Tensor, nn
+
+from megatron_rlt.models.language_model import LanguageModel
+from megatron_rlt.parallel.layout import Layout
+from megatron_rlt.parallel.platform import device
+from megatron_rlt.parallel.vocab_logprobs import vocab_parallel_logprobs
+from megatron_rlt.types import PackedBatch
+
+
+def run_stage(model: nn.Module, batch: PackedBatch) -> Tensor:
+    """Run this rank's stage on a packed batch, inside `with layout:`.
+
+    Args:
+        model: a `LanguageModel`, or Megatron's DistributedDataParallel around one.
+
+    Returns:
+        `[T / tp with sequence parallelism else T, 1, H]`: see `LanguageModel.forward`.
+    """
+    here = device()
+    boundaries = torch.tensor([0, *batch.lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(here)
+    longest = max(batch.lengths)
+    packed = PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=boundaries,
+        cu_seqlens_kv=boundaries,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+    )
+    output: Tensor = model(
+        batch.input_ids[None].to(here), batch.position_ids[None].to(here), None, packed_seq_params=packed
+    )
+    return output
+
+
+def target_rows(stage_output: Tensor, rows: Tensor, layout: Layout) -> Tensor:
+    """The hidden states `[R, H]` of wanted rows, the same on every tensor-parallel rank.
+
+    In the backward pass the ranks' gradients are summed: each rank's output layer knows only its part of the
+    vocabulary.
+
+    Args:
+        stage_output: the last stage's `[T / tp or T, 1, H]`.
+        rows: `[R]` int64 positions in the pack.
+    """
+    rows = rows.to(stage_output.device)
+    if layout.sp:
+        whole = gather_from_sequence_parallel_region(
+            stage_output, tensor_parallel_output_grad=True, group=layout.tp_group
+        )
+        hidden: Tensor = whole[:, 0].index_select(0, rows)
+    else:
+        hidden = copy_to_tensor_model_parallel_region(stage_output[:, 0].index_select(0, rows), group=layout.tp_group)
+    return hidden
+
+
+def target_logprobs(
+    model: LanguageModel,
+    stage_output: Tensor,
+    batch: PackedBatch,
+    layout: Layout,
+    *,
+    temperature: float,
+    row_block: int,
+    vocab_block: int,
+) -> tuple[Tensor, Tensor]:
+    """Log-probs of a batch's targets and the entropy each came from, both `[R]` fp32. Last stage only.
+
+    Differentiable in the stage's output and the output weight (the entropy has no gradient). A `[T, vocabulary]`
+    tensor never exists: see `parallel.vocab_logprobs`.
+    """
+    hidden = target_rows(stage_output, batch.rows, layout)
+    logprobs, entropy = vocab_parallel_logprobs(
+        hidden,
+        model.output_weight(),
+        batch.targets.to(hidden.device),
+        temperature=temperature,
+        vocab_size=model.unpadded_vocab_size,
+        tp_group=layout.tp_group,
+        row_block=row_block,
+        vocab_block=vocab_block,
+    )
+    return logprobs, entropy

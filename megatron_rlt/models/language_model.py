@@ -1,0 +1,60 @@
+"""Megatron's GPT that ends at the hidden states: logits are made elsewhere, from the rows that need them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
+from torch import Tensor
+
+from megatron_rlt.models.kv_cache import KeyValueCache
+
+
+class LanguageModel(GPTModel):  # type: ignore[misc]
+    """One pipeline stage of a dense decoder. Build with `build_model`, fill with `models.weights`."""
+
+    def __init__(self, *args: Any, unpadded_vocab_size: int, **kwargs: Any) -> None:  # noqa: ANN401 - GPTModel's
+        super().__init__(*args, **kwargs)
+        self.unpadded_vocab_size = unpadded_vocab_size  # `vocab_size` is Megatron's: padded to a multiple of tp
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor | None,
+        packed_seq_params: PackedSeqParams | None = None,
+        inference_context: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Run this stage.
+
+        Args:
+            input_ids: `[B, T]` int64; later stages take their input from `set_input_tensor`.
+            position_ids: `[B, T]` int64.
+            attention_mask: None: causal; with an `inference_context` its mask.
+
+        Returns:
+            `[T, B, H]`, with sequence parallelism this rank's `T / tp`: on the last stage the hidden states after the
+            final norm, on the others the next stage's input.
+        """
+        hidden: Tensor = super().forward(
+            input_ids,
+            position_ids,
+            attention_mask,
+            packed_seq_params=packed_seq_params,
+            inference_context=inference_context,
+        )
+        return hidden
+
+    def output_weight(self) -> Tensor:
+        """`[V_padded / tp, H]`: this rank's rows of the output layer, tied or not. Last stage only."""
+        assert self.post_process, "only the last pipeline stage has an output layer"
+        weight: Tensor = (
+            self.shared_embedding_or_output_weight()
+            if self.share_embeddings_and_output_weights
+            else self.output_layer.weight
+        )
+        return weight
+
+    def _postprocess(self, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
+        return hidden_states
