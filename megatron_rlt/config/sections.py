@@ -22,7 +22,7 @@ NonEmptyText = Annotated[str, Field(pattern=r"\S")]
 class Section(BaseModel):
     """A part of the configuration tree: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class LayoutConfig(Section):

@@ -1,0 +1,77 @@
+"""The keys of a configuration tree: dotted name, default and sentence of each, read from the sections themselves.
+
+In goes a configuration class; out come records for the help table and for finding what a mistyped key meant.
+Reading files is left to `loading.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic_core import PydanticUndefined
+
+from megatron_rlt.config.sections import Section
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a configuration; a section is a key too."""
+
+    dotted: str
+    sentence: str
+    required: bool
+    default: Any  # None where required or where the key is a section
+    section: type[Section] | None  # the class of the section this key opens; None for a value
+
+
+def keys_of(config_class: type[Section], prefix: str = "", defaults: Section | None = None) -> list[Key]:
+    """All keys of a configuration, depth first in the order of the file that declares them.
+
+    `defaults` is the instance whose values stand for missing ones: a command may preset a section differently
+    from the section's own defaults (`sft` presets the optimizer).
+    """
+    keys: list[Key] = []
+    for name, field in config_class.model_fields.items():
+        section = section_class(field.annotation)
+        preset = field.default if defaults is None else dict(defaults)[name]
+        known = preset is not PydanticUndefined
+        keys.append(
+            Key(
+                dotted=prefix + name,
+                sentence=field.description or "",
+                required=not known,
+                default=preset if known and section is None else None,
+                section=section,
+            )
+        )
+        if section is not None:
+            keys += keys_of(section, f"{prefix}{name}.", preset if known else None)
+    return keys
+
+
+def section_class(annotation: object) -> type[Section] | None:
+    """The section that an annotation declares, also inside `X | None`; None for a plain value."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, Section):
+            return candidate
+    return None
+
+
+def closest_key(dotted: str, keys: Sequence[Key]) -> str | None:
+    """The valid key that a mistyped one most likely meant.
+
+    Looked for among its siblings by spelling, then anywhere by the exact last name, then anywhere by spelling.
+    """
+    parent, _, leaf = dotted.rpartition(".")
+    names = [key.dotted for key in keys]
+    siblings = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == parent}
+    near = difflib.get_close_matches(leaf, siblings, n=1)
+    if near:
+        return siblings[near[0]]
+    same_leaf = [name for name in names if name.rpartition(".")[2] == leaf]
+    if same_leaf:
+        return same_leaf[0]
+    return next(iter(difflib.get_close_matches(dotted, names, n=1)), None)

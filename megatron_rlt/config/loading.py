@@ -1,0 +1,165 @@
+"""YAML file and dotted overrides in, a checked configuration out; every fault of both is one clear line.
+
+A relative path in a configuration is relative to the current working directory, not to the YAML file. Types are
+strict: `tp: "2"` and `tp: yes` are errors, never 2 and 1. Rules across sections are left to `rules.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from megatron_rlt.config.keys import Key, closest_key, keys_of
+from megatron_rlt.config.sections import Section
+
+Config = TypeVar("Config", bound=Section)
+Tree = dict[str, Any]
+
+# YAML 1.1 reads 1e-6 as text because it has no dot; people write it as a number.
+_PLAIN_EXPONENT = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
+
+
+def load_config(config_class: type[Config], path: Path, overrides: Sequence[str]) -> Config:
+    """Read a command's configuration.
+
+    Args:
+        overrides: `dotted.key=value` each, the value parsed as YAML; later ones win.
+
+    Raises:
+        ValueError: one line a fault: dotted key, offending value, rule.
+    """
+    tree = _read_file(path)
+    from_command_line = [_apply_override(tree, override) for override in overrides]
+    tree = _over_presets(config_class, tree)
+    try:
+        return config_class.model_validate_json(json.dumps(tree, default=str), strict=True)
+    except ValidationError as error:
+        lines = [_fault_line(fault, config_class, path, from_command_line) for fault in error.errors()]
+        raise ValueError("\n".join(lines)) from error
+
+
+def to_yaml(config: Section) -> str:
+    """The resolved configuration, every key stated; `load_config` reads it back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-6 as a number and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key_node.tag != "tag:yaml.org,2002:str":
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} must be text", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _PLAIN_EXPONENT, list("-+0123456789"))
+
+
+def _read_file(path: Path) -> Tree:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such configuration file; give the path of a YAML file") from error
+    except IsADirectoryError as error:
+        raise ValueError(f"{path}: is a folder; give the path of a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from error
+    tree = _parse(text, source=str(path))
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: must hold keys and values at the top, got {_shown(tree)}")
+    return tree
+
+
+def _parse(text: str, *, source: str) -> Any:  # noqa: ANN401 - whatever the YAML holds
+    try:
+        return yaml.load(text, _Loader)  # _Loader is a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{source}: line {mark.line + 1}, column {mark.column + 1}" if mark else source
+        raise ValueError(f"{where}: not valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _apply_override(tree: Tree, override: str) -> str:
+    """Set one `dotted.key=value` in the tree; returns the key."""
+    dotted, equals, text = override.partition("=")
+    names = dotted.split(".")
+    if not equals or not all(names):
+        raise ValueError(f"command line: {override!r} is no override; write dotted.key=value, such as num_steps=8")
+    node = tree
+    for name in names[:-1]:
+        child = node.setdefault(name, {})
+        if not isinstance(child, dict):
+            # The file holds a value where the override wants a section: the schema decides which of them is wrong.
+            child = node[name] = {}
+        node = child
+    node[names[-1]] = _parse(text, source=f"command line: {dotted}")
+    return dotted
+
+
+def _over_presets(config_class: type[Section], tree: Tree) -> Tree:
+    """Lay the tree over the sections a command presets, so that naming one key keeps the section's other presets.
+
+    Without this, `optimizer: {lr: 2e-5}` would turn `sft`'s cosine schedule back into the section's constant one.
+    """
+    merged = dict(tree)
+    for name, field in config_class.model_fields.items():
+        if isinstance(field.default, Section) and isinstance(tree.get(name), dict):
+            preset = field.default.model_dump(mode="json", exclude_unset=True)
+            merged[name] = _overlay(preset, tree[name])
+    return merged
+
+
+def _overlay(below: Tree, above: Tree) -> Tree:
+    result = {**below, **above}
+    for name in below.keys() & above.keys():
+        if isinstance(below[name], dict) and isinstance(above[name], dict):
+            result[name] = _overlay(below[name], above[name])
+    return result
+
+
+def _fault_line(fault: Mapping[str, Any], config_class: type[Section], path: Path, overridden: Sequence[str]) -> str:
+    dotted = ".".join(str(part) for part in fault["loc"])
+    at_command_line = any(
+        dotted == key or dotted.startswith(f"{key}.") or (key.startswith(f"{dotted}.") and fault["type"] != "missing")
+        for key in overridden
+    )
+    where = "command line" if at_command_line else str(path)
+    keys = keys_of(config_class)
+    return f"{where}: {dotted}: {_complaint(fault, dotted, keys)}"
+
+
+def _complaint(fault: Mapping[str, Any], dotted: str, keys: Sequence[Key]) -> str:
+    kind, value = fault["type"], fault["input"]
+    known = {key.dotted: key for key in keys}
+    if kind == "missing":
+        return f"required key is missing ({known[dotted].sentence.rstrip('.')})"
+    if kind == "extra_forbidden":
+        meant = closest_key(dotted, keys)
+        return "unknown key" + (f"; closest valid key: {meant}" if meant else "; --help-config lists the valid keys")
+    if kind == "model_type":
+        inner = [key.dotted for key in keys if key.dotted.rpartition(".")[0] == dotted]
+        return f"must be a section with keys {', '.join(inner)}, got {_shown(value)}"
+    rule = fault["msg"].replace("Input should be ", "must be ").replace("a valid array", "a list")
+    return f"{rule}, got {_shown(value)}"
+
+
+def _shown(value: object) -> str:
+    """A value as its YAML reader would write it, cut to one short line."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,190 @@
+"""Rules across sections and between a configuration and its models, as lines that name rule, values and remedy.
+
+A function returns one line for every rule that is broken, an empty list where all hold; nothing is raised, so
+that a user sees all faults at once. Files and folders are left to `path_rules.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from megatron_rlt.config.jobs import ScoreConfig, SftConfig, TrainConfig
+from megatron_rlt.config.sections import GrpoConfig, LayoutConfig, ModelConfig, OptimizerConfig
+from megatron_rlt.config.shapes import ModelShape, position_limit
+
+Shapes = Mapping[str, ModelShape]  # by the model's section name; a model that could not be read is left out
+
+
+def train_faults(config: TrainConfig, shapes: Shapes) -> list[str]:
+    """Broken rules of `train`."""
+    models = {"teacher": config.teacher, "student": config.student}
+    tokens = config.prompts.max_prompt_tokens + config.rollout.max_completion_tokens
+    return [
+        *layout_faults(models, shapes, config.world_size),
+        *_batch_faults(config),
+        *_grpo_faults(config.grpo),
+        *_length_faults(
+            shapes,
+            tokens,
+            what=f"prompts.max_prompt_tokens + rollout.max_completion_tokens = {config.prompts.max_prompt_tokens}"
+            f" + {config.rollout.max_completion_tokens} = {tokens}",
+            remedy="lower rollout.max_completion_tokens or prompts.max_prompt_tokens",
+        ),
+        *_optimizer_faults(config.optimizer),
+    ]
+
+
+def sft_faults(config: SftConfig, shapes: Shapes) -> list[str]:
+    """Broken rules of `sft`."""
+    faults = layout_faults({"model": config.model}, shapes, config.world_size)
+    dp = data_parallel_size(config.model.layout, config.world_size)
+    if dp is not None and config.global_batch_size < dp:
+        faults.append(
+            f"global_batch_size={config.global_batch_size}: each of the {dp} data-parallel ranks"
+            f" (world_size / (tp x pp)) needs at least one row; nearest valid: {dp}"
+        )
+    default_epochs = SftConfig.model_fields["num_epochs"].default
+    if config.num_steps is not None and config.num_epochs != default_epochs:
+        faults.append(
+            f"num_epochs={config.num_epochs:g}: has no effect beside num_steps={config.num_steps}; set one of the two"
+        )
+    what = f"max_tokens={config.max_tokens}"
+    return [
+        *faults,
+        *_length_faults(shapes, config.max_tokens, what=what, remedy="lower max_tokens"),
+        *_optimizer_faults(config.optimizer),
+    ]
+
+
+def score_faults(config: ScoreConfig, shapes: Shapes) -> list[str]:
+    """Broken rules of `score`."""
+    return layout_faults({"teacher": config.teacher, "student": config.student}, shapes, config.world_size)
+
+
+def data_parallel_size(layout: LayoutConfig, world_size: int) -> int | None:
+    """Replicas of a model, `world_size / (tp x pp)`; None where that is no whole number."""
+    replicas, rest = divmod(world_size, layout.tp * layout.pp)
+    return replicas if rest == 0 else None
+
+
+def layout_faults(models: Mapping[str, ModelConfig], shapes: Shapes, world_size: int) -> list[str]:
+    """Broken rules between layouts, model shapes and the number of ranks."""
+    faults = []
+    common = math.lcm(*(model.layout.tp * model.layout.pp for model in models.values()))
+    for name, model in models.items():
+        layout = model.layout
+        if name in shapes:
+            faults += _split_faults(name, layout, shapes[name])
+        if layout.sp and layout.tp == 1:
+            faults.append(
+                f"{name}.layout.sp=true: sequence parallelism splits activations over tensor-parallel ranks and needs"
+                f" tp > 1, got {name}.layout.tp=1; set sp=false or tp=2 or more"
+            )
+        if data_parallel_size(layout, world_size) is None:
+            multiples = [common * max(world_size // common, 1), common * (world_size // common + 1)]
+            faults.append(
+                f"world_size={world_size}: must be a multiple of {name}.layout.tp x pp = {layout.tp} x {layout.pp}"
+                f" = {layout.tp * layout.pp}; nearest valid: {_joined(multiples)}"
+            )
+    return faults
+
+
+def _split_faults(name: str, layout: LayoutConfig, shape: ModelShape) -> list[str]:
+    faults = []
+    split = {
+        "attention heads": shape.num_heads,
+        "key-value heads": shape.num_kv_heads,
+        "feed-forward size": shape.ffn_size,
+    }
+    uneven = [f"{what} {size}" for what, size in split.items() if size % layout.tp != 0]
+    if uneven:
+        valid = _nearest(layout.tp, _divisors(math.gcd(*split.values())))
+        faults.append(f"{name}.layout.tp={layout.tp}: must divide {' and '.join(uneven)}; nearest valid: {valid}")
+    if shape.num_layers % layout.pp != 0:
+        valid = _nearest(layout.pp, _divisors(shape.num_layers))
+        faults.append(f"{name}.layout.pp={layout.pp}: must divide layers {shape.num_layers}; nearest valid: {valid}")
+    return faults
+
+
+def _batch_faults(config: TrainConfig) -> list[str]:
+    grpo, faults = config.grpo, []
+    if grpo.questions_per_step % grpo.updates_per_batch != 0:
+        valid = _nearest(grpo.updates_per_batch, _divisors(grpo.questions_per_step))
+        faults.append(
+            f"grpo.updates_per_batch={grpo.updates_per_batch}: must divide questions_per_step"
+            f" {grpo.questions_per_step}; nearest valid: {valid}"
+        )
+    shares = {"teacher": (config.teacher, grpo.updates_per_batch), "student": (config.student, 1)}
+    for name, (model, parts) in shares.items():
+        dp = data_parallel_size(model.layout, config.world_size)
+        completions = grpo.questions_per_step * grpo.group_size // parts
+        if dp is not None and completions < dp:
+            per_question = grpo.group_size / parts
+            faults.append(
+                f"grpo.questions_per_step={grpo.questions_per_step}: x group_size {grpo.group_size} / updates {parts} ="
+                f" {completions} completions must give each of the {name}'s {dp} data-parallel ranks at least one;"
+                f" nearest valid: {math.ceil(dp / per_question)}"
+            )
+    return faults
+
+
+def _grpo_faults(grpo: GrpoConfig) -> list[str]:
+    faults = []
+    if grpo.clip_low is not None and grpo.clip_low >= 1:
+        faults.append(
+            f"grpo.clip_low={grpo.clip_low:g}: the lower ratio bound 1 - clip_low must stay above 0;"
+            " use a value below 1, such as 0.2, or null for no clipping"
+        )
+    defaults = GrpoConfig.model_fields
+    if grpo.beta == 0 and grpo.reference_sync_steps not in (None, defaults["reference_sync_steps"].default):
+        faults.append(
+            f"grpo.reference_sync_steps={grpo.reference_sync_steps}: has no effect with grpo.beta=0, which keeps no"
+            " reference model; set beta > 0 or leave reference_sync_steps out"
+        )
+    mixes = grpo.beta > 0 and grpo.reference_sync_steps is not None
+    if not mixes and grpo.reference_mix != defaults["reference_mix"].default:
+        faults.append(
+            f"grpo.reference_mix={grpo.reference_mix:g}: has no effect without a reference that is synced;"
+            " set beta > 0 and reference_sync_steps, or leave reference_mix out"
+        )
+    return faults
+
+
+def _length_faults(shapes: Shapes, tokens: int, *, what: str, remedy: str) -> list[str]:
+    return [
+        f"{what} tokens: longer than {name}.model's {limit} positions; {remedy} by at least {tokens - limit}"
+        for name, limit in ((name, position_limit(shape)) for name, shape in shapes.items())
+        if tokens > limit
+    ]
+
+
+def _optimizer_faults(optimizer: OptimizerConfig) -> list[str]:
+    faults = []
+    if optimizer.min_lr > optimizer.lr:
+        faults.append(
+            f"optimizer.min_lr={optimizer.min_lr:g}: must not exceed optimizer.lr={optimizer.lr:g};"
+            f" nearest valid: {optimizer.lr:g}"
+        )
+    if optimizer.min_lr > 0 and optimizer.schedule == "constant":
+        faults.append(
+            f"optimizer.min_lr={optimizer.min_lr:g}: has no effect with optimizer.schedule=constant;"
+            " use cosine or linear, or leave min_lr out"
+        )
+    return faults
+
+
+def _divisors(number: int) -> list[int]:
+    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+
+
+def _nearest(value: int, valid: Iterable[int]) -> str:
+    """The valid values on both sides of `value`, as text."""
+    ordered = sorted(valid)
+    below = [candidate for candidate in ordered if candidate < value][-1:]
+    above = [candidate for candidate in ordered if candidate > value][:1]
+    return _joined(below + above)
+
+
+def _joined(values: Iterable[int]) -> str:
+    return ", ".join(str(value) for value in sorted(set(values)))
