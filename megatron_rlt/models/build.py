@@ -7,6 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -48,7 +54,23 @@ def build_model(architecture: Architecture, layout: Layout, *, dtype: torch.dtyp
             position_embedding_type="rope",
         )
     model.rotary_pos_emb.inv_freq = frequencies
+    _mark_shards(model)
     return model
+
+
+def _mark_shards(model: LanguageModel) -> None:
+    """Tell Megatron which weights are shards; its own marking is part of the initialisation that is left out.
+
+    An unmarked shard of tensor-parallel ranks above 0 counts as a copy of rank 0's and is missing in gradient norms.
+    """
+    split_dims = {ColumnParallelLinear: 0, VocabParallelEmbedding: 0, RowParallelLinear: 1}
+    for module in model.modules():
+        if (
+            type(module) in split_dims
+            and module.weight is not None
+            and "tensor_model_parallel" not in vars(module.weight)
+        ):
+            set_tensor_model_parallel_attributes(module.weight, True, split_dims[type(module)], 1)
 
 
 def padded_vocab_size(architecture: Architecture, tp: int) -> int:

@@ -26,6 +26,7 @@ _MODULES_WITH_CUDA_LITERALS = (
     "megatron.core.optimizer.grad_scaler",
     "megatron.core.distributed.param_and_grad_buffer",
     "megatron.core.pipeline_parallel.schedules",
+    "megatron.core.utils",
 )
 _TRANSLATED_CONSTRUCTORS = ("empty", "full", "ones", "tensor", "zeros")
 _CPU = torch.device("cpu")

@@ -1,0 +1,30 @@
+"""Ending a run politely: SIGTERM and SIGUSR1 are noted, and acted on together at the next step boundary."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+SAVED_AND_ENDED = 75
+"""Exit status of a run that saved its state and ended because it was told to (EX_TEMPFAIL: start it again)."""
+
+
+class EndRequest:
+    """Whether this job was asked to end. Create one per process, before the first step."""
+
+    def __init__(self) -> None:
+        self._received = False
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._note)
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        self._received = True
+
+    def agreed(self) -> bool:
+        """Whether any rank was asked to end. Collective, so that all ranks leave at the same step."""
+        flag = torch.tensor([int(self._received)])
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag)

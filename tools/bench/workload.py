@@ -1,0 +1,45 @@
+"""What the benches run on: a random Qwen2 folder of a set size, and sequences of explanations and solutions."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from megatron_rlt.types import Span, SpannedSequence
+
+
+def save_random_model(folder: Path, *, hidden_size: int, num_layers: int, vocab_size: int, dtype: torch.dtype) -> Path:
+    """A Qwen2 with random weights, 64-wide heads, a quarter as many kv heads and a gated MLP of 8/3 the width."""
+    num_heads = hidden_size // 64
+    config = Qwen2Config(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=round(hidden_size * 8 / 3 / 64) * 64,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=max(num_heads // 4, 1),
+        max_position_embeddings=32768,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(config).to(dtype)
+    model.save_pretrained(folder)
+    return folder
+
+
+def sequences(*, count: int, shortest: int, longest: int, vocab_size: int) -> list[SpannedSequence]:
+    """Lengths spread evenly on a log scale; a tenth is prompt, the rest explanation (4/5) and solution (1/5)."""
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for index in range(count):
+        share = index / max(count - 1, 1)
+        length = round(math.exp(math.log(shortest) * (1 - share) + math.log(longest) * share))
+        prompt, solution = max(length // 10, 1), max(length // 5, 1)
+        ids = torch.randint(0, vocab_size, (length,), generator=generator)
+        made.append(SpannedSequence(ids, (Span(prompt, length - solution), Span(length - solution, length))))
+    return made
