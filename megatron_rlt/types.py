@@ -172,7 +172,10 @@ class Logprobs:
 
 @dataclass(frozen=True, eq=False)
 class RewardParts:
-    """The reward of one completion with everything it was computed from; nan where a span was empty."""
+    """The reward of one completion with everything it was computed from.
+
+    The reward is nan where the solution is empty or any value is not finite; an empty explanation has r_kl 0.
+    """
 
     reward: float
     r_ss: float

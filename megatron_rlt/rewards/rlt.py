@@ -1,0 +1,128 @@
+"""The RLT reward of one completion from per-token log-probs (arXiv 2506.08388, section 3).
+
+    r    = r_SS - lambda * r_KL + penalty
+    r_SS = mean_t log p_S(s_t | q, e, s_<t) + alpha * min_t ...      over solution tokens
+    r_KL = mean_t KL_t + alpha * max_t KL_t                          over explanation tokens
+    KL_t = KL(pi_T(. | q, s, e_<t) || p_S(. | q, e_<t))
+
+In: log-probs that the engines computed, at one temperature. Out: the reward with every part it was computed from.
+Leaves to others: the exact divergence over the vocabulary, comparing completions of a group, averaging over ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from megatron_rlt.rewards.penalties import total_penalty
+from megatron_rlt.types import FormatFlag, RewardParts
+
+KlEstimator = Literal["k1", "k3", "full"]
+_NAN = float("nan")
+
+
+def rlt_reward(
+    *,
+    student_explanation_logprobs: Tensor,
+    student_solution_logprobs: Tensor,
+    teacher_explanation_logprobs: Tensor,
+    explanation_divergence: Tensor | None,
+    flags: Iterable[FormatFlag],
+    alpha: float,
+    lambda_kl: float,
+    kl_estimator: KlEstimator,
+    penalties: Mapping[FormatFlag, float],
+) -> RewardParts:
+    """Reward of one explanation; sums are taken in float64.
+
+    An empty explanation has r_KL = 0: nothing implausible was said. An empty solution, or a non-finite value
+    anywhere, makes the reward nan and the parts invalid (`why_invalid` names the reason); nothing is replaced.
+
+    Args:
+        student_explanation_logprobs: `[E]` log p_S of the sampled explanation tokens, given the question.
+        student_solution_logprobs: `[S]` log p_S of the solution tokens, given question and explanation.
+        teacher_explanation_logprobs: `[E]` log pi_T of the same explanation tokens, given question and solution.
+        explanation_divergence: `[E]` exact KL(pi_T || p_S) in nats; needed by the estimator `full`, else None.
+        flags: what is wrong with the explanation's form.
+        alpha: weight of the worst token beside the mean.
+        lambda_kl: weight of r_KL against r_SS.
+        kl_estimator: how KL_t comes about, see `kl_per_token`.
+        penalties: added to the reward for each flag.
+    """
+    kl = kl_per_token(
+        teacher_logprobs=teacher_explanation_logprobs,
+        student_logprobs=student_explanation_logprobs,
+        divergence=explanation_divergence,
+        estimator=kl_estimator,
+    )
+    solution = student_solution_logprobs.double()
+    r_ss_mean, r_ss_min = (float(solution.mean()), float(solution.min())) if len(solution) else (_NAN, _NAN)
+    r_kl_mean, r_kl_max = (float(kl.mean()), float(kl.max())) if len(kl) else (0.0, 0.0)
+    r_ss, r_kl = r_ss_mean + alpha * r_ss_min, r_kl_mean + alpha * r_kl_max
+    penalty = total_penalty(flags, penalties)
+    inputs = (student_explanation_logprobs, solution, teacher_explanation_logprobs, kl)
+    usable = len(solution) > 0 and all(bool(values.isfinite().all()) for values in inputs)
+    return RewardParts(
+        reward=r_ss - lambda_kl * r_kl + penalty if usable else _NAN,
+        r_ss=r_ss,
+        r_ss_mean=r_ss_mean,
+        r_ss_min=r_ss_min,
+        r_kl=r_kl,
+        r_kl_mean=r_kl_mean,
+        r_kl_max=r_kl_max,
+        penalty=penalty,
+        kl_per_token=kl.float(),
+        student_solution_logprobs=student_solution_logprobs.float(),
+        student_explanation_logprobs=student_explanation_logprobs.float(),
+        teacher_explanation_logprobs=teacher_explanation_logprobs.float(),
+    )
+
+
+def kl_per_token(
+    *, teacher_logprobs: Tensor, student_logprobs: Tensor, divergence: Tensor | None, estimator: KlEstimator
+) -> Tensor:
+    """`[E]` float64: KL(teacher || student) at each token, for tokens `x` that the teacher sampled.
+
+    With `d = log p_T(x) - log p_S(x)`:
+      k1    d itself: right on average, negative at times (the paper's code).
+      k3    r - 1 - log r with r = p_S(x) / p_T(x), that is exp(-d) - 1 + d. Under the teacher E[r] = 1, so it is
+            right on average too, and never negative (Schulman, "Approximating KL divergence").
+      full  the given divergence over the whole vocabulary: no sampling error.
+    """
+    assert teacher_logprobs.shape == student_logprobs.shape, "teacher and student must score the same tokens"
+    gap = teacher_logprobs.double() - student_logprobs.double()
+    if estimator == "k1":
+        return gap
+    if estimator == "k3":
+        return torch.expm1(-gap) + gap
+    assert divergence is not None, "the estimator `full` needs the exact divergence"
+    assert divergence.shape == gap.shape, f"{divergence.shape} divergences for {gap.shape} explanation tokens"
+    return divergence.double()
+
+
+def why_invalid(parts: RewardParts) -> str | None:
+    """Why a completion has no reward, for counting and for people; None if it has one."""
+    if parts.valid:
+        return None
+    if len(parts.student_solution_logprobs) == 0:
+        return "empty solution"
+    per_token = {
+        "student solution log-prob": parts.student_solution_logprobs,
+        "student explanation log-prob": parts.student_explanation_logprobs,
+        "teacher explanation log-prob": parts.teacher_explanation_logprobs,
+    }
+    return next(
+        (f"non-finite {name}" for name, values in per_token.items() if not values.isfinite().all()), "non-finite KL"
+    )
+
+
+def reward_terms(parts: Sequence[RewardParts], *, lambda_kl: float) -> dict[str, Tensor]:
+    """The summands of many rewards, with their signs: `[N]` float64 each, together `reward`."""
+    return {
+        "r_ss": torch.tensor([part.r_ss for part in parts], dtype=torch.float64),
+        "r_kl": torch.tensor([-lambda_kl * part.r_kl for part in parts], dtype=torch.float64),
+        "penalty": torch.tensor([part.penalty for part in parts], dtype=torch.float64),
+    }
