@@ -1,0 +1,164 @@
+"""Reads tensors of a Hugging Face folder's safetensors files, whole or in slices, each at most once.
+
+In: a folder and what it should hold. Out: values copied into tensors of the caller. A census of names, shapes and
+dtypes, made from the files' headers, comes before any weight is read. Which slice a rank needs is left to `load`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+_FLOAT_DTYPES = ("F32", "BF16", "F16")  # 8-bit and integer tensors need scales that stand elsewhere
+_ROTARY_BUFFER = ".rotary_emb.inv_freq"  # older Llama folders store what the model computes
+_MAX_NAMED = 8  # names listed in one line of an error; a wrong folder would list thousands
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies and what its header says."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str  # safetensors' word: F32, BF16, ...
+
+
+@dataclass(frozen=True, eq=False)
+class SliceRead:
+    """Copy `[start, stop)` along `dim` of a stored tensor into `target`, which has as many elements in that order."""
+
+    name: str
+    dim: int
+    start: int
+    stop: int
+    target: Tensor
+
+
+def read_headers(folder: Path) -> dict[str, StoredTensor]:
+    """List every tensor of the folder without reading values.
+
+    Raises:
+        ValueError: no safetensors, a file of the index is missing or damaged, or the index names what no file holds.
+    """
+    index = _read_index(folder)
+    if index is None:
+        return _file_headers(folder / SINGLE_FILE)
+    stored: dict[str, StoredTensor] = {}
+    for file in sorted(set(index.values())):
+        headers = _file_headers(folder / file)
+        stored.update({name: header for name, header in headers.items() if index.get(name, file) == file})
+    lost = [name for name in index if name not in stored]
+    if lost:
+        raise ValueError(
+            f"{folder}: {INDEX_FILE} names tensors that their files do not hold: {_some(lost)}; "
+            "download the folder again"
+        )
+    return stored
+
+
+def check_census(
+    folder: Path,
+    stored: Mapping[str, StoredTensor],
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    unused: Iterable[str],
+) -> None:
+    """Compare what the folder holds with what the model needs; all differences come in one error.
+
+    Args:
+        expected: name -> shape of every tensor the model reads.
+        unused: names that may also be there without being read; rotary buffers always may.
+
+    Raises:
+        ValueError: tensors are missing, surplus, of another shape or not floating point of 16 or 32 bits.
+    """
+    allowed = set(unused)
+    missing = [name for name in expected if name not in stored]
+    surplus = [
+        name
+        for name in sorted(stored)
+        if name not in expected and name not in allowed and not name.endswith(_ROTARY_BUFFER)
+    ]
+    present = {name: stored[name] for name in expected if name in stored}
+    shapes = [
+        f"{name} is {list(tensor.shape)}, not {list(expected[name])}"
+        for name, tensor in present.items()
+        if tensor.shape != expected[name]
+    ]
+    dtypes = [f"{name} is {tensor.dtype}" for name, tensor in present.items() if tensor.dtype not in _FLOAT_DTYPES]
+    faults = [
+        f"{title} ({len(names)}): {_some(names)}"
+        for title, names in (
+            ("missing tensors", missing),
+            ("surplus tensors", surplus),
+            ("wrong shapes", shapes),
+            (f"dtypes other than {', '.join(_FLOAT_DTYPES)}", dtypes),
+        )
+        if names
+    ]
+    if faults:
+        raise ValueError(
+            f"{folder}: the weights do not fit the model that config.json describes. {'. '.join(faults)}. Use a "
+            "complete, unquantised folder whose config.json belongs to its weights (adapters merged)"
+        )
+
+
+def copy_slices(stored: Mapping[str, StoredTensor], reads: Iterable[SliceRead]) -> None:
+    """Fill every target, file by file; values are cast to the target's dtype and moved to its device."""
+    by_file: dict[Path, list[SliceRead]] = {}
+    for read in reads:
+        by_file.setdefault(stored[read.name].file, []).append(read)
+    for file in sorted(by_file):
+        with safe_open(file, framework="pt") as tensors:
+            for read in by_file[file]:
+                part = tensors.get_slice(read.name)
+                chosen = slice(read.start, read.stop)
+                values = part[chosen] if read.dim == 0 else part[:, chosen]
+                with torch.no_grad():
+                    read.target.copy_(values.reshape(read.target.shape))
+
+
+def _read_index(folder: Path) -> dict[str, str] | None:
+    """Tensor name -> file name, or None where the folder holds a single file."""
+    path = folder / INDEX_FILE
+    if not path.is_file():
+        if not (folder / SINGLE_FILE).is_file():
+            raise ValueError(
+                f"{folder}: neither {SINGLE_FILE} nor {INDEX_FILE} is there; save the model with safetensors "
+                "(transformers: save_pretrained)"
+            )
+        return None
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); download the folder again") from error
+    weight_map = index["weight_map"] if isinstance(index, dict) and "weight_map" in index else None
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{path}: holds no weight_map of tensor names to files; download the folder again")
+    return {str(name): str(file) for name, file in weight_map.items()}
+
+
+def _file_headers(file: Path) -> dict[str, StoredTensor]:
+    if not file.is_file():
+        raise ValueError(f"{file}: named by {INDEX_FILE} but not there; download the folder again")
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - not a dictionary
+            return {
+                name: StoredTensor(file, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()
+            }
+    except SafetensorError as error:
+        raise ValueError(f"{file}: damaged or cut short ({error}); download the folder again") from error
+
+
+def _some(names: list[str]) -> str:
+    listed = ", ".join(names[:_MAX_NAMED])
+    return listed if len(names) <= _MAX_NAMED else f"{listed} and {len(names) - _MAX_NAMED} more"

@@ -1,0 +1,118 @@
+"""Writes a Hugging Face folder on one process so that a folder of the final name is always complete.
+
+In: a stream of named CPU tensors and the folder the model came from. Out: safetensors shards with their index,
+config.json with the tensors' dtype, tokenizer files. Collectives are left to `export`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from megatron_rlt.models.weights.hf_reader import INDEX_FILE, SINGLE_FILE
+
+_CONFIG_FILE = "config.json"
+_COPIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken")  # configuration, vocabularies, chat templates
+_COPIED_FOLDERS = ("additional_chat_templates",)
+_INDEX_SUFFIX = ".index.json"  # of the source's weights, in whatever format
+
+
+def check_folders(source: Path, target: Path) -> str | None:
+    """What stops an export from `source`'s model to `target`, or None."""
+    if not (source / _CONFIG_FILE).is_file():
+        return f"{source}: no {_CONFIG_FILE}; the source of an export must be the model's Hugging Face folder"
+    if target.exists():
+        return f"{target}: exists already, and an export never overwrites; remove it or choose another folder"
+    return None
+
+
+def write_folder(tensors: Iterable[tuple[str, Tensor]], source: Path, target: Path, *, max_shard_bytes: int) -> None:
+    """Write everything beside `target`, flush it to disk, then rename."""
+    partial = target.with_name(f".{target.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)  # what an export that was killed left behind
+    partial.mkdir(parents=True)
+    dtype = _write_weights(tensors, partial, max_shard_bytes)
+    _copy_side_files(source, partial)
+    _write_config(source, partial, dtype)
+    for path in sorted(partial.rglob("*")):
+        _flush_to_disk(path)
+    _flush_to_disk(partial)
+    partial.rename(target)
+    _flush_to_disk(target.parent)
+
+
+def _write_weights(tensors: Iterable[tuple[str, Tensor]], folder: Path, max_shard_bytes: int) -> torch.dtype:
+    """One shard in memory at a time; the number of shards, part of every file name, is known at the end."""
+    dtypes: set[torch.dtype] = set()
+    shards: list[list[str]] = []
+    total_bytes = 0
+    for shard in _shards(tensors, max_shard_bytes):
+        save_file(shard, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
+        shards.append(list(shard))
+        dtypes |= {tensor.dtype for tensor in shard.values()}
+        total_bytes += sum(tensor.nbytes for tensor in shard.values())
+    assert len(dtypes) == 1, f"an export has one dtype, not {dtypes}"
+    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        names = [SINGLE_FILE]
+    for index, name in enumerate(names):
+        (folder / f"shard-{index}").rename(folder / name)
+    if len(shards) > 1:
+        weight_map = {tensor: name for name, shard_names in zip(names, shards, strict=True) for tensor in shard_names}
+        _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
+    return dtypes.pop()
+
+
+def _shards(tensors: Iterable[tuple[str, Tensor]], max_shard_bytes: int) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    shard_bytes = 0
+    for name, tensor in tensors:
+        if shard and shard_bytes + tensor.nbytes > max_shard_bytes:
+            yield shard
+            shard, shard_bytes = {}, 0
+        shard[name] = tensor
+        shard_bytes += tensor.nbytes
+    yield shard
+
+
+def _copy_side_files(source: Path, target: Path) -> None:
+    """Tokenizer, chat template and generation settings, with links resolved."""
+    for path in sorted(source.iterdir()):
+        copied = path.suffix in _COPIED_SUFFIXES and not path.name.endswith(_INDEX_SUFFIX)
+        if path.is_file() and copied and path.name != _CONFIG_FILE:
+            shutil.copyfile(path, target / path.name)
+    for name in _COPIED_FOLDERS:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name)
+
+
+def _write_config(source: Path, target: Path, dtype: torch.dtype) -> None:
+    """The source's config.json with the dtype of the weights, under transformers' older and newer key as found."""
+    config = json.loads((source / _CONFIG_FILE).read_text(encoding="utf-8"))
+    word = str(dtype).removeprefix("torch.")
+    if "dtype" in config:
+        config["dtype"] = word
+    if "torch_dtype" in config or "dtype" not in config:
+        config["torch_dtype"] = word
+    _write_json(target / _CONFIG_FILE, config)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _flush_to_disk(path: Path) -> None:
+    """fsync a file, or a folder's list of names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

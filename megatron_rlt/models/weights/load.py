@@ -1,0 +1,82 @@
+"""Hugging Face folder -> the shards of a Megatron model: every rank reads its own part only.
+
+In: a built model, its architecture and layout, a folder. Out: the model's parameters are filled. Names and rules
+come from `table`, file access from `hf_reader`. No collective runs here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from megatron.core.models.gpt.gpt_model import GPTModel
+from torch import Tensor
+
+from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.models.weights.hf_reader import SliceRead, StoredTensor, check_census, copy_slices, read_headers
+from megatron_rlt.models.weights.stage import stage_parameters
+from megatron_rlt.models.weights.table import Split, WeightPair, hf_shapes, hf_views
+from megatron_rlt.parallel.layout import Layout
+
+_EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def load_hf_weights(model: GPTModel, architecture: Architecture, folder: Path, layout: Layout) -> None:
+    """Fill this rank's parameters; call before an optimizer takes copies of them.
+
+    Values are cast to each parameter's dtype. Vocabulary rows beyond `architecture.vocab_size` become zero. A tied
+    model's last pipeline stage fills its own copy of the embedding.
+
+    Raises:
+        ValueError: the folder's tensors differ from what the architecture needs (all differences at once, before a
+            value is read), a tied model's folder holds an output layer that differs from its embedding, or tp
+            would split a key-value head.
+    """
+    if architecture.num_kv_heads % layout.tp != 0:
+        raise ValueError(
+            f"{folder}: num_key_value_heads must be a multiple of tp, got {architecture.num_kv_heads} and "
+            f"tp={layout.tp}; choose a tp that divides {architecture.num_kv_heads}"
+        )
+    stored = read_headers(folder)
+    unused = (_OUTPUT,) if architecture.tied_embeddings else ()
+    check_census(folder, stored, hf_shapes(architecture), unused=unused)
+    embedding_copies = []
+    reads: list[SliceRead] = []
+    for pair, parameter in stage_parameters(model, architecture).values():
+        new_reads = list(_reads(pair, parameter.detach(), architecture, layout))
+        reads += new_reads
+        if pair.split is Split.VOCABULARY and architecture.tied_embeddings:
+            embedding_copies += new_reads
+    copy_slices(stored, reads)
+    if architecture.tied_embeddings and _OUTPUT in stored:
+        _check_tied(folder, stored, embedding_copies)
+
+
+def _reads(pair: WeightPair, shard: Tensor, architecture: Architecture, layout: Layout) -> Iterator[SliceRead]:
+    """What fills one parameter (`shard`: this rank's part of it)."""
+    dim = pair.split.dim
+    for (name, shape), view in zip(pair.hf_shapes.items(), hf_views(pair, shard, architecture), strict=True):
+        if pair.split is Split.REPLICATED:
+            yield SliceRead(name, 0, 0, shape[0], view)
+        elif pair.split is Split.VOCABULARY:
+            start = min(layout.tp_rank * len(shard), shape[0])
+            stop = min(start + len(shard), shape[0])
+            shard[stop - start :].zero_()
+            yield SliceRead(name, 0, start, stop, view[: stop - start])
+        else:
+            assert shape[dim] % layout.tp == 0, f"{name} {shape} does not divide by tp={layout.tp}"
+            part = shape[dim] // layout.tp
+            yield SliceRead(name, dim, layout.tp_rank * part, (layout.tp_rank + 1) * part, view)
+
+
+def _check_tied(folder: Path, stored: dict[str, StoredTensor], embedding: list[SliceRead]) -> None:
+    """Refuse an output layer that config.json ties but the file unties: transformers would use the file's."""
+    outputs = [SliceRead(_OUTPUT, read.dim, read.start, read.stop, torch.empty_like(read.target)) for read in embedding]
+    copy_slices(stored, outputs)
+    for read, output in zip(embedding, outputs, strict=True):
+        if not torch.equal(read.target, output.target):
+            raise ValueError(
+                f"{folder}: config.json ties the output layer to the embedding, but {_OUTPUT} differs from "
+                f"{_EMBEDDING}; set tie_word_embeddings to false, or remove {_OUTPUT} from the weights"
+            )

@@ -1,0 +1,40 @@
+"""Which entries of the weight table this rank's pipeline stage holds, and in which parameters.
+
+In: a Megatron GPT model (one pipeline stage). Out: its parameters by global name, each with its `WeightPair`.
+"""
+
+from __future__ import annotations
+
+from megatron.core.models.gpt.gpt_model import GPTModel
+from torch.nn import Parameter
+
+from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.models.weights.table import WeightPair, weight_pairs
+
+_LAYERS = "decoder.layers."
+
+
+def stage_parameters(model: GPTModel, architecture: Architecture) -> dict[str, tuple[WeightPair, Parameter]]:
+    """Every parameter of this stage by its pair's name, in the table's order.
+
+    The model is not wrapped (no DistributedDataParallel): its parameters start with `decoder.` and the like.
+    """
+    parameters = {_global_name(model, name): parameter for name, parameter in model.named_parameters()}
+    layers = {layer.layer_number - 1 for layer in model.decoder.layers}
+    held: dict[str, tuple[WeightPair, Parameter]] = {}
+    for pair in weight_pairs(architecture):
+        names = [name for name in pair.megatron_names if name in parameters]
+        if names:
+            held[pair.name] = (pair, parameters.pop(names[0]))
+        else:
+            assert pair.layer not in layers, f"the model has no parameter for {pair.name}"
+    assert not parameters, f"the weight table does not know {sorted(parameters)}"
+    return held
+
+
+def _global_name(model: GPTModel, name: str) -> str:
+    """Replace a stage's own layer count by the layer's number in the whole model, from 0."""
+    if not name.startswith(_LAYERS):
+        return name
+    local, rest = name.removeprefix(_LAYERS).split(".", 1)
+    return f"{_LAYERS}{model.decoder.layers[int(local)].layer_number - 1}.{rest}"
