@@ -107,6 +107,8 @@ class RolloutConfig(Section):
     """Nucleus mass kept at each step; 1.0 samples from the whole distribution."""
     max_batch_size: PositiveInt = 256
     """Completions decoded together on one data-parallel rank."""
+    max_prefill_tokens: PositiveInt = 16384
+    """Prompt tokens, padding included, that go through the model together; a longer prompt goes alone."""
 
 
 class ScoringConfig(Section):

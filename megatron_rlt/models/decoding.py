@@ -13,6 +13,7 @@ from torch import Tensor
 from megatron_rlt.models.kv_cache import KeyValueCache
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.layout import Layout
+from megatron_rlt.parallel.products import fp32_product
 
 # Attributes by which Megatron's modules and their configuration know of sequence parallelism.
 _SEQUENCE_PARALLEL_FLAGS = ("sequence_parallel", "reduce_scatter_embeddings")
@@ -66,7 +67,7 @@ def cached_forward(
 
 
 def last_token_logits(model: LanguageModel, hidden: Tensor, counts: Tensor, layout: Layout) -> Tensor:
-    """Next-token logits `[B, vocabulary]` after each row's last real token, whole on every tensor-parallel rank.
+    """Next-token logits `[B, vocabulary]` fp32 after each row's last real token, whole on every tensor-parallel rank.
 
     Args:
         hidden: `[B, S, H]` from `cached_forward`. Last stage only.
@@ -74,7 +75,7 @@ def last_token_logits(model: LanguageModel, hidden: Tensor, counts: Tensor, layo
     """
     rows = torch.arange(hidden.size(0), device=hidden.device)
     last = hidden[rows, counts.to(hidden.device) - 1]
-    shard = last @ model.output_weight().T
+    shard = fp32_product(last, model.output_weight().T)  # as in scoring: rounded logits would part the log-probs
     logits: Tensor = gather_from_tensor_model_parallel_region(shard, group=layout.tp_group)
     return logits[:, : model.unpadded_vocab_size]
 

@@ -1,7 +1,7 @@
 """Keys and values of rows of different lengths, so that they decode together.
 
 An inference context of Megatron's: `CachedSelfAttention` rotates by its positions, stores into it and attends
-under its mask. Rows can be dropped, reordered and repeated between chunks. Running a model with it is
+under its mask. Rows can be dropped, reordered, repeated and joined between chunks. Running a model with it is
 `decoding.py`'s job.
 """
 
@@ -100,6 +100,17 @@ class KeyValueCache(BaseInferenceContext):  # type: ignore[misc]
         for layer, (keys, values) in self._buffers.items():
             self._buffers[layer] = (keys[rows], values[rows])
 
+    def extend(self, other: KeyValueCache) -> None:
+        """Put the rows of `other`, a cache of the same model, behind this one's; `other` is used up."""
+        assert self.max_sequence_length == other.max_sequence_length, "caches of different max_length do not join"
+        self.lengths = torch.cat([self.lengths, other.lengths])
+        if not self._buffers:
+            self._buffers = other._buffers
+            return
+        for layer, (keys, values) in self._buffers.items():
+            more_keys, more_values = other._buffers.pop(layer)
+            self._buffers[layer] = (_stack_rows(keys, more_keys), _stack_rows(values, more_values))
+
     def _reserve(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """This layer's buffers, grown to hold the current chunk."""
         needed = self.mask.size(-1)
@@ -115,3 +126,12 @@ class KeyValueCache(BaseInferenceContext):  # type: ignore[misc]
                 new[:, : old.size(1)] = old
         self._buffers[layer] = grown
         return grown
+
+
+def _stack_rows(first: Tensor, second: Tensor) -> Tensor:
+    """Rows of both, `[B, capacity, heads, D]`, at the larger capacity; new slots are zero, as in `_reserve`."""
+    capacity = max(first.size(1), second.size(1))
+    stacked = first.new_zeros(first.size(0) + second.size(0), capacity, *first.shape[2:])
+    stacked[: first.size(0), : first.size(1)] = first
+    stacked[first.size(0) :, : second.size(1)] = second
+    return stacked

@@ -1,0 +1,143 @@
+"""Completions that decode together on one replica of the policy: the rows, their cache, and the next token of each.
+
+All ranks of the replica (its tensor-parallel and pipeline ranks) hold equal rows and take equal branches; every
+method that runs the model is collective over them. Leaves to the engine: which requests come when, and other
+replicas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_rlt.models.decoding import cached_forward, last_token_logits
+from megatron_rlt.models.kv_cache import KeyValueCache
+from megatron_rlt.models.language_model import LanguageModel
+from megatron_rlt.parallel.layout import Layout
+from megatron_rlt.parallel.platform import device
+from megatron_rlt.rollout.requests import SampleRequest, StopCondition
+from megatron_rlt.types import FinishReason
+
+Draw = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Logits `[B, V]`, seeds `[B]` and token indices `[B]` to token ids `[B]` and their log-probs `[B]`."""
+
+
+@dataclass(eq=False)
+class Row:
+    """One completion while it grows."""
+
+    index: int  # of its request
+    request: SampleRequest
+    sampled_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+
+class DecodingBatch:
+    """The rows that are being sampled, grown by one token at each `step`. Use inside `models.decoding.decoding`."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        layout: Layout,
+        *,
+        draw: Draw,
+        stop: StopCondition,
+        max_completion_tokens: int,
+        max_prefill_tokens: int,
+        max_length: int,
+    ) -> None:
+        self.rows: list[Row] = []
+        self._model, self._layout = model, layout
+        self._draw, self._stop = draw, stop
+        self._max_completion_tokens = max_completion_tokens
+        self._max_prefill_tokens = max_prefill_tokens
+        self._max_length = max_length
+        self._cache = self._new_cache(num_rows=0)
+
+    def admit(self, requests: Sequence[tuple[int, SampleRequest]]) -> None:
+        """Take in requests (with their indices) and sample their first tokens; equal prompts are computed once."""
+        groups: dict[bytes, list[Row]] = {}
+        for index, request in requests:
+            groups.setdefault(request.token_ids.numpy().tobytes(), []).append(Row(index, request))
+        for chunk in _chunks(list(groups.values()), self._max_prefill_tokens):
+            self._prefill(chunk)
+
+    def step(self) -> None:
+        """Sample the next token of every row."""
+        last = torch.tensor([[row.sampled_ids[-1]] for row in self.rows])
+        ones = torch.ones(len(self.rows), dtype=torch.int64)
+        hidden = cached_forward(self._model, self._cache, last, ones, self._layout)
+        logits = None if hidden is None else last_token_logits(self._model, hidden, ones, self._layout)
+        self._grow(self.rows, logits)
+
+    def release(self) -> list[Row]:
+        """Drop the finished rows from the batch and return them."""
+        finished = [row for row in self.rows if row.finish_reason is not None]
+        if finished:
+            kept = [number for number, row in enumerate(self.rows) if row.finish_reason is None]
+            self.rows = [self.rows[number] for number in kept]
+            self._cache.keep(torch.tensor(kept, dtype=torch.int64))
+        return finished
+
+    def _prefill(self, groups: Sequence[Sequence[Row]]) -> None:
+        """Run one prompt of each group, then repeat its cache and its logits for the group's members."""
+        prompts = [group[0].request.token_ids for group in groups]
+        counts = torch.tensor([prompt.numel() for prompt in prompts])
+        padded = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)
+        cache = self._new_cache(num_rows=len(prompts))
+        hidden = cached_forward(self._model, cache, padded, counts, self._layout)
+        copies = torch.tensor([number for number, group in enumerate(groups) for _ in group])
+        logits = None
+        if hidden is not None:
+            logits = last_token_logits(self._model, hidden, counts, self._layout)[copies.to(hidden.device)]
+        rows = [row for group in groups for row in group]
+        self._grow(rows, logits)
+        cache.keep(copies)
+        self._cache.extend(cache)
+        self.rows += rows
+
+    def _grow(self, rows: Sequence[Row], logits: Tensor | None) -> None:
+        """Append a token to each row and finish those that end with it."""
+        tokens, logprobs = self._next_tokens(rows, logits)
+        for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
+            row.sampled_ids.append(int(token))
+            row.logprobs.append(logprob)
+            if self._stop(row.sampled_ids):
+                row.finish_reason = FinishReason.STOP
+            elif len(row.sampled_ids) == self._max_completion_tokens:
+                row.finish_reason = FinishReason.LENGTH
+
+    def _next_tokens(self, rows: Sequence[Row], logits: Tensor | None) -> tuple[list[float], list[float]]:
+        """Token ids and log-probs on every rank of the replica.
+
+        The last stage's tensor-parallel ranks hold the same gathered logits, bit for bit, and draw the same tokens
+        each for itself; the other stages are told. float64 holds ids and float32 log-probs exactly, so one message
+        carries both.
+        """
+        drawn = torch.empty(2, len(rows), dtype=torch.float64, device=device())
+        if logits is not None:
+            seeds = torch.tensor([row.request.seed for row in rows], device=logits.device)
+            positions = torch.tensor([len(row.sampled_ids) for row in rows], device=logits.device)
+            drawn[0], drawn[1] = self._draw(logits, seeds, positions)
+        if self._layout.pp > 1:
+            dist.broadcast(drawn, src=self._layout.last_stage_rank, group=self._layout.pp_group)
+        tokens, logprobs = drawn.tolist()
+        return tokens, logprobs
+
+    def _new_cache(self, *, num_rows: int) -> KeyValueCache:
+        return KeyValueCache(num_rows=num_rows, max_length=self._max_length, device=device())
+
+
+def _chunks(groups: list[list[Row]], max_tokens: int) -> Iterator[list[list[Row]]]:
+    """Cut groups into batches of at most `max_tokens` prompt tokens with padding, longest first."""
+    groups = sorted(groups, key=lambda group: -group[0].request.token_ids.numel())
+    start = 0
+    while start < len(groups):
+        fitting = max(1, max_tokens // groups[start][0].request.token_ids.numel())
+        yield groups[start : start + fitting]
+        start += fitting

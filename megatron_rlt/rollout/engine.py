@@ -1,0 +1,155 @@
+"""The embedded sampling engine: Megatron's own shards of the policy continue prompts, under the policy's layout.
+
+In: the step's requests, the same on every rank. Out: every completion, in request order, on every rank. A replica
+samples its share; requests that wait take the places of completions that have ended. Pipeline stages work in turn: an
+engine built for sampling is faster for large models, this one needs no weight sync and no second copy of the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_rlt.models.decoding import decoding
+from megatron_rlt.models.language_model import LanguageModel
+from megatron_rlt.parallel.collectives import gather_by_index
+from megatron_rlt.parallel.layout import Layout
+from megatron_rlt.rollout.decoding_batch import DecodingBatch, Draw, Row
+from megatron_rlt.rollout.requests import SampleRequest, StopCondition
+from megatron_rlt.rollout.sampling import most_probable, sample, uniforms
+from megatron_rlt.types import Completion
+
+# Waiting requests join once a quarter of the batch is free: joining for every freed row would prefill prompts one by
+# one and copy the cache each time.
+_ADMISSION_DIVISOR = 4
+
+
+class MegatronEngine:
+    """Samples completions from a model that lives on these ranks, with whatever weights it has at the call."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        layout: Layout,
+        *,
+        temperature: float,
+        top_p: float,
+        greedy: bool,
+        max_completion_tokens: int,
+        max_batch_size: int,
+        max_prefill_tokens: int,
+        stop: StopCondition,
+    ) -> None:
+        """Bind the engine to this rank's stage of the policy, not wrapped by DistributedDataParallel.
+
+        Args:
+            greedy: take the most probable token instead of sampling; log-probs are still at `temperature`.
+            max_completion_tokens: tokens after which a completion ends with `FinishReason.LENGTH`.
+            max_batch_size: completions that decode together on one replica.
+            max_prefill_tokens: prompt tokens, padding included, of one prefill; a longer prompt goes alone.
+            stop: ends a completion with `FinishReason.STOP`; the token that ends it belongs to it.
+        """
+        self._model, self._layout = model, layout
+        self._temperature = temperature
+        self._draw: Draw = (
+            partial(_draw_greedily, temperature=temperature)
+            if greedy
+            else partial(_draw_sample, temperature=temperature, top_p=top_p)
+        )
+        self._stop = stop
+        self._max_completion_tokens = max_completion_tokens
+        self._max_batch_size = max_batch_size
+        self._max_prefill_tokens = max_prefill_tokens
+
+    def generate(self, requests: Sequence[SampleRequest], policy_version: int) -> list[Completion]:
+        """Continue every prompt. Collective: every rank passes the same requests.
+
+        A completion depends on the weights, its prompt and its seed, not on the requests beside it.
+
+        Args:
+            policy_version: recorded in the completions: which weights they come from.
+
+        Returns:
+            One completion a request, in order, tensors on the CPU.
+
+        Raises:
+            RuntimeError: the ranks of a replica sampled different tokens.
+        """
+        dp, dp_rank = self._layout.dp, self._layout.dp_rank
+        # Contiguous shares keep a group's equal prompts on one replica, where they are computed once.
+        mine = range(len(requests) * dp_rank // dp, len(requests) * (dp_rank + 1) // dp)
+        rows = self._decode([(index, requests[index]) for index in mine])
+        _require_agreement(rows, self._layout)
+        completions = {row.index: self._completion(row, policy_version) for row in rows}
+        return gather_by_index(completions, len(requests), self._layout.dp_group)
+
+    def _decode(self, requests: Sequence[tuple[int, SampleRequest]]) -> list[Row]:
+        """This replica's completions, in the order in which they ended."""
+        if not requests:
+            return []
+        longest = max(request.token_ids.numel() for _, request in requests)
+        batch = DecodingBatch(
+            self._model,
+            self._layout,
+            draw=self._draw,
+            stop=self._stop,
+            max_completion_tokens=self._max_completion_tokens,
+            max_prefill_tokens=self._max_prefill_tokens,
+            max_length=longest + self._max_completion_tokens,
+        )
+        waiting, finished = deque(requests), list[Row]()
+        with decoding(self._model, self._layout):
+            while waiting or batch.rows:
+                room = self._max_batch_size - len(batch.rows)
+                if waiting and room >= min(len(waiting), max(1, self._max_batch_size // _ADMISSION_DIVISOR)):
+                    batch.admit([waiting.popleft() for _ in range(min(room, len(waiting)))])
+                else:
+                    batch.step()
+                finished += batch.release()
+        return finished
+
+    def _completion(self, row: Row, policy_version: int) -> Completion:
+        assert row.finish_reason is not None, "a row leaves the batch only when it is finished"
+        return Completion(
+            token_ids=torch.tensor(row.sampled_ids, dtype=torch.int64),
+            rollout_logprobs=torch.tensor(row.logprobs, dtype=torch.float32),
+            temperature=self._temperature,
+            finish_reason=row.finish_reason,
+            seed=row.request.seed,
+            policy_version=policy_version,
+        )
+
+
+def _draw_sample(
+    logits: Tensor, seeds: Tensor, positions: Tensor, *, temperature: float, top_p: float
+) -> tuple[Tensor, Tensor]:
+    return sample(logits, temperature=temperature, top_p=top_p, uniforms=uniforms(seeds, positions))
+
+
+def _draw_greedily(logits: Tensor, seeds: Tensor, positions: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
+    del seeds, positions  # nothing is random here
+    return most_probable(logits, temperature=temperature)
+
+
+def _require_agreement(rows: Sequence[Row], layout: Layout) -> None:
+    """Each tensor-parallel rank drew its tokens for itself: a rank that computes wrongly must not go unnoticed."""
+    if layout.tp == 1:
+        return
+    ids = sorted((row.index, row.sampled_ids) for row in rows)
+    digests: list[str] = [""] * layout.tp
+    dist.all_gather_object(digests, hashlib.sha256(repr(ids).encode()).hexdigest(), group=layout.tp_group)
+    different = [
+        dist.get_global_rank(layout.tp_group, rank) for rank, digest in enumerate(digests) if digest != digests[0]
+    ]
+    if different:
+        first = dist.get_global_rank(layout.tp_group, 0)
+        raise RuntimeError(
+            f"ranks {different} sampled other tokens than rank {first} from the same logits, so one of their devices "
+            "computes wrongly: run again without them"
+        )
