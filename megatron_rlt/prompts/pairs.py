@@ -1,0 +1,80 @@
+"""From a completion to the two sequences that are scored, and the flags that say what is wrong with its form.
+
+In: a teacher's prompt and completion, or the text of an explanation that already exists. Out: a `ScoringPair`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from megatron_rlt.prompts.stopping import CompletionParts, split_completion
+from megatron_rlt.prompts.student import StudentFormat
+from megatron_rlt.prompts.teacher import TeacherFormat
+from megatron_rlt.types import (
+    Completion,
+    FinishReason,
+    FormatFlag,
+    Problem,
+    ScoringPair,
+    Span,
+    SpannedSequence,
+    TeacherPrompt,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class PairBuilder:
+    """Builds scoring pairs; both formats use one vocabulary (`check_same_tokenizer`)."""
+
+    teacher: TeacherFormat
+    student: StudentFormat
+
+    def pair(self, prompt: TeacherPrompt, completion: Completion) -> ScoringPair:
+        """One sampled completion as teacher and student see it; a missing end tag is flagged, not an error."""
+        sampled: list[int] = completion.token_ids.tolist()
+        parts = split_completion(self.teacher.tokenizer, sampled, self.teacher.tags.explanation_close)
+        return self._build(prompt, sampled, parts, truncated=completion.finish_reason is FinishReason.LENGTH)
+
+    def pair_from_text(self, problem: Problem, explanation: str) -> ScoringPair:
+        """The pair of an explanation given as text, which is encoded as it stands.
+
+        The completion is the explanation, the separator, the end tag and the end of turn, as a teacher would end
+        it. An explanation that holds an end tag keeps all its tokens and is flagged.
+        """
+        explanation_ids = self.teacher.tokenizer.encode(explanation)
+        parts = CompletionParts(len(explanation_ids), has_end_tag=True, text_after_end_tag="")
+        prompt = self.teacher.prompt(problem)
+        return self._build(prompt, explanation_ids + self.teacher.ending(), parts, truncated=False)
+
+    def _build(
+        self, prompt: TeacherPrompt, completion_ids: list[int], parts: CompletionParts, *, truncated: bool
+    ) -> ScoringPair:
+        completion = torch.tensor(completion_ids, dtype=torch.int64)
+        explanation_ids = completion_ids[: parts.num_explanation_tokens]
+        text = self.teacher.tokenizer.decode(explanation_ids)
+        teacher_ids = torch.cat([prompt.token_ids, completion])
+        return ScoringPair(
+            problem=prompt.problem,
+            teacher=SpannedSequence(teacher_ids, (Span(len(prompt.token_ids), len(teacher_ids)),)),
+            student=self.student.splice(prompt.problem, completion[: parts.num_explanation_tokens]),
+            num_explanation_tokens=parts.num_explanation_tokens,
+            flags=frozenset(self._flags(text, parts, truncated=truncated)),
+            explanation_text=text,
+        )
+
+    def _flags(self, text: str, parts: CompletionParts, *, truncated: bool) -> Iterator[FormatFlag]:
+        if not parts.has_end_tag:
+            yield FormatFlag.MISSING_END_TAG
+        if parts.text_after_end_tag.strip():
+            yield FormatFlag.TEXT_AFTER_END_TAG
+        if not text.strip():
+            yield FormatFlag.EMPTY
+        # The text shows special tokens too, sampled as one id or spelt out.
+        tags = {*self.teacher.tags.texts, *self.student.tags.texts}
+        if any(tag in text for tag in tags) or self.teacher.tokenizer.special_token_in(text) is not None:
+            yield FormatFlag.CONTAINS_TAGS
+        if truncated:
+            yield FormatFlag.TRUNCATED

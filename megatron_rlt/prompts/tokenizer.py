@@ -1,0 +1,141 @@
+"""A model folder's tokenizer with its chat template: text to ids and back, and where a turn ends.
+
+In: a Hugging Face folder on disk (nothing is fetched). Out: a `ChatTokenizer`, which is all that the formats see
+of transformers. Text that comes from data or is a tag is encoded as plain text: `<|im_end|>` written in a solution
+must not become the end of a turn.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import AutoTokenizer
+
+MARK = "turnmark"  # stands for an assistant's text when the template is asked what ends a turn
+
+
+@dataclass(frozen=True, eq=False)
+class ChatTokenizer:
+    """One model's tokenizer; `hf` is transformers' object with a chat template and an end-of-sequence token."""
+
+    hf: Any
+    folder: Path
+    declared_stop_ids: frozenset[int]  # `eos_token_id` of generation_config.json; empty without that file
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text: no begin-of-text token, and special tokens' strings are spelt out as ordinary text."""
+        ids: list[int] = self.hf.encode(text, add_special_tokens=False, split_special_tokens=True)
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text for people and for finding the end tag, special tokens included."""
+        text: str = self.hf.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    def chat_prefix(self, system: str, question: str) -> list[int]:
+        """Ids up to where the assistant begins to write; an empty `system` sends no system message.
+
+        Raises ValueError if the template refuses the messages or renders nothing.
+        """
+        ids = self._encode_template(self._render(system, question, answer=None))
+        if not ids:
+            raise ValueError(f"chat template of {self.folder} renders an empty prompt; it must write the question")
+        return ids
+
+    def generation_header(self) -> str:
+        """What the template writes between the user's turn and the assistant's text."""
+        rendered = self._render("", MARK, answer=None)
+        return rendered[rendered.rfind(MARK) + len(MARK) :]
+
+    @cached_property
+    def end_of_turn_id(self) -> int:
+        """The special token that the template writes after an assistant's text, else the end-of-sequence token."""
+        rendered = self._render("", "question", answer=MARK)
+        suffix = self._encode_template(rendered[rendered.rfind(MARK) + len(MARK) :]) if MARK in rendered else []
+        ends_turn = suffix and suffix[0] in self.special_tokens
+        return suffix[0] if ends_turn else int(self.hf.eos_token_id)
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Every id that ends a completion: end of turn, end of sequence, and what the model's folder declares."""
+        return self.declared_stop_ids | {self.end_of_turn_id, int(self.hf.eos_token_id)}
+
+    @cached_property
+    def special_tokens(self) -> dict[int, str]:
+        """Ids and strings of the special tokens."""
+        added: dict[int, Any] = self.hf.added_tokens_decoder
+        marked = {token_id: str(token) for token_id, token in added.items() if token.special}
+        return marked | dict(zip(self.hf.all_special_ids, self.hf.all_special_tokens, strict=True))
+
+    def special_token_in(self, text: str) -> str | None:
+        """The first special token whose string occurs in `text`."""
+        return next((token for token in self.special_tokens.values() if token in text), None)
+
+    def _encode_template(self, rendered: str) -> list[int]:
+        """Ids of rendered template text, where special tokens' strings do mean the tokens."""
+        ids: list[int] = self.hf.encode(rendered, add_special_tokens=False, split_special_tokens=False)
+        return ids
+
+    def _render(self, system: str, question: str, *, answer: str | None) -> str:
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": question})
+        if answer is not None:
+            messages.append({"role": "assistant", "content": answer})
+        try:
+            rendered = self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer is None)
+        except TemplateError as error:
+            raise ValueError(
+                f"chat template of {self.folder} refuses the messages: {error}. If it knows no system role, set the"
+                ' system prompt to "" (prompts.teacher_system, prompts.student_system)'
+            ) from error
+        return str(rendered)
+
+
+def load_tokenizer(folder: Path) -> ChatTokenizer:
+    """Read the tokenizer of a Hugging Face folder, without network.
+
+    Raises ValueError if the folder holds no tokenizer, no chat template or no end-of-sequence token.
+    """
+    if not (folder / "tokenizer_config.json").is_file():
+        raise ValueError(f"{folder} holds no tokenizer (no tokenizer_config.json); name a complete Hugging Face folder")
+    hf: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    if not hf.chat_template:
+        raise ValueError(
+            f"tokenizer of {folder} has no chat template; put the instruct model's chat_template.jinja into the folder"
+        )
+    if hf.eos_token_id is None:
+        raise ValueError(f"tokenizer of {folder} has no eos_token; name the end of turn in its tokenizer_config.json")
+    return ChatTokenizer(hf, folder, _declared_stop_ids(folder / "generation_config.json"))
+
+
+def check_same_tokenizer(teacher_folder: Path, student_folder: Path) -> None:
+    """Raise ValueError unless both tokenizers give the same id to the same string.
+
+    The student reads the teacher's sampled ids as they are, so an id must mean one string to both.
+    """
+    vocabularies = [load_tokenizer(folder).hf.get_vocab() for folder in (teacher_folder, student_folder)]
+    differing = sorted({string for string, _ in vocabularies[0].items() ^ vocabularies[1].items()})
+    if not differing:
+        return
+    examples = "; ".join(
+        f"{string!r}: {vocabularies[0].get(string, 'absent')} against {vocabularies[1].get(string, 'absent')}"
+        for string in differing[:3]
+    )
+    raise ValueError(
+        f"teacher {teacher_folder} and student {student_folder} need one vocabulary, because the student reads the"
+        f" teacher's token ids as they are; {len(differing)} strings have other ids ({examples})."
+        " Choose a student of the teacher's model family"
+    )
+
+
+def _declared_stop_ids(file: Path) -> frozenset[int]:
+    if not file.is_file():
+        return frozenset()
+    declared = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+    return frozenset(declared if isinstance(declared, list) else [] if declared is None else [declared])

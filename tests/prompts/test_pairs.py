@@ -1,0 +1,155 @@
+from pathlib import Path
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_rlt.config.sections import PromptConfig
+from megatron_rlt.prompts.formats import pair_builder
+from megatron_rlt.prompts.pairs import PairBuilder
+from megatron_rlt.prompts.tags import R1, STRATOS
+from megatron_rlt.types import Completion, FinishReason, FormatFlag, Problem, ScoringPair
+from tests.prompts.texts import QUICK, any_text, questions, solutions
+from tests.tiny_tokenizers import Style
+
+PROBLEM = Problem("p1", "2+2?", "4")
+
+
+def completion(token_ids: list[int], finish: FinishReason = FinishReason.STOP) -> Completion:
+    ids = torch.tensor(token_ids, dtype=torch.int64)
+    return Completion(ids, torch.zeros(len(token_ids)), 0.7, finish, seed=0, policy_version=0)
+
+
+def pair_of(pairs: PairBuilder, token_ids: list[int], finish: FinishReason = FinishReason.STOP) -> ScoringPair:
+    return pairs.pair(pairs.teacher.prompt(PROBLEM), completion(token_ids, finish))
+
+
+def flags_of(pairs: PairBuilder, text: str, *, end_of_turn: bool = True) -> set[str]:
+    tokenizer = pairs.teacher.tokenizer
+    return set(pair_of(pairs, tokenizer.encode(text) + [tokenizer.end_of_turn_id] * end_of_turn).flags)
+
+
+@QUICK
+@given(question=questions, solution=solutions, text=any_text, data=st.data())
+def test_any_sampled_ids_reach_both_sequences_untouched(
+    pairs: PairBuilder, question: str, solution: str, text: str, data: st.DataObject
+) -> None:
+    """Any ids at all, tag or no tag, cut anywhere: nothing is encoded again, and the spans say what they should."""
+    tokenizer, tags = pairs.teacher.tokenizer, pairs.teacher.tags
+    noise = data.draw(st.lists(st.integers(0, len(tokenizer.hf) - 1), max_size=12))
+    ending = data.draw(st.sampled_from(["", tags.explanation_close, f"{tags.teacher_end}", f".{tags.teacher_end}."]))
+    sampled = tokenizer.encode(text) + noise + tokenizer.encode(ending)
+    cut = data.draw(st.integers(0, len(sampled)))
+    finish = data.draw(st.sampled_from(FinishReason))
+    prompt = pairs.teacher.prompt(Problem("p", question, solution))
+    pair = pairs.pair(prompt, completion(sampled[:cut], finish))
+
+    assert pair.completion_ids.tolist() == sampled[:cut]
+    assert pair.teacher.token_ids.tolist() == prompt.token_ids.tolist() + sampled[:cut]
+    kept = pair.num_explanation_tokens
+    assert pair.explanation_ids.tolist() == sampled[:kept]
+    assert pair.explanation_span.of(pair.student.token_ids).tolist() == sampled[:kept]
+    assert tokenizer.decode(pair.solution_span.of(pair.student.token_ids).tolist()) == solution
+    assert pair.explanation_text == tokenizer.decode(sampled[:kept])
+    assert tags.explanation_close not in pair.explanation_text
+    # Longest prefix before the tag: one more token would reach into the tag, or there is no tag to reach.
+    if FormatFlag.MISSING_END_TAG in pair.flags:
+        assert kept >= cut - 1
+    else:
+        start = tokenizer.decode(sampled[:cut]).find(tags.explanation_close)
+        assert len(tokenizer.decode(sampled[:kept])) <= start < len(tokenizer.decode(sampled[: kept + 1]))
+    assert (FormatFlag.TRUNCATED in pair.flags) == (finish is FinishReason.LENGTH)
+
+
+def test_a_well_formed_completion_keeps_its_whitespace_and_has_no_flag(pairs: PairBuilder) -> None:
+    tokenizer, tags = pairs.teacher.tokenizer, pairs.teacher.tags
+    sampled = tokenizer.encode(f"Count up.\n\n{tags.explanation_close}")
+    pair = pair_of(pairs, sampled)
+    assert pair.well_formed
+    assert pair.explanation_text == "Count up.\n\n"
+    student_text = tokenizer.decode(pair.student.token_ids.tolist())
+    assert f"{tags.thought_open}Count up.\n\n{tags.thought_close}\n\n{tags.solution_open}4" in student_text
+
+
+def test_a_token_that_straddles_the_end_tag_belongs_to_the_tag(folders: dict[Style, Path]) -> None:
+    pairs = pair_builder(folders["qwen"], folders["qwen"], PromptConfig())
+    tokenizer = pairs.teacher.tokenizer
+    sampled = tokenizer.encode("Count up.<|end_of_explanation|>")
+    straddling = tokenizer.hf.convert_tokens_to_ids(".<|")
+    assert straddling in sampled
+    pair = pair_of(pairs, sampled)
+    assert pair.num_explanation_tokens == sampled.index(straddling)
+    assert pair.explanation_text == "Count up"
+    assert pair.well_formed
+
+
+def test_flags_name_what_is_wrong(pairs: PairBuilder) -> None:
+    close = pairs.teacher.tags.explanation_close
+    assert flags_of(pairs, f"Count.{close}") == set()
+    assert flags_of(pairs, f"Count. {close}\n\n") == set()
+    assert flags_of(pairs, "Count.") == {"missing_end_tag"}
+    assert flags_of(pairs, f"Count.{close} So 4.") == {"text_after_end_tag"}
+    assert flags_of(pairs, f"Count.{close}{close}") == {"text_after_end_tag"}
+    assert flags_of(pairs, close) == {"empty"}
+    assert flags_of(pairs, f" \n\n{close}") == {"empty"}
+    assert flags_of(pairs, "") == {"empty", "missing_end_tag"}
+    assert flags_of(pairs, "", end_of_turn=False) == {"empty", "missing_end_tag"}
+
+
+def test_tags_and_end_of_turn_inside_an_explanation_are_flagged(pairs: PairBuilder) -> None:
+    tags, tokenizer = pairs.teacher.tags, pairs.teacher.tokenizer
+    end_of_turn = tokenizer.decode([tokenizer.end_of_turn_id])
+    forbidden = [tag for tag in tags.texts if tag != tags.explanation_close]
+    for text in (*forbidden, end_of_turn):
+        assert flags_of(pairs, f"Count {text} up.{tags.explanation_close}") == {"contains_tags"}
+    ids = tokenizer.encode("Count")
+    closing = tokenizer.encode(tags.explanation_close)
+    for special in tokenizer.special_tokens:
+        assert set(pair_of(pairs, [*ids, special, *ids, *closing]).flags) == {"contains_tags"}
+    other = R1 if tags == STRATOS else STRATOS
+    assert flags_of(pairs, f"Count {other.thought_open} up.{tags.explanation_close}") == set()
+
+
+def test_a_completion_cut_by_length_is_truncated_and_still_has_a_closed_student_text(pairs: PairBuilder) -> None:
+    tokenizer, tags = pairs.teacher.tokenizer, pairs.teacher.tags
+    sampled = tokenizer.encode("Count up and")
+    pair = pair_of(pairs, sampled, FinishReason.LENGTH)
+    assert pair.flags == {FormatFlag.TRUNCATED, FormatFlag.MISSING_END_TAG}
+    assert pair.explanation_ids.tolist() == sampled
+    assert f"Count up and{tags.thought_close}" in tokenizer.decode(pair.student.token_ids.tolist())
+
+
+def test_an_empty_explanation_has_an_empty_span_and_the_solution_is_still_scored(pairs: PairBuilder) -> None:
+    pair = pair_of(pairs, pairs.teacher.tokenizer.encode(pairs.teacher.tags.explanation_close))
+    assert len(pair.explanation_span) == 0
+    assert len(pair.solution_span) == 1
+    empty = pair_of(pairs, [])
+    assert len(empty.teacher.spans[0]) == 0
+    assert empty.explanation_span.start > 0
+
+
+@QUICK
+@given(solution=solutions, explanation=any_text)
+def test_given_text_becomes_the_completion_a_teacher_would_have_sampled(
+    pairs: PairBuilder, solution: str, explanation: str
+) -> None:
+    tokenizer, tags = pairs.teacher.tokenizer, pairs.teacher.tags
+    pair = pairs.pair_from_text(Problem("p", "2+2?", solution), explanation)
+    assert pair.explanation_ids.tolist() == tokenizer.encode(explanation)
+    assert pair.explanation_text == explanation
+    completion_ids = pair.completion_ids.tolist()
+    assert completion_ids[-1] == tokenizer.end_of_turn_id
+    assert tokenizer.decode(completion_ids[:-1]) == f"{explanation}\n\n{tags.explanation_close}"
+    assert (FormatFlag.EMPTY in pair.flags) == (not explanation.strip())
+    assert (FormatFlag.CONTAINS_TAGS in pair.flags) == (
+        any(tag in explanation for tag in tags.texts) or tokenizer.special_token_in(explanation) is not None
+    )
+    assert not pair.flags - {FormatFlag.EMPTY, FormatFlag.CONTAINS_TAGS}
+
+
+def test_a_sampled_explanation_differs_from_the_same_text_given_by_its_whitespace_only(pairs: PairBuilder) -> None:
+    tokenizer = pairs.teacher.tokenizer
+    given_text = pairs.pair_from_text(PROBLEM, "Count up.")
+    sampled = pair_of(pairs, given_text.completion_ids.tolist())
+    whitespace = tokenizer.encode(pairs.teacher.tags.separator)
+    assert sampled.explanation_ids.tolist() == given_text.explanation_ids.tolist() + whitespace

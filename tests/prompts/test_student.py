@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import torch
+from hypothesis import given
+
+from megatron_rlt.config.sections import PromptConfig
+from megatron_rlt.prompts.formats import student_format
+from megatron_rlt.prompts.pairs import PairBuilder
+from megatron_rlt.types import Problem
+from tests.prompts.texts import QUICK, any_text, questions, solutions
+from tests.tiny_tokenizers import Style
+
+
+def test_student_text_is_the_papers(folders: dict[Style, Path]) -> None:
+    problem = Problem("p1", "2+2?", "It is 4.", reasoning_trace="Count.")
+    student = student_format(folders["qwen"], PromptConfig(student_system="Think."))
+    explanation = torch.tensor(student.tokenizer.encode("Count."))
+    expected = (
+        "<|im_start|>system\nThink.<|im_end|>\n<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
+        "<|begin_of_thought|>Count.<|end_of_thought|>\n\n<|begin_of_solution|>It is 4.<|end_of_solution|><|im_end|>"
+    )
+    assert student.tokenizer.decode(student.splice(problem, explanation).token_ids.tolist()) == expected
+    assert student.tokenizer.decode(student.sft_sequence(problem).token_ids.tolist()) == expected
+    student = student_format(folders["llama"], PromptConfig(tags="r1", student_system=""))
+    explanation = torch.tensor(student.tokenizer.encode("Count."))
+    assert student.tokenizer.decode(student.splice(problem, explanation).token_ids.tolist()) == (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n2+2?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+        "<think>Count.</think>\n\n<solution>It is 4.</solution><|eot_id|>"
+    )
+
+
+@QUICK
+@given(question=questions, solution=solutions, explanation=any_text)
+def test_spans_decode_to_explanation_and_solution(
+    pairs: PairBuilder, question: str, solution: str, explanation: str
+) -> None:
+    student, tokenizer, tags = pairs.student, pairs.student.tokenizer, pairs.student.tags
+    explanation_ids = tokenizer.encode(explanation)
+    sequence = student.splice(Problem("p", question, solution), torch.tensor(explanation_ids, dtype=torch.int64))
+    first, second = sequence.spans
+    assert first.of(sequence.token_ids).tolist() == explanation_ids
+    assert tokenizer.decode(second.of(sequence.token_ids).tolist()) == solution
+    assert tokenizer.decode(sequence.token_ids[: first.start].tolist()).endswith(tags.thought_open)
+    between = sequence.token_ids[first.stop : second.start].tolist()
+    assert tokenizer.decode(between) == f"{tags.thought_close}\n\n{tags.solution_open}"
+    after = sequence.token_ids[second.stop :].tolist()
+    assert after[-1] == tokenizer.end_of_turn_id
+    assert tokenizer.decode(after[:-1]) == tags.solution_close
+
+
+@QUICK
+@given(question=questions, solution=solutions, trace=any_text.filter(bool))
+def test_sft_span_runs_from_trace_to_end_of_turn(pairs: PairBuilder, question: str, solution: str, trace: str) -> None:
+    student, tokenizer, tags = pairs.student, pairs.student.tokenizer, pairs.student.tags
+    sequence = student.sft_sequence(Problem("p", question, solution, reasoning_trace=trace))
+    (span,) = sequence.spans
+    target = span.of(sequence.token_ids).tolist()
+    assert target[-1] == tokenizer.end_of_turn_id
+    assert tokenizer.decode(target[:-1]) == f"{trace}{tags.student_bridge}{solution}{tags.solution_close}"
+    assert tokenizer.decode(sequence.token_ids[: span.start].tolist()).endswith(tags.thought_open)
+
+
+def test_a_solution_of_one_token_has_a_span_of_one(pairs: PairBuilder) -> None:
+    sequence = pairs.student.splice(Problem("p", "1+2?", "3"), torch.tensor([5, 6]))
+    assert [len(span) for span in sequence.spans] == [2, 1]
+    assert sequence.spans[1].of(sequence.token_ids).tolist() == pairs.student.tokenizer.encode("3")
