@@ -99,6 +99,15 @@ def test_a_non_finite_divergence_leaves_no_reward() -> None:
     assert why_invalid(parts) == "non-finite KL"
 
 
+def test_a_non_finite_log_prob_counts_even_where_the_estimator_does_not_read_it() -> None:
+    parts = reward_of(
+        kl_estimator="full",
+        explanation_divergence=torch.tensor([0.1, 0.2]),
+        teacher_explanation_logprobs=torch.tensor([-1.0, float("-inf")]),
+    )
+    assert why_invalid(parts) == "non-finite teacher explanation log-prob"
+
+
 def test_means_keep_what_bf16_would_lose() -> None:
     """2,000 log-ratios of 1 + k/4096: bf16 knows nothing between 1 and 1 + 1/128; the mean is 1 + 999.5/4096."""
     gaps = 1 + torch.arange(2000) / 4096
