@@ -1,0 +1,56 @@
+"""What belongs to one rank and cannot be derived from its layout: random-number states, and the caller's own bytes."""
+
+from __future__ import annotations
+
+import io
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+
+@dataclass(frozen=True)
+class RankState:
+    """Random-number states of one rank as bytes, and anything else of that rank."""
+
+    rng: bytes
+    extra: bytes
+
+    @classmethod
+    def capture(cls, *, extra: bytes) -> RankState:
+        """The state of python's, numpy's, torch's and Megatron's generators as they are now."""
+        name, keys, position, has_gauss, cached_gaussian = np.random.get_state(legacy=True)
+        states = {
+            "python": random.getstate(),
+            "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached_gaussian),
+            "torch": torch.get_rng_state(),
+            "device": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+            "megatron": get_cuda_rng_tracker().get_states(),
+        }
+        return cls(_to_bytes(states), extra)
+
+    def restore_rng(self) -> None:
+        """Put every generator back. Call it last: building models and loaders may draw random numbers."""
+        states = torch.load(io.BytesIO(self.rng), weights_only=True)
+        name, keys, position, has_gauss, cached_gaussian = states["numpy"]
+        random.setstate(states["python"])
+        np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached_gaussian))
+        torch.set_rng_state(states["torch"])
+        if states["device"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(states["device"])
+        get_cuda_rng_tracker().set_states(states["megatron"])
+
+    def to_bytes(self) -> bytes:
+        return _to_bytes({"rng": self.rng, "extra": self.extra})
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> RankState:
+        return cls(**torch.load(io.BytesIO(content), weights_only=True))
+
+
+def _to_bytes(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()

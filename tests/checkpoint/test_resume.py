@@ -1,0 +1,107 @@
+"""Resuming continues a training bit for bit, and resharding keeps every weight and moment."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+
+from megatron_rlt.checkpoint.folders import find_resumable
+from tests.checkpoint.tiny_training import layout_of, tiny_training
+from tests.ranks import run_ranks
+from tests.tiny_models import tiny_hf_model
+
+
+def _draws() -> list[Any]:
+    return [random.random(), float(np.random.rand()), float(torch.rand(1))]
+
+
+def _interrupted(model: Path, folder: Path, tp: int, pp: int, dtype: torch.dtype) -> dict[str, Any]:
+    layout = layout_of(tp, pp)
+    whole = tiny_training(model, layout, dtype)
+    for _ in range(3):
+        whole.update()
+    random.seed(dist.get_rank()), np.random.seed(dist.get_rank()), torch.manual_seed(dist.get_rank())
+    whole.save(folder)
+    draws = _draws()
+    losses = [whole.update() for _ in range(3)]
+
+    resumed = tiny_training(model, layout, dtype)
+    with torch.no_grad():
+        for weight in resumed.reference.parameters():
+            weight.zero_()
+    info = find_resumable(folder, group=dist.group.WORLD)
+    assert info is not None
+    loaded = resumed.load(info)
+    assert loaded.rank_state is not None
+    loaded.rank_state.restore_rng()
+    found = {"draws": _draws() == draws, "extra": loaded.rank_state.extra, "shared": loaded.shared, "step": loaded.step}
+    found["losses"] = [resumed.update() for _ in range(3)] == losses
+    pairs = list(zip(whole.state_bits(), resumed.state_bits(), strict=True))
+    found["bits"] = all(torch.equal(expected, seen) for expected, seen in pairs)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("tp", "pp", "dtype"),
+    [(2, 1, torch.float32), (1, 2, torch.float32), (1, 1, torch.float32), (1, 1, torch.bfloat16)],
+    ids=["tp2", "pp2", "dp2", "dp2-bf16"],
+)
+def test_three_steps_and_three_resumed_equal_six(tmp_path: Path, tp: int, pp: int, dtype: torch.dtype) -> None:
+    model = tiny_hf_model(tmp_path / "hf", "qwen2", tied=pp == 1, num_layers=2, dtype=dtype)
+    for found in run_ranks(_interrupted, 2, model, tmp_path / "checkpoints", tp, pp, dtype):
+        assert found["losses"]
+        assert found["bits"]
+        assert found["draws"]
+        assert (found["step"], found["extra"]) == (3, b"mine")
+        assert found["shared"].data_position == b"row 17"
+        assert found["shared"].counters == {"skipped": 2, "best": 0.1}
+
+
+def _train_and_save(model: Path, folder: Path, tp: int, pp: int) -> float:
+    training = tiny_training(model, layout_of(tp, pp))
+    for _ in range(3):
+        training.update()
+    training.save(folder)
+    return training.update()
+
+
+def _load_and_save(model: Path, source: Path, target: Path, tp: int, pp: int) -> tuple[float, bool]:
+    training = tiny_training(model, layout_of(tp, pp))
+    info = find_resumable(source, group=None)
+    assert info is not None
+    loaded = training.load(info)
+    training.save(target)
+    return training.update(), loaded.rank_state is None
+
+
+def _differences(before: Path, after: Path) -> dict[str, bool]:
+    """By part and key of the two checkpoints' whole tensors: whether they agree in the 131 rows of the vocabulary."""
+    same = {}
+    for part in ("models/policy", "models/reference", "optimizer"):
+        old, new = (dist_checkpointing.load_plain_tensors(str(folder / part)) for folder in (before, after))
+        assert old.keys() == new.keys()
+        for key, tensor in ((key, value) for key, value in old.items() if isinstance(value, torch.Tensor)):
+            rows = 131 if "embedding" in key or "output_layer" in key else tensor.shape[0]
+            same[f"{part}/{key}"] = torch.equal(tensor[:rows], new[key][:rows]) and bool(tensor.abs().sum() > 0)
+    return same
+
+
+def test_another_layout_gets_the_same_weights_moments_and_next_loss(tmp_path: Path) -> None:
+    """TP2 pads the vocabulary of 131 rows to 132, PP2 does not: what must agree are the 131."""
+    model = tiny_hf_model(tmp_path / "hf", "qwen3", tied=False, num_layers=2)
+    source, target = tmp_path / "tp2", tmp_path / "pp2"
+    (next_loss, _) = run_ranks(_train_and_save, 2, model, source, 2, 1)
+    for loss, is_new_layout in run_ranks(_load_and_save, 2, model, source, target, 1, 2):
+        assert is_new_layout
+        assert loss == pytest.approx(next_loss, abs=1e-5)
+    (same,) = run_ranks(_differences, 1, source / "step-000003", target / "step-000003")
+    assert [key for key, equal in same.items() if not equal] == []
+    for name in ("param", "exp_avg", "exp_avg_sq"):
+        assert f"optimizer/optimizer.state.{name}.output_layer.weight" in same
