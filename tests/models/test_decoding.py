@@ -53,7 +53,9 @@ def test_cached_decoding_equals_a_full_forward_pass(world_size: int, folder: Pat
     assert len(ranks[-1]) == len(LAYOUTS[world_size])
     for name, found in ranks[-1].items():
         assert len(found) == len(expected)
-        errors = [float((torch.tensor(mine) - theirs).abs().max()) for mine, theirs in zip(found, expected, strict=True)]
+        errors = [
+            float((torch.tensor(mine) - theirs).abs().max()) for mine, theirs in zip(found, expected, strict=True)
+        ]
         assert max(errors) < TOLERANCE, f"{name}: {errors}"
 
 
