@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import socket
 import time
 import traceback
@@ -36,7 +37,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list
         while len(results) < world_size:
             rank, failure, result = _next(queue, deadline, processes)
             assert failure is None, f"rank {rank} failed:\n{failure}"
-            results[rank] = result
+            results[rank] = pickle.loads(result)
     except BaseException:
         for process in processes:
             process.kill()
@@ -69,7 +70,8 @@ def _run_rank(rank: int, world_size: int, port: int, queue: Any, function: Calla
         start_distributed(timeout_seconds=120)
         result = function(*args)
         stop_distributed()
-        queue.put((rank, None, result))
+        # Plain pickle: the queue's own would share tensors through a process that is about to end.
+        queue.put((rank, None, pickle.dumps(result)))
     except BaseException:
         queue.put((rank, traceback.format_exc(), None))
         queue.close()

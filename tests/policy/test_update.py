@@ -1,0 +1,202 @@
+"""Two GRPO updates in every layout against a dense single-process model with torch's AdamW."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from megatron_rlt.algorithm.policy_loss import LossSums, policy_loss
+from megatron_rlt.algorithm.token_weights import token_weights
+from megatron_rlt.config.sections import LayoutConfig, ModelConfig, OptimizerConfig, ScoringConfig
+from megatron_rlt.jobs.models import load_model
+from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.models.weights.export import Destination, export_tensors
+from megatron_rlt.parallel.layout import build_layout
+from megatron_rlt.policy.policy import Policy
+from megatron_rlt.types import PackedBatch, Span, SpannedSequence
+from tests.ranks import run_ranks
+from tests.tiny_models import tiny_hf_model
+
+TEMPERATURE = 0.7
+CLIP_LOW, CLIP_HIGH, BETA = 0.2, 0.28, 0.04
+ADAM = OptimizerConfig(lr=1e-3, beta2=0.95, epsilon=1e-6, weight_decay=0.1, clip_grad=1.0)
+Updates = tuple[list[float], list[float], dict[str, Tensor]]  # losses, gradient norms, final weights
+INVALID = 3  # a completion without a reward: it must not count anywhere
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Six completions with fixed old and reference log-probs, so that clipping and KL both act."""
+
+    sequences: tuple[SpannedSequence, ...]
+    old: tuple[Tensor, ...]
+    reference: tuple[Tensor, ...]
+    advantages: Tensor
+    valid: tuple[bool, ...]
+
+
+def make_batch() -> Batch:
+    generator = torch.Generator().manual_seed(5)
+    lengths = (12, 7, 20, 9, 15, 2)  # the last has a one-token completion
+    sequences = tuple(
+        SpannedSequence(torch.randint(0, 131, (length,), generator=generator), (Span(length - length // 2, length),))
+        for length in lengths
+    )
+    # Near the tiny models' own log-probs (about -5) so that some ratios lie inside the clip range and some outside.
+    noise = [torch.randn(sequence.num_targets, generator=generator) for sequence in sequences]
+    return Batch(
+        sequences,
+        old=tuple(-5 + values for values in noise),
+        reference=tuple(-5 - values for values in noise),
+        advantages=torch.randn(len(lengths), generator=generator, dtype=torch.float64),
+        valid=tuple(index != INVALID for index in range(len(lengths))),
+    )
+
+
+def dense_updates(folder: Path, aggregation: str) -> Updates:
+    """Losses, gradient norms and final weights of two updates, written out without any of our code."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() == 1]  # Megatron exempts norms and biases from decay
+    groups = [{"params": matrices, "weight_decay": ADAM.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=ADAM.lr, betas=(ADAM.beta1, ADAM.beta2), eps=ADAM.epsilon)
+    batch = make_batch()
+    used = [index for index in range(len(batch.sequences)) if index != INVALID]
+    losses, norms = [], []
+    for _ in range(2):
+        optimizer.zero_grad()
+        terms = [dense_token_losses(model, batch, index) for index in used]
+        loss = torch.cat(terms).mean() if aggregation == "token_mean" else sum(t.mean() for t in terms) / len(terms)
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), ADAM.clip_grad)))
+        losses.append(float(loss))
+        optimizer.step()
+    return losses, norms, {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def dense_token_losses(model: torch.nn.Module, batch: Batch, index: int) -> Tensor:
+    sequence, (span,) = batch.sequences[index], batch.sequences[index].spans
+    logprobs = (model(sequence.token_ids[None]).logits[0, :-1] / TEMPERATURE).log_softmax(-1)
+    new = logprobs.gather(1, sequence.token_ids[1:, None])[span.start - 1 : span.stop - 1, 0]
+    ratio = (new - batch.old[index]).exp()
+    advantage = batch.advantages[index].float()
+    surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP_LOW, 1 + CLIP_HIGH) * advantage)
+    gap = batch.reference[index] - new
+    return -surrogate + BETA * (gap.exp() - 1 - gap)
+
+
+def megatron_updates(folder: Path, layout_config: LayoutConfig, micro_batch_size: int, aggregation: str) -> Updates:
+    layout = build_layout(layout_config)
+    model = load_model(ModelConfig(model=folder, dtype="float32", layout=layout_config), layout)
+    policy = Policy(
+        model,
+        layout,
+        optimizer=ADAM,
+        blocks=ScoringConfig(row_block=7, vocab_block=32),
+        temperature=TEMPERATURE,
+        micro_batch_size=micro_batch_size,
+        num_updates=2,
+    )
+    batch = make_batch()
+    lengths = [sequence.num_targets for sequence in batch.sequences]
+    weights = token_weights(lengths, batch.valid, aggregation=aggregation)  # type: ignore[arg-type]
+
+    def loss(packed: PackedBatch, logprobs: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+        def rows(values: Tensor) -> Tensor:
+            return packed.join([value.expand(length) for value, length in zip(values, lengths, strict=True)])
+
+        scalar, sums = policy_loss(
+            logprobs,
+            old_logprobs=packed.join(batch.old),
+            reference_logprobs=packed.join(batch.reference),
+            advantages=rows(batch.advantages),
+            weights=rows(weights),
+            clip_low=CLIP_LOW,
+            clip_high=CLIP_HIGH,
+            beta=BETA,
+        )
+        return scalar, sums.to_vector()
+
+    losses, norms = [], []
+    for _ in range(2):
+        update = policy.update(batch.sequences, loss)
+        losses.append(float(LossSums.total(map(LossSums.from_vector, update.records), torch.device("cpu")).loss))
+        norms.append(update.grad_norm)
+    exported = export_tensors(model, Architecture.from_folder(folder), layout, destination=Destination.RANK_ZERO)
+    return losses, norms, dict(exported)
+
+
+CASES: dict[int, list[tuple[LayoutConfig, int]]] = {
+    1: [(LayoutConfig(), 1), (LayoutConfig(), 4)],
+    2: [
+        (LayoutConfig(tp=2), 4),
+        (LayoutConfig(tp=2, sp=True), 1),
+        (LayoutConfig(tp=2, sp=True), 4),
+        (LayoutConfig(pp=2), 1),
+        (LayoutConfig(pp=2), 4),
+        (LayoutConfig(), 1),
+        (LayoutConfig(), 4),
+    ],
+    4: [(LayoutConfig(tp=2, pp=2, sp=True), 4), (LayoutConfig(tp=2), 1), (LayoutConfig(pp=2), 4), (LayoutConfig(), 4)],
+}
+
+
+def run_cases(
+    folder: Path, world_size: int, aggregation: str
+) -> list[tuple[list[float], list[float], dict[str, Tensor]]]:
+    return [megatron_updates(folder, layout, size, aggregation) for layout, size in CASES[world_size]]
+
+
+@pytest.mark.parametrize(
+    ("family", "tied", "aggregation"), [("qwen2", True, "sequence_mean"), ("qwen3", False, "token_mean")]
+)
+def test_two_updates_equal_a_dense_model_in_every_layout(
+    tmp_path: Path, family: str, tied: bool, aggregation: str
+) -> None:
+    folder = tiny_hf_model(tmp_path / "model", family, tied=tied)
+    expected_losses, expected_norms, expected_weights = dense_updates(folder, aggregation)
+    for world_size, cases in CASES.items():
+        results = run_ranks(run_cases, world_size, folder, world_size, aggregation)[0]
+        for case, (losses, norms, weights) in zip(cases, results, strict=True):
+            assert losses == pytest.approx(expected_losses, rel=1e-5), case
+            assert norms == pytest.approx(expected_norms, rel=1e-5), case
+            for name, value in weights.items():
+                torch.testing.assert_close(value, expected_weights[name], atol=1e-5, rtol=0, msg=f"{case} {name}")
+
+
+def nonfinite_gradients(folder: Path) -> tuple[list[bool], bool, str]:
+    layout = build_layout(LayoutConfig(tp=2))
+    model = load_model(ModelConfig(model=folder, dtype="float32", layout=LayoutConfig(tp=2)), layout)
+    policy = Policy(
+        model,
+        layout,
+        optimizer=ADAM.model_copy(update={"max_skipped_steps": 3}),
+        blocks=ScoringConfig(),
+        temperature=1.0,
+        micro_batch_size=2,
+        num_updates=9,
+    )
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    sequences = make_batch().sequences
+
+    def loss(_: PackedBatch, logprobs: Tensor, __: Tensor) -> tuple[Tensor, None]:
+        return logprobs.sum() * float("nan"), None
+
+    skipped = [policy.update(sequences, loss).skipped for _ in range(2)]
+    unchanged = all(torch.equal(before[name], value) for name, value in model.named_parameters())
+    with pytest.raises(RuntimeError, match="3 updates in a row") as error:
+        policy.update(sequences, loss)
+    return skipped, unchanged, str(error.value)
+
+
+def test_a_nonfinite_gradient_skips_the_update_and_in_a_row_stops_the_run(tmp_path: Path) -> None:
+    folder = tiny_hf_model(tmp_path / "model", "llama", tied=False)
+    for skipped, unchanged, message in run_ranks(nonfinite_gradients, 2, folder):
+        assert skipped == [True, True]
+        assert unchanged
+        assert "optimizer.lr" in message
