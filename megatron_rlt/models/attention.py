@@ -87,9 +87,22 @@ def attend_rows(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, 
     Args:
         mask: `[B, 1, S, S_key]` bool, True where a query must not look.
     """
+    if mask is not None and query.size(0) == 1:
+        return _attend_one_token(query, key, value, mask, scale=scale)
     rows = (part.permute(1, 2, 0, 3) for part in (query, key, value))
     output = _attend(*rows, mask=None if mask is None else ~mask, scale=scale)
     return output.permute(2, 0, 1, 3).flatten(2)
+
+
+def _attend_one_token(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scale: float) -> Tensor:
+    """`attend_rows` for one new token a row: the query heads of a group stand where queries of a sequence would.
+
+    Kernels that take a mask do not take grouped queries on every device; torch would then copy the whole cache.
+    """
+    _, num_rows, num_heads, head_dim = query.shape
+    grouped = query.reshape(num_rows, key.size(2), num_heads // key.size(2), head_dim)
+    output = _attend(grouped, *(part.permute(1, 2, 0, 3) for part in (key, value)), mask=~mask, scale=scale)
+    return output.reshape(1, num_rows, num_heads * head_dim)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, scale: float) -> Tensor:
