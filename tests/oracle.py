@@ -51,7 +51,7 @@ def dense_reward(
     kl_estimator: str,
     penalty: float = 0.0,
 ) -> dict[str, float]:
-    """The reward and its parts, written as in the paper; the solution must not be empty."""
+    """The reward and its parts, written as in the paper; neither span may be empty."""
     length = pair.num_explanation_tokens
     teacher_explanation = dense_logprobs(teacher, pair.teacher, temperature)[:length]
     student_logprobs = dense_logprobs(student, pair.student, temperature)
@@ -64,7 +64,7 @@ def dense_reward(
     else:
         kl = dense_divergence(teacher, student, pair, temperature)
     parts = {"r_ss_mean": solution.mean().item(), "r_ss_min": solution.min().item()}
-    parts |= {"r_kl_mean": kl.mean().item() if length else 0.0, "r_kl_max": kl.max().item() if length else 0.0}
+    parts |= {"r_kl_mean": kl.mean().item(), "r_kl_max": kl.max().item()}
     parts["r_ss"] = parts["r_ss_mean"] + alpha * parts["r_ss_min"]
     parts["r_kl"] = parts["r_kl_mean"] + alpha * parts["r_kl_max"]
     parts["reward"] = parts["r_ss"] - lambda_kl * parts["r_kl"] + penalty

@@ -116,9 +116,9 @@ class ScoringConfig(Section):
 
     max_tokens_per_pack: PositiveInt = 16384
     """Token budget of one packed forward pass; a longer sequence is a pack of its own."""
-    vocab_block: PositiveInt = 2048
+    vocab_block: PositiveInt = 1024
     """Vocabulary entries whose logits exist at one time."""
-    row_block: PositiveInt = 2048
+    row_block: PositiveInt = 1024
     """Rows (wanted tokens) whose logits exist at one time."""
 
 
@@ -213,6 +213,8 @@ class CheckpointConfig(Section):
     """Newest checkpoints kept; older ones are removed after a newer one is complete."""
     export_hf: bool = True
     """Write the final weights as a Hugging Face folder (`hf/` in the run folder)."""
+    max_shard_bytes: PositiveInt = 5_000_000_000
+    """Largest safetensors file of that folder."""
 
 
 class MetricsConfig(Section):

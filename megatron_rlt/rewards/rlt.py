@@ -38,8 +38,9 @@ def rlt_reward(
 ) -> RewardParts:
     """Reward of one explanation; sums are taken in float64.
 
-    An empty explanation has r_KL = 0: nothing implausible was said. An empty solution, or a non-finite value
-    anywhere, makes the reward nan and the parts invalid (`why_invalid` names the reason); nothing is replaced.
+    An explanation or a solution without tokens, or a non-finite value anywhere, makes the reward nan and the parts
+    invalid (`why_invalid` names the reason); nothing is replaced. An explanation of white space has tokens, a reward
+    and the flag `empty`.
 
     Args:
         student_explanation_logprobs: `[E]` log p_S of the sampled explanation tokens, given the question.
@@ -60,11 +61,11 @@ def rlt_reward(
     )
     solution = student_solution_logprobs.double()
     r_ss_mean, r_ss_min = (float(solution.mean()), float(solution.min())) if len(solution) else (_NAN, _NAN)
-    r_kl_mean, r_kl_max = (float(kl.mean()), float(kl.max())) if len(kl) else (0.0, 0.0)
+    r_kl_mean, r_kl_max = (float(kl.mean()), float(kl.max())) if len(kl) else (_NAN, _NAN)
     r_ss, r_kl = r_ss_mean + alpha * r_ss_min, r_kl_mean + alpha * r_kl_max
     penalty = total_penalty(flags, penalties)
     inputs = (student_explanation_logprobs, solution, teacher_explanation_logprobs, kl)
-    usable = len(solution) > 0 and all(bool(values.isfinite().all()) for values in inputs)
+    usable = len(solution) > 0 and len(kl) > 0 and all(bool(values.isfinite().all()) for values in inputs)
     return RewardParts(
         reward=r_ss - lambda_kl * r_kl + penalty if usable else _NAN,
         r_ss=r_ss,
@@ -109,6 +110,8 @@ def why_invalid(parts: RewardParts) -> str | None:
         return None
     if len(parts.student_solution_logprobs) == 0:
         return "empty solution"
+    if len(parts.kl_per_token) == 0:
+        return "empty explanation"
     per_token = {
         "student solution log-prob": parts.student_solution_logprobs,
         "student explanation log-prob": parts.student_explanation_logprobs,

@@ -64,7 +64,7 @@ def test_every_flag_has_a_penalty_and_the_default_is_the_papers() -> None:
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3", "full"])
-def test_an_empty_explanation_has_no_kl(estimator: str) -> None:
+def test_an_empty_explanation_has_no_reward(estimator: str) -> None:
     empty = torch.empty(0)
     parts = reward_of(
         student_explanation_logprobs=empty,
@@ -73,8 +73,9 @@ def test_an_empty_explanation_has_no_kl(estimator: str) -> None:
         kl_estimator=estimator,
         flags={FormatFlag.EMPTY},
     )
-    assert (parts.r_kl, parts.r_kl_mean, parts.r_kl_max) == (0.0, 0.0, 0.0)
-    assert parts.reward == pytest.approx(-1.53, abs=1e-12)
+    assert not parts.valid
+    assert why_invalid(parts) == "empty explanation"
+    assert parts.r_ss == pytest.approx(-1.53, abs=1e-12)  # what there is to see is kept
 
 
 def test_an_empty_solution_has_no_reward() -> None:
