@@ -87,8 +87,6 @@ def transformer_config(
         rope_factor: what yarn multiplies cosine and sine by. It scales queries and keys alike, so its square goes into
             the softmax scale, which every attention kernel takes.
     """
-    on_gpu = torch.cuda.is_available()
-    fused = uses_transformer_engine(dtype)
     return TransformerConfig(
         num_layers=architecture.num_layers,
         hidden_size=architecture.hidden_size,
@@ -106,22 +104,36 @@ def transformer_config(
         activation_func=F.silu,
         hidden_dropout=0.0,
         attention_dropout=0.0,
-        tensor_model_parallel_size=layout.tp,
-        pipeline_model_parallel_size=layout.pp,
-        sequence_parallel=layout.sp,
-        params_dtype=dtype,
-        bf16=dtype == torch.bfloat16,
-        pipeline_dtype=dtype,
-        variable_seq_lengths=True,
-        # Megatron ties variable lengths to this dispatcher even where no expert exists.
-        moe_token_dispatcher_type="alltoall",
-        use_cpu_initialization=not on_gpu,
-        perform_initialization=False,
         # The trainer's losses carry their own global denominator.
         calculate_per_token_loss=True,
-        # Transformer Engine picks its kernels by NVTE_ALLOW_NONDETERMINISTIC_ALGO and refuses this flag without it.
-        deterministic_mode=not fused,
-        apply_rope_fusion=fused,
-        bias_activation_fusion=on_gpu,
+        **_parallel_settings(layout, dtype),
+        **_device_settings(dtype),
         **_RECOMPUTE[recompute],
     )
+
+
+def _parallel_settings(layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "tensor_model_parallel_size": layout.tp,
+        "pipeline_model_parallel_size": layout.pp,
+        "sequence_parallel": layout.sp,
+        "pipeline_dtype": dtype,
+        "variable_seq_lengths": True,
+        # Megatron ties variable lengths to this dispatcher even where no expert exists.
+        "moe_token_dispatcher_type": "alltoall",
+    }
+
+
+def _device_settings(dtype: torch.dtype) -> dict[str, Any]:
+    """Precision, and what a GPU and Transformer Engine can do that a CPU cannot."""
+    on_gpu, fused = torch.cuda.is_available(), uses_transformer_engine(dtype)
+    return {
+        "params_dtype": dtype,
+        "bf16": dtype == torch.bfloat16,
+        "use_cpu_initialization": not on_gpu,
+        "perform_initialization": False,
+        # Transformer Engine picks its kernels by NVTE_ALLOW_NONDETERMINISTIC_ALGO and refuses this flag without it.
+        "deterministic_mode": not fused,
+        "apply_rope_fusion": fused,
+        "bias_activation_fusion": on_gpu,
+    }
