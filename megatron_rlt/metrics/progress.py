@@ -1,0 +1,97 @@
+"""Shows a person how a run is doing: a live display on a terminal, one line a step elsewhere.
+
+In: phase names and the few values worth watching. It writes for people only; numbers for programs are `writer`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
+
+logger = logging.getLogger(__name__)
+
+
+class Progress:
+    """The progress of one run on one rank; enter it as a context."""
+
+    def __init__(
+        self, *, title: str, first_step: int, num_steps: int, console: Console | None, is_reporter: bool
+    ) -> None:
+        """
+        Args:
+            title: what runs, such as "train".
+            first_step: steps done before this process began: they do not count for the time left.
+            num_steps: steps of the whole run.
+            console: where a live display is drawn if it is a terminal; None draws none.
+            is_reporter: whether this rank shows anything at all.
+        """
+        self._title = title
+        self._num_steps = num_steps
+        self._first_step = first_step
+        self._done = first_step
+        self._is_reporter = is_reporter
+        self._started = time.monotonic()
+        self._bar: Bar | None = None
+        if is_reporter and console is not None and console.is_terminal:
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.fields[phase]}"),
+                TextColumn("{task.fields[values]}"),
+                TextColumn("{task.fields[left]}"),
+                console=console,
+            )
+            self._task = self._bar.add_task(
+                title, total=num_steps, completed=first_step, phase="starting", values="", left=""
+            )
+
+    def __enter__(self) -> Progress:
+        self._started = time.monotonic()
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show_phase(self, phase: str) -> None:
+        """A phase begins; only a live display shows it."""
+        if self._bar is not None:
+            self._bar.update(self._task, phase=phase)
+
+    def finish_step(self, step: int, values: Mapping[str, float]) -> None:
+        """A step is done.
+
+        Args:
+            step: counted from 1.
+            values: what to show, in this order, by the name to show it under.
+        """
+        self._done = step
+        if not self._is_reporter:
+            return
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        left = f"{_duration(self._seconds_left())} left"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, values=shown, left=left)
+        else:
+            logger.info("%s: step %d of %d: %s, %s", self._title, step, self._num_steps, shown, left)
+
+    def _seconds_left(self) -> float:
+        per_step = (time.monotonic() - self._started) / max(self._done - self._first_step, 1)
+        return per_step * (self._num_steps - self._done)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:d}:{minutes:02d}:{seconds:02d}"
