@@ -104,16 +104,7 @@ def save_training_state(
         write_synced(temporary / "ranks" / _rank_file(), rank_state.to_bytes())
         if is_first:
             _write_shared(temporary, shared_state, scheduler)
-    manifest = Manifest(
-        format=FORMAT,
-        step=step,
-        num_updates=num_updates,
-        layout=SavedLayout(layout.tp, layout.pp, layout.dp, layout.sp),
-        models=tuple(sorted(models)),
-        float32_weights=all(weight.dtype == torch.float32 for weight in models[POLICY].parameters()),
-        versions={package: version(package) for package in _PACKAGES},
-        files=_hash_together(temporary),
-    )
+    manifest = _manifest(temporary, step, num_updates, models, layout)
     with all_or_none(f"completing {final}"):
         if is_first:
             _refuse_stale_bits(folder, manifest)
@@ -178,6 +169,21 @@ def _write_shared(temporary: Path, shared: SharedState, scheduler: OptimizerPara
     content = {"counters": dict(shared.counters), "scheduler": scheduler.state_dict()}
     write_synced(temporary / "shared.json", json.dumps(content, indent=2).encode())
     write_synced(temporary / "data_position.bin", shared.data_position)
+
+
+def _manifest(
+    temporary: Path, step: int, num_updates: int, models: Mapping[str, MegatronModule], layout: Layout
+) -> Manifest:
+    return Manifest(
+        format=FORMAT,
+        step=step,
+        num_updates=num_updates,
+        layout=SavedLayout(layout.tp, layout.pp, layout.dp, layout.sp),
+        models=tuple(sorted(models)),
+        float32_weights=all(weight.dtype == torch.float32 for weight in models[POLICY].parameters()),
+        versions={package: version(package) for package in _PACKAGES},
+        files=_hash_together(temporary),
+    )
 
 
 def _hash_together(temporary: Path) -> dict[str, FileRecord]:

@@ -93,12 +93,15 @@ def _differences(before: Path, after: Path) -> dict[str, bool]:
     return same
 
 
-def test_another_layout_gets_the_same_weights_moments_and_next_loss(tmp_path: Path) -> None:
-    """TP2 pads the vocabulary of 131 rows to 132, PP2 does not: what must agree are the 131."""
+@pytest.mark.parametrize(("before", "after"), [((2, 1), (1, 2)), ((1, 1), (2, 1))], ids=["tp2-to-pp2", "dp2-to-tp2"])
+def test_another_layout_gets_the_same_weights_moments_and_next_loss(
+    tmp_path: Path, before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    """TP2 pads the vocabulary of 131 rows to 132, the others do not: what must agree are the 131."""
     model = tiny_hf_model(tmp_path / "hf", "qwen3", tied=False, num_layers=2)
-    source, target = tmp_path / "tp2", tmp_path / "pp2"
-    (next_loss, _) = run_ranks(_train_and_save, 2, model, source, 2, 1)
-    for loss, is_new_layout in run_ranks(_load_and_save, 2, model, source, target, 1, 2):
+    source, target = tmp_path / "before", tmp_path / "after"
+    (next_loss, _) = run_ranks(_train_and_save, 2, model, source, *before)
+    for loss, is_new_layout in run_ranks(_load_and_save, 2, model, source, target, *after):
         assert is_new_layout
         assert loss == pytest.approx(next_loss, abs=1e-5)
     (same,) = run_ranks(_differences, 1, source / "step-000003", target / "step-000003")
