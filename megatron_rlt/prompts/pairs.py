@@ -32,6 +32,11 @@ class PairBuilder:
     teacher: TeacherFormat
     student: StudentFormat
 
+    def check_problem(self, problem: Problem) -> None:
+        """Raise ValueError naming the problem if either format could not use it."""
+        self.teacher.prompt(problem)
+        self.student.splice(problem, torch.empty(0, dtype=torch.int64))
+
     def pair(self, prompt: TeacherPrompt, completion: Completion) -> ScoringPair:
         """One sampled completion as teacher and student see it; a missing end tag is flagged, not an error."""
         sampled: list[int] = completion.token_ids.tolist()

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -153,3 +154,12 @@ def test_a_sampled_explanation_differs_from_the_same_text_given_by_its_whitespac
     sampled = pair_of(pairs, given_text.completion_ids.tolist())
     whitespace = tokenizer.encode(pairs.teacher.tags.separator)
     assert sampled.explanation_ids.tolist() == given_text.explanation_ids.tolist() + whitespace
+
+
+def test_a_problem_is_checked_against_both_formats_before_it_is_used(pairs: PairBuilder) -> None:
+    pairs.check_problem(PROBLEM)
+    special = next(iter(pairs.teacher.tokenizer.special_tokens.values()))
+    with pytest.raises(ValueError, match="problem p2: its question holds the special token"):
+        pairs.check_problem(Problem("p2", f"2+2{special}", "4"))
+    with pytest.raises(ValueError, match="problem p3: its solution is empty"):
+        pairs.check_problem(Problem("p3", "2+2?", ""))
