@@ -23,7 +23,7 @@ class Key:
     dotted: str
     sentence: str
     required: bool
-    default: Any  # None where required or where the key is a section
+    default: Any  # None also where required; a section's presets where the key is one
     section: type[Section] | None  # the class of the section this key opens; None for a value
 
 
@@ -43,7 +43,7 @@ def keys_of(config_class: type[Section], prefix: str = "", defaults: Section | N
                 dotted=prefix + name,
                 sentence=field.description or "",
                 required=not known,
-                default=preset if known and section is None else None,
+                default=preset if known else None,
                 section=section,
             )
         )
@@ -63,15 +63,14 @@ def section_class(annotation: object) -> type[Section] | None:
 def closest_key(dotted: str, keys: Sequence[Key]) -> str | None:
     """The valid key that a mistyped one most likely meant.
 
-    Looked for among its siblings by spelling, then anywhere by the exact last name, then anywhere by spelling.
+    One with the same last name somewhere else, or a sibling of similar spelling, or any key of similar spelling.
     """
     parent, _, leaf = dotted.rpartition(".")
     names = [key.dotted for key in keys]
     siblings = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == parent}
-    near = difflib.get_close_matches(leaf, siblings, n=1)
-    if near:
-        return siblings[near[0]]
-    same_leaf = [name for name in names if name.rpartition(".")[2] == leaf]
-    if same_leaf:
-        return same_leaf[0]
-    return next(iter(difflib.get_close_matches(dotted, names, n=1)), None)
+    candidates = [
+        *(name for name in names if name.rpartition(".")[2] == leaf),
+        *(siblings[near] for near in difflib.get_close_matches(leaf, siblings, n=1)),
+        *difflib.get_close_matches(dotted, names, n=1),
+    ]
+    return candidates[0] if candidates else None

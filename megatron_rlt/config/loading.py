@@ -153,7 +153,7 @@ def _complaint(fault: Mapping[str, Any], dotted: str, keys: Sequence[Key]) -> st
         meant = closest_key(dotted, keys)
         return "unknown key" + (f"; closest valid key: {meant}" if meant else "; --help-config lists the valid keys")
     if kind == "model_type":
-        inner = [key.dotted for key in keys if key.dotted.rpartition(".")[0] == dotted]
+        inner = [key.dotted.rpartition(".")[2] for key in keys if key.dotted.rpartition(".")[0] == dotted]
         return f"must be a section with keys {', '.join(inner)}, got {_shown(value)}"
     rule = fault["msg"].replace("Input should be ", "must be ").replace("a valid array", "a list")
     return f"{rule}, got {_shown(value)}"

@@ -56,7 +56,7 @@ def prepare_path_faults(config: PrepareConfig) -> list[str]:
     hub = [source for source in config.input if source.startswith(_HUB)]
     if hub and len(config.input) > 1:
         faults.append(f"input: {hub[0]} must be the only input; prepare it and the files one by one")
-    if hub and find_spec("datasets") is None:
+    elif hub and find_spec("datasets") is None:
         faults.append(f"input: {hub[0]} needs the package `datasets`; pip install 'megatron-rlt[hub]'")
     for source in config.input:
         if not source.startswith(_HUB):
@@ -118,9 +118,7 @@ def _data_faults(path: Path) -> list[str]:
         return [f"data.path: {path} holds no shards (*.tar); run `megatron-rlt prepare` with output_dir={path}"]
     if not path.exists():
         return [f"data.path: no such folder or file: {path}; `megatron-rlt prepare` writes a folder of shards"]
-    if path.suffix != ".jsonl":
-        return [f"data.path: {path} is neither a folder of shards nor a .jsonl file; run `megatron-rlt prepare` on it"]
-    return []
+    return _row_file_faults("data.path", path)
 
 
 def _row_file_faults(key: str, file: Path) -> list[str]:

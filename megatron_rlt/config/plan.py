@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_rlt.config.jobs import SftConfig, TrainConfig
+from megatron_rlt.config.jobs import ScoreConfig, SftConfig, TrainConfig
 from megatron_rlt.config.rules import Shapes, data_parallel_size
 from megatron_rlt.config.sections import ModelConfig, OptimizerConfig
 from megatron_rlt.config.shapes import ModelShape
@@ -100,6 +100,17 @@ def plan_sft(config: SftConfig, shapes: Shapes, *, num_rows: int | None) -> Plan
         numbers += [("optimizer steps", updates), ("warm-up steps", num_warmup_updates(config.optimizer, updates))]
     model = _model_plan("model", config.model, shapes["model"], config.world_size, use="trained")
     return Plan(tuple(numbers), (model,))
+
+
+def plan_score(config: ScoreConfig, shapes: Shapes) -> Plan:
+    """The plan of `score`; the configuration must break no rule."""
+    models = {"teacher": config.teacher, "student": config.student}
+    numbers = [("rows per saved part", config.rows_per_part)]
+    for name, model in models.items():
+        share = math.ceil(config.rows_per_part / _replicas(model, config.world_size))
+        numbers.append((f"{name} sequences per data-parallel rank and part, at most", share))
+    plans = (_model_plan(name, model, shapes[name], config.world_size, use="frozen") for name, model in models.items())
+    return Plan(tuple(numbers), tuple(plans))
 
 
 def num_updates(config: TrainConfig) -> int:

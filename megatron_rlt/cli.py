@@ -1,0 +1,161 @@
+"""The command line: parses arguments, checks the configuration and hands it to a job.
+
+Torch is imported only once everything that can be checked without it holds. Exit statuses: 0, 1 for a failure,
+2 for bad input, 75 for saved and ended by a signal.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+
+from megatron_rlt.config.display import show_keys, show_plan
+from megatron_rlt.config.jobs import JobConfig, PrepareConfig, ScoreConfig, SftConfig, TrainConfig
+from megatron_rlt.config.loading import load_config, to_yaml
+from megatron_rlt.config.plan import Plan, plan_score, plan_sft, plan_train
+from megatron_rlt.config.sections import Section
+from megatron_rlt.jobs.preflight import check_prepare, check_score, check_sft, check_train, count_rows
+
+if TYPE_CHECKING:
+    from megatron_rlt.parallel.watchdog import Heartbeat
+
+Config = TypeVar("Config", bound=JobConfig)
+
+_BAD_INPUT = 2
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train Reinforcement Learned Teachers (arXiv 2506.08388) on Megatron. Every command takes CONFIG.yaml and "
+    "overrides such as student.layout.tp=2; COMMAND --help-config lists the keys.",
+)
+
+
+def _keys_option(config_class: type[Section]) -> Any:  # noqa: ANN401 - typer's option record
+    def show(asked: bool) -> None:
+        if asked:
+            show_keys(config_class, Console())
+            raise typer.Exit
+
+    return typer.Option(
+        "--help-config", is_eager=True, callback=show, help="List every key with its default and meaning, and exit."
+    )
+
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Configuration; only what differs.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Dotted keys that win over the file, such as grpo.group_size=8."),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved configuration and every derived number, and exit.")
+]
+
+
+@app.command()
+def prepare(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    _help_config: Annotated[bool, _keys_option(PrepareConfig)] = False,
+) -> int:
+    """Turn rows (JSONL, Parquet, Hugging Face data set) into validated webdataset shards."""
+    config = load_config(PrepareConfig, config_file, overrides or [])
+    check_prepare(config)
+    from megatron_rlt.jobs.prepare import run_prepare
+
+    run_prepare(config)
+    return 0
+
+
+@app.command()
+def sft(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    _help_config: Annotated[bool, _keys_option(SftConfig)] = False,
+) -> int:
+    """Train one model on rows with a reasoning trace: a teacher's warm-up or a student's distillation."""
+    config = load_config(SftConfig, config_file, overrides or [])
+    shapes = check_sft(config)
+    if dry_run:
+        return _show(config, plan_sft(config, shapes, num_rows=count_rows(config.data.path)))
+    return _launch(_sft_on_rank, config)
+
+
+@app.command()
+def train(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    _help_config: Annotated[bool, _keys_option(TrainConfig)] = False,
+) -> int:
+    """Train a teacher by reinforcement learning with the RLT reward of a frozen student."""
+    config = load_config(TrainConfig, config_file, overrides or [])
+    shapes = check_train(config)
+    if dry_run:
+        return _show(config, plan_train(config, shapes))
+    return _launch(_train_on_rank, config)
+
+
+@app.command()
+def score(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    _help_config: Annotated[bool, _keys_option(ScoreConfig)] = False,
+) -> int:
+    """Compute the RLT reward of explanations that already exist, without training."""
+    config = load_config(ScoreConfig, config_file, overrides or [])
+    shapes = check_score(config)
+    if dry_run:
+        return _show(config, plan_score(config, shapes))
+    return _launch(_score_on_rank, config)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; a user's fault is one line a fault on stderr."""
+    try:
+        status: int = app(args=arguments, prog_name="megatron-rlt", standalone_mode=False)
+    except (typer.TyperException, ValueError) as fault:
+        message = fault.format_message() if isinstance(fault, typer.TyperException) else str(fault)
+        for line in message.splitlines():
+            sys.stderr.write(f"megatron-rlt: error: {line}\n")
+        return _BAD_INPUT
+    return status
+
+
+def _show(config: Section, plan: Plan) -> int:
+    console = Console()
+    console.print(to_yaml(config), markup=False, highlight=False, soft_wrap=True)
+    show_plan(plan, console)
+    return 0
+
+
+def _launch(job: Callable[[Config, Heartbeat], int], config: Config) -> int:
+    from megatron_rlt.parallel.launch import run_job
+
+    return run_job(job, config, config.world_size)
+
+
+def _sft_on_rank(config: SftConfig, heartbeat: Heartbeat) -> int:
+    from megatron_rlt.jobs.sft import run_sft
+
+    return run_sft(config, heartbeat)
+
+
+def _train_on_rank(config: TrainConfig, heartbeat: Heartbeat) -> int:
+    from megatron_rlt.jobs.rl import run_train
+
+    return run_train(config, heartbeat)
+
+
+def _score_on_rank(config: ScoreConfig, heartbeat: Heartbeat) -> int:
+    from megatron_rlt.jobs.score import run_score
+
+    return run_score(config, heartbeat)

@@ -1,0 +1,65 @@
+"""Rules that hold at their boundary, and model shapes whose limits need arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_rlt.config.jobs import PrepareConfig, ScoreConfig, SftConfig, TrainConfig
+from megatron_rlt.config.loading import load_config
+from megatron_rlt.config.shapes import position_limit
+from megatron_rlt.jobs.preflight import check_prepare, check_score, check_sft, check_train, count_rows
+from megatron_rlt.models.architecture import Architecture
+
+
+def test_valid_configurations_break_no_rule(workplace: Path) -> None:
+    check_train(load_config(TrainConfig, Path("train.yaml"), []))
+    check_sft(load_config(SftConfig, Path("sft.yaml"), []))
+    check_score(load_config(ScoreConfig, Path("score.yaml"), []))
+    check_prepare(load_config(PrepareConfig, Path("prepare.yaml"), []))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["world_size=2", "teacher.layout.tp=2", "teacher.layout.sp=true"],
+        ["world_size=12", "teacher.layout={tp: 2, pp: 2}", "student.layout.tp=6"],
+        ["world_size=4", "grpo.questions_per_step=1", "grpo.group_size=4"],  # one completion a rank
+        ["rollout.max_completion_tokens=312"],  # 200 + 312 = 512 positions
+        ["grpo.updates_per_batch=8"],
+        ["grpo.clip_low=0.99"],
+        ["optimizer={schedule: cosine, lr: 1e-5, min_lr: 1e-5}"],
+        ["grpo.beta=0"],  # the default interval of a reference that is not there is no fault
+        ["output_dir=new/folder"],
+    ],
+)
+def test_rules_hold_at_their_boundary(workplace: Path, overrides: list[str]) -> None:
+    check_train(load_config(TrainConfig, Path("train.yaml"), overrides))
+
+
+def test_tokenizers_with_the_same_ids_in_another_file_layout_are_the_same(workplace: Path) -> None:
+    file = workplace / "student" / "tokenizer.json"
+    file.write_text(file.read_text().replace(", ", ",\n "))
+    check_train(load_config(TrainConfig, Path("train.yaml"), []))
+
+
+def test_position_limits_count_the_scaling_that_max_positions_leaves_out(workplace: Path) -> None:
+    plain = Architecture.from_folder(workplace / "teacher")
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+    assert position_limit(plain) == 512
+    assert position_limit(replace(plain, rope_scaling=yarn)) == 2048
+    assert position_limit(replace(plain, rope_scaling=yarn, max_positions=2048)) == 2048
+    assert position_limit(replace(plain, rope_scaling={"rope_type": "linear", "factor": 2.0})) == 1024
+    llama3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64}
+    assert position_limit(replace(plain, rope_scaling=llama3)) == 512
+
+
+def test_rows_are_counted_in_a_file_and_in_an_index(workplace: Path) -> None:
+    assert count_rows(workplace / "rows.jsonl") == 2  # and one blank line
+    assert count_rows(workplace / "empty_folder") is None
+    meta = workplace / "empty_folder" / ".nv-meta"
+    meta.mkdir()
+    (meta / ".info.json").write_text('{"shard_counts": {"a.tar": 5, "b.tar": 2}}')
+    assert count_rows(workplace / "empty_folder") == 7

@@ -1,0 +1,79 @@
+"""Jobs that the launcher's tests run on real ranks; by module path, so that started processes find them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from megatron_rlt.config.jobs import JobConfig
+from megatron_rlt.config.loading import load_config
+from megatron_rlt.jobs.signals import SAVED_AND_ENDED, EndRequest
+from megatron_rlt.parallel.launch import run_job
+from megatron_rlt.parallel.watchdog import Heartbeat
+
+
+def counts_ranks(config: JobConfig, heartbeat: Heartbeat) -> int:
+    """Succeeds if the ranks reach each other."""
+    heartbeat.beat("count")
+    total = torch.ones(1)
+    dist.all_reduce(total)
+    print(f"rank {dist.get_rank()} of {int(total)}", flush=True)
+    return 0
+
+
+def raises_on_rank_1(config: JobConfig, heartbeat: Heartbeat) -> int:
+    """Rank 1 fails by itself, the others in a collective with it."""
+    heartbeat.beat("rollout")
+    if dist.get_rank() == 1:
+        raise RuntimeError("boom on purpose")
+    dist.barrier()
+    return 0
+
+
+def reads_bad_input(config: JobConfig, heartbeat: Heartbeat) -> int:
+    """Every rank meets the same fault of the user."""
+    load_config(JobConfig, config.output_dir / "missing.yaml", [])
+    return 0
+
+
+def hangs_on_rank_1(config: JobConfig, heartbeat: Heartbeat) -> int:
+    """Rank 1 stops without a word, the others wait for it."""
+    heartbeat.beat("rollout")
+    if dist.get_rank() == 1:
+        time.sleep(600)
+    heartbeat.beat("scoring", "pack 1 of 1")
+    dist.barrier()
+    return 0
+
+
+def kills_rank_1(config: JobConfig, heartbeat: Heartbeat) -> int:
+    """Rank 1 dies as under an out-of-memory killer, the others sit in a collective."""
+    heartbeat.beat("update")
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()
+    return 0
+
+
+def runs_until_asked(config: JobConfig, heartbeat: Heartbeat) -> int:
+    """Steps until a signal comes, then leaves as a job that saved its state."""
+    request = EndRequest()
+    while not request.agreed():
+        heartbeat.beat("step")
+        (config.output_dir / f"running-{dist.get_rank()}-{os.getpid()}").touch()
+        time.sleep(0.05)
+    return SAVED_AND_ENDED
+
+
+if __name__ == "__main__":
+    _, name, folder, world_size, timeout_seconds = sys.argv
+    settings = JobConfig.model_validate(
+        {"output_dir": Path(folder), "world_size": int(world_size), "watchdog": {"timeout_seconds": timeout_seconds}}
+    )
+    sys.exit(run_job(globals()[name], settings, settings.world_size))
