@@ -7,6 +7,7 @@ share its own layout gives it. `eq=False` because comparing tensors with `==` ha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -217,7 +218,7 @@ class PackedBatch:
         """Tokens that belong to sequences, padding not counted."""
         return sum(self.lengths[: len(self.sequence_indices)])
 
-    def join(self, per_sequence: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
+    def join(self, per_sequence: Sequence[Tensor]) -> Tensor:
         """Pick the packed sequences' tensors (`[N_i]` each, indexed by the caller's order) and join them: `[R]`."""
         parts = [per_sequence[index] for index in self.sequence_indices]
         return torch.cat(parts) if parts else torch.empty(0)

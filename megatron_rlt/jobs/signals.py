@@ -8,9 +8,6 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-SAVED_AND_ENDED = 75
-"""Exit status of a run that saved its state and ended because it was told to (EX_TEMPFAIL: start it again)."""
-
 
 class EndRequest:
     """Whether this job was asked to end. Create one per process, before the first step."""

@@ -36,6 +36,13 @@ def start_distributed(*, timeout_seconds: float, local_rank: int = 0) -> None:
         dist.init_process_group("gloo", timeout=timeout)
 
 
+def world() -> dist.ProcessGroup:
+    """All ranks of the job."""
+    group = dist.group.WORLD
+    assert group is not None, "the job's process group is not started"
+    return group
+
+
 def stop_distributed() -> None:
     """Leave the process group once every rank got here; leaving earlier can abort slower ranks."""
     if dist.is_initialized():

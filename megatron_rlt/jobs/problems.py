@@ -1,0 +1,55 @@
+"""Opens a run's data: shards made where needed, every row checked on the CPU, then the endless stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megatron_rlt.config.sections import DataConfig
+from megatron_rlt.data.loader import ProblemStream
+from megatron_rlt.data.prepare import ensure_shards
+from megatron_rlt.data.scan import scan_problems
+from megatron_rlt.parallel.collectives import broadcast_record
+from megatron_rlt.parallel.platform import world
+from megatron_rlt.types import Problem
+
+_NUM_FAULTS_SHOWN = 3
+
+
+def open_problems(data: DataConfig, *, seed: int, work_dir: Path, check: Callable[[Problem], object]) -> ProblemStream:
+    """The stream of a run's rows. Collective on the whole job; loads no model.
+
+    Args:
+        work_dir: where a JSONL file's shards are made.
+        check: raises ValueError for a row that the run could not use.
+
+    Raises:
+        ValueError: rows that `check` refused, the first of them by name; or as `ensure_shards` does.
+    """
+    folder = data.path
+    if dist.get_rank() == 0:
+        folder = ensure_shards(data.path, work_dir)
+    folder = broadcast_record(folder, source_rank=0, group=world())
+    _refuse_unusable(folder, check)
+    return ProblemStream(folder, seed=seed, shuffle_buffer_size=data.shuffle_buffer_size, num_workers=data.num_workers)
+
+
+def _refuse_unusable(folder: Path, check: Callable[[Problem], object]) -> None:
+    """Raise the same error on every rank; each checks its part of the rows."""
+    mine = list(islice(_faults(folder, check), _NUM_FAULTS_SHOWN))
+    everyone: list[list[str]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    faults = [fault for part in everyone for fault in part]
+    if faults:
+        raise ValueError("\n".join(faults[:_NUM_FAULTS_SHOWN]))
+
+
+def _faults(folder: Path, check: Callable[[Problem], object]) -> Iterator[str]:
+    for problem in scan_problems(folder, part=dist.get_rank(), num_parts=dist.get_world_size()):
+        try:
+            check(problem)
+        except ValueError as error:
+            yield f"{folder}: {error}"

@@ -1,0 +1,45 @@
+"""`megatron-rlt train`: the RL loop. What a step does stands in `rl_step.py`."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+
+from megatron_rlt.config.jobs import TrainConfig
+from megatron_rlt.jobs.problems import open_problems
+from megatron_rlt.jobs.rl_metrics import completion_rows, step_metrics
+from megatron_rlt.jobs.rl_rooms import build_pairs, build_rooms
+from megatron_rlt.jobs.rl_step import step
+from megatron_rlt.jobs.training_run import TrainingRun, TrainingState
+from megatron_rlt.metrics.completions import CompletionStore
+from megatron_rlt.parallel.watchdog import Heartbeat
+
+_SHOWN = ("reward", "r_ss", "r_kl", "well_formed_share", "completion_tokens")
+
+
+def run_train(config: TrainConfig, heartbeat: Heartbeat) -> int:
+    """Train a teacher, or continue where its run folder stops. Collective; returns the exit status.
+
+    Raises:
+        ValueError: models, tokenizers, data or run folder do not go together; before any weight is loaded.
+    """
+    run = TrainingRun(config, "train", heartbeat, source_model=config.teacher.model)
+    with run.timer.phase("setup"):
+        pairs = build_pairs(config)
+        stream = open_problems(
+            config.data, seed=config.seed, work_dir=config.output_dir / "data", check=pairs.check_problem
+        )
+        rooms = build_rooms(config, pairs)
+    store = CompletionStore(config.output_dir / "completions")
+    writes_completions = config.metrics.store_completions and dist.get_rank() == 0
+
+    def take_step(number: int) -> dict[str, float]:
+        with run.timer.phase("data"):
+            problems = stream.next_batch(config.grpo.questions_per_step)
+        result = step(rooms, problems, number, run.timer)
+        with run.timer.phase("record"):
+            if writes_completions:
+                store.write(number + 1, completion_rows(result, step=number + 1))
+            return step_metrics(result, config.grpo, lambda_kl=config.reward.lambda_kl)
+
+    state = TrainingState(rooms.policy, rooms.reference_model, stream)
+    return run.train(state, take_step, num_steps=config.num_steps, shown=_SHOWN)

@@ -1,0 +1,117 @@
+"""Puts together what an RL step needs: both models in their layouts, engines, formats and the policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_rlt.config.jobs import TrainConfig
+from megatron_rlt.config.sections import GrpoConfig, RewardConfig
+from megatron_rlt.jobs.models import load_frozen_model, load_model
+from megatron_rlt.models.language_model import LanguageModel
+from megatron_rlt.parallel.layout import Layout, build_layout
+from megatron_rlt.policy.policy import Policy
+from megatron_rlt.prompts.formats import pair_builder
+from megatron_rlt.prompts.pairs import PairBuilder
+from megatron_rlt.rewards.penalties import penalty_table
+from megatron_rlt.rollout.engine import MegatronEngine
+from megatron_rlt.scoring.divergence import DivergenceEngine
+from megatron_rlt.scoring.engine import LogprobEngine
+from megatron_rlt.types import FormatFlag
+
+
+@dataclass(frozen=True)
+class RlRooms:
+    """Everything that `rl.step` calls."""
+
+    seed: int
+    grpo: GrpoConfig
+    reward: RewardConfig
+    penalties: dict[FormatFlag, float]
+    pairs: PairBuilder
+    rollout: MegatronEngine
+    policy: Policy
+    old_policy: LogprobEngine  # the policy's weights before the update
+    student: LogprobEngine
+    divergence: DivergenceEngine | None  # only for the exact KL
+    reference: LogprobEngine | None  # only with beta > 0
+    reference_model: LanguageModel | None
+
+
+def build_layouts(config: TrainConfig) -> tuple[Layout, Layout]:
+    """The teacher's and the student's groups; equal layouts share them."""
+    teacher = build_layout(config.teacher.layout)
+    same = config.teacher.layout == config.student.layout
+    return teacher, teacher if same else build_layout(config.student.layout)
+
+
+def build_rooms(config: TrainConfig, pairs: PairBuilder) -> RlRooms:
+    """Load every model and bind the engines to them. Collective; raises ValueError for folders that do not fit."""
+    teacher_layout, student_layout = build_layouts(config)
+    model = load_model(config.teacher, teacher_layout)
+    student = _logprob_engine(config, load_frozen_model(config.student, student_layout), student_layout)
+    reference_model = load_frozen_model(config.teacher, teacher_layout) if config.grpo.beta > 0 else None
+    old_policy = _logprob_engine(config, model, teacher_layout)
+    return RlRooms(
+        seed=config.seed,
+        grpo=config.grpo,
+        reward=config.reward,
+        penalties=penalty_table(config.reward.penalties),
+        pairs=pairs,
+        rollout=_rollout_engine(config, model, teacher_layout, pairs),
+        policy=Policy(
+            model,
+            teacher_layout,
+            optimizer=config.optimizer,
+            blocks=config.scoring,
+            temperature=config.temperature,
+            micro_batch_size=config.grpo.micro_batch_size,
+            num_updates=config.num_steps * config.grpo.updates_per_batch,
+        ),
+        old_policy=old_policy,
+        student=student,
+        divergence=_divergence_engine(config, old_policy, student),
+        reference=None if reference_model is None else _logprob_engine(config, reference_model, teacher_layout),
+        reference_model=reference_model,
+    )
+
+
+def build_pairs(config: TrainConfig) -> PairBuilder:
+    """Both prompt formats; raises ValueError for tokenizers or tags that cannot work, before any model loads."""
+    return pair_builder(config.teacher.model, config.student.model, config.prompts)
+
+
+def _logprob_engine(config: TrainConfig, model: LanguageModel, layout: Layout) -> LogprobEngine:
+    return LogprobEngine(
+        model,
+        layout,
+        temperature=config.temperature,
+        max_tokens_per_pack=config.scoring.max_tokens_per_pack,
+        row_block=config.scoring.row_block,
+        vocab_block=config.scoring.vocab_block,
+    )
+
+
+def _rollout_engine(config: TrainConfig, model: LanguageModel, layout: Layout, pairs: PairBuilder) -> MegatronEngine:
+    return MegatronEngine(
+        model,
+        layout,
+        temperature=config.temperature,
+        top_p=config.rollout.top_p,
+        greedy=False,
+        max_completion_tokens=config.rollout.max_completion_tokens,
+        max_batch_size=config.rollout.max_batch_size,
+        max_prefill_tokens=config.rollout.max_prefill_tokens,
+        stop=pairs.teacher.stop_condition(stop_at_end_tag=config.rollout.stop_at_end_tag),
+    )
+
+
+def _divergence_engine(config: TrainConfig, teacher: LogprobEngine, student: LogprobEngine) -> DivergenceEngine | None:
+    if config.reward.kl_estimator != "full":
+        return None
+    return DivergenceEngine(
+        teacher,
+        student,
+        max_rows_per_rank=config.scoring.max_tokens_per_pack,
+        row_block=config.scoring.row_block,
+        vocab_block=config.scoring.vocab_block,
+    )

@@ -1,0 +1,81 @@
+"""`megatron-rlt sft`: next-token training on the wanted spans of rows that have a reasoning trace."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from megatron_rlt.config.jobs import SftConfig
+from megatron_rlt.config.plan import num_sft_updates
+from megatron_rlt.jobs.models import load_model
+from megatron_rlt.jobs.problems import open_problems
+from megatron_rlt.jobs.training_run import TrainingRun, TrainingState
+from megatron_rlt.parallel.layout import build_layout
+from megatron_rlt.parallel.watchdog import Heartbeat
+from megatron_rlt.policy.policy import Policy
+from megatron_rlt.prompts.formats import student_format, teacher_format
+from megatron_rlt.types import PackedBatch, Problem, SpannedSequence
+
+_TEMPERATURE = 1.0  # the loss is the model's own cross-entropy
+_SHOWN = ("loss", "lr")
+
+
+def run_sft(config: SftConfig, heartbeat: Heartbeat) -> int:
+    """Train a model, or continue where its run folder stops. Collective; returns the exit status.
+
+    Raises:
+        ValueError: model, tokenizer, data or run folder do not go together; before any weight is loaded.
+    """
+    run = TrainingRun(config, "sft", heartbeat, source_model=config.model.model)
+    with run.timer.phase("setup"):
+        make_format = teacher_format if config.role == "teacher" else student_format
+        prompt_format = make_format(config.model.model, config.prompts)
+
+        def sequence_of(problem: Problem) -> SpannedSequence:
+            sequence = prompt_format.sft_sequence(problem)
+            if len(sequence) > config.max_tokens:
+                raise ValueError(
+                    f"problem {problem.problem_id}: its sequence has {len(sequence)} tokens, more than max_tokens = "
+                    f"{config.max_tokens}; drop the row or raise the limit"
+                )
+            return sequence
+
+        stream = open_problems(config.data, seed=config.seed, work_dir=config.output_dir / "data", check=sequence_of)
+        num_steps = num_sft_updates(config, num_rows=stream.num_rows)
+        layout = build_layout(config.model.layout)
+        policy = Policy(
+            load_model(config.model, layout),
+            layout,
+            optimizer=config.optimizer,
+            blocks=config.scoring,
+            temperature=_TEMPERATURE,
+            micro_batch_size=config.micro_batch_size,
+            num_updates=num_steps,
+        )
+
+    def take_step(_: int) -> dict[str, float]:
+        with run.timer.phase("data"):
+            sequences = [sequence_of(problem) for problem in stream.next_batch(config.global_batch_size)]
+        with run.timer.phase("update") as phase:
+            phase.tokens = sum(len(sequence) for sequence in sequences)
+            return sft_update(policy, sequences)
+
+    return run.train(TrainingState(policy, None, stream), take_step, num_steps=num_steps, shown=_SHOWN)
+
+
+def sft_update(policy: Policy, sequences: list[SpannedSequence]) -> dict[str, float]:
+    """One update on the mean cross-entropy over the wanted tokens of all sequences. Collective; returns metrics."""
+    num_targets = sum(sequence.num_targets for sequence in sequences)
+
+    def loss(_: PackedBatch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, tuple[float, float]]:
+        share = -logprobs.sum() / num_targets
+        return share, (float(share.detach()), float(entropy.sum()) / num_targets)
+
+    update = policy.update(sequences, loss)
+    return {
+        "loss": sum(record[0] for record in update.records),
+        "entropy": sum(record[1] for record in update.records),
+        "grad_norm": update.grad_norm,
+        "lr": update.lr,
+        "skipped_updates": float(update.skipped),
+        "target_tokens": float(num_targets),
+    }

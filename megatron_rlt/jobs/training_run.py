@@ -1,0 +1,186 @@
+"""The frame around training steps: resume, log, save, end on request, export. `train` and `sft` share it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed as dist
+from rich.console import Console
+
+from megatron_rlt.checkpoint.folders import find_resumable
+from megatron_rlt.checkpoint.rank_state import RankState
+from megatron_rlt.checkpoint.training_state import POLICY, SharedState, load_training_state, save_training_state
+from megatron_rlt.config.jobs import SftConfig, TrainConfig
+from megatron_rlt.data.loader import ProblemStream
+from megatron_rlt.jobs.signals import EndRequest
+from megatron_rlt.metrics.memory import MemoryLedger
+from megatron_rlt.metrics.phases import PhaseTimer
+from megatron_rlt.metrics.progress import Progress
+from megatron_rlt.metrics.reduce import largest
+from megatron_rlt.metrics.run_folder import check_run_folder, write_run_folder
+from megatron_rlt.metrics.writer import MetricsWriter
+from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.models.language_model import LanguageModel
+from megatron_rlt.models.weights.export import save_hf_folder
+from megatron_rlt.parallel.failures import ENDED_EARLY
+from megatron_rlt.parallel.platform import world
+from megatron_rlt.parallel.watchdog import Heartbeat
+from megatron_rlt.policy.policy import Policy
+
+CHECKPOINTS, EXPORT = "checkpoints", "hf"
+"""Folders in the run folder."""
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All that changes while a run trains: what a checkpoint holds."""
+
+    policy: Policy
+    reference: LanguageModel | None
+    stream: ProblemStream
+
+    @property
+    def models(self) -> dict[str, LanguageModel]:
+        models = {POLICY: self.policy.model}
+        return models if self.reference is None else models | {"reference": self.reference}
+
+
+class TrainingRun:
+    """One start of the program on one run folder. Create it first, before data and models."""
+
+    def __init__(
+        self, config: TrainConfig | SftConfig, command: str, heartbeat: Heartbeat, *, source_model: Path
+    ) -> None:
+        """
+        Args:
+            command: name of the command, kept in the run folder.
+            source_model: Hugging Face folder the trained model comes from.
+
+        Raises:
+            ValueError: the run folder holds another run.
+        """
+        check_run_folder(config.output_dir, command, config)
+        dist.barrier()  # every rank has looked before one writes
+        self._is_writer = dist.get_rank() == 0
+        if self._is_writer:
+            write_run_folder(config.output_dir, command, config, world_size=dist.get_world_size())
+            logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+            logging.getLogger("megatron_rlt").setLevel(logging.INFO)
+        self._command, self._source_model = command, source_model
+        self._output_dir, self._checkpoint, self._metrics = config.output_dir, config.checkpoint, config.metrics
+        self._heartbeat = heartbeat
+        self._memory = MemoryLedger()
+        self._progress: Progress | None = None
+        self.timer = PhaseTimer(heartbeat=self._begin_phase, memory=self._memory)
+
+    def train(
+        self,
+        state: TrainingState,
+        take_step: Callable[[int], dict[str, float]],
+        *,
+        num_steps: int,
+        shown: tuple[str, ...],
+    ) -> int:
+        """Take all steps that are not done yet. Collective; returns the exit status.
+
+        Args:
+            take_step: takes the step of a number (from 0) and returns its metrics, the same on every rank.
+            num_steps: steps of the whole run.
+            shown: metrics that a person watches.
+        """
+        end = EndRequest()
+        start = self._resume(state)
+        writer = MetricsWriter(
+            self._output_dir,
+            is_writer=self._is_writer,
+            resumed_step=start,
+            tensorboard=self._metrics.tensorboard,
+            wandb=self._metrics.wandb,
+        )
+        self._progress = Progress(
+            title=self._command,
+            first_step=start,
+            num_steps=num_steps,
+            console=Console() if self._metrics.progress else None,
+            is_reporter=self._is_writer,
+        )
+        with self._progress as progress:
+            for number in range(start, num_steps):
+                metrics = take_step(number)
+                metrics |= largest(self.timer.take() | self._memory.take(), world())
+                writer.log(number + 1, metrics)
+                progress.finish_step(number + 1, {name: metrics[name] for name in shown})
+                ended, is_last = end.agreed(), number + 1 == num_steps
+                if ended or is_last or (number + 1) % self._checkpoint.interval_steps == 0:
+                    self._save(state, number + 1)
+                if ended and not is_last:
+                    writer.close()
+                    return ENDED_EARLY
+        writer.close()
+        self._export(state, has_trained=start < num_steps)
+        return 0
+
+    def _begin_phase(self, name: str) -> None:
+        self._heartbeat.beat(name)
+        if self._progress is not None:
+            self._progress.show_phase(name)
+
+    def _resume(self, state: TrainingState) -> int:
+        """Load the newest checkpoint if there is one; returns the number of steps done."""
+        with self.timer.phase("resume"):
+            info = find_resumable(self._output_dir / CHECKPOINTS, group=world())
+            if info is None:
+                return 0
+            loaded = load_training_state(
+                info,
+                models=state.models,
+                optimizer=state.policy.optimizer,
+                scheduler=state.policy.scheduler,
+                layout=state.policy.layout,
+            )
+            state.stream.load_state_bytes(loaded.shared.data_position)
+            state.policy.num_updates = loaded.num_updates
+            state.policy.skipped_in_a_row = loaded.shared.counters["skipped_in_a_row"]
+            if loaded.rank_state is not None:
+                loaded.rank_state.restore_rng()
+            return loaded.step
+
+    def _save(self, state: TrainingState, step: int) -> None:
+        with self.timer.phase("checkpoint"):
+            save_training_state(
+                self._output_dir / CHECKPOINTS,
+                step,
+                models=state.models,
+                optimizer=state.policy.optimizer,
+                scheduler=state.policy.scheduler,
+                rank_state=RankState.capture(extra=b""),
+                shared_state=SharedState(
+                    state.stream.state_bytes(), {"skipped_in_a_row": state.policy.skipped_in_a_row}
+                ),
+                num_updates=state.policy.num_updates,
+                layout=state.policy.layout,
+                keep_last=self._checkpoint.keep_last,
+            )
+
+    def _export(self, state: TrainingState, *, has_trained: bool) -> None:
+        """Write the final weights; those of an earlier end of this run are replaced."""
+        target = self._output_dir / EXPORT
+        if not self._checkpoint.export_hf or (target.exists() and not has_trained):
+            return
+        dist.barrier()  # every rank has looked
+        if self._is_writer and target.exists():
+            shutil.rmtree(target)
+        dist.barrier()
+        with self.timer.phase("export"):
+            save_hf_folder(
+                state.policy.model,
+                Architecture.from_folder(self._source_model),
+                self._source_model,
+                target,
+                state.policy.layout,
+                max_shard_bytes=self._checkpoint.max_shard_bytes,
+            )
