@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from megatron_rlt.prompts.tokenizer import ChatTokenizer
 
+BLOCK_TOKENS = 128  # ids decoded at a time in search of the end tag: bisecting whole completions took 10 ms each
+
 
 @dataclass(frozen=True, eq=False)
 class StopCondition:
@@ -45,15 +47,25 @@ def split_completion(tokenizer: ChatTokenizer, token_ids: list[int], end_tag: st
     up to the final stop id; a stop id elsewhere is content.
     """
     content = token_ids[:-1] if token_ids and token_ids[-1] in tokenizer.stop_ids else token_ids
-    text = tokenizer.decode(content)
-    start = text.find(end_tag)
-    if start < 0:
-        return CompletionParts(len(content), has_end_tag=False, text_after_end_tag="")
-    # Decoded prefixes grow with the number of ids, so both borders are found by bisection, a dozen decodes.
-    counts = range(len(content) + 1)
-    num_through_tag = bisect_left(counts, True, key=lambda count: end_tag in tokenizer.decode(content[:count]))
-    # The tag's place in the prefix: half a multi-byte character decodes to other lengths than the whole one.
-    start = tokenizer.decode(content[:num_through_tag]).find(end_tag)
-    num_before_tag = bisect_right(counts, start, key=lambda count: len(tokenizer.decode(content[:count]))) - 1
-    after = text[text.find(end_tag) + len(end_tag) :]
-    return CompletionParts(num_before_tag, has_end_tag=True, text_after_end_tag=after)
+    # A token writes at least one byte of the tag, so a window that begins so many tokens early holds all of it.
+    reach = len(end_tag.encode())
+    for block in range(0, len(content), BLOCK_TOKENS):
+        first = max(block - reach, 0)
+        window = content[first : block + BLOCK_TOKENS]
+        if end_tag in tokenizer.decode(window):
+            num_before, num_through, rest = _cut_window(tokenizer, window, end_tag)
+            after = rest + tokenizer.decode(content[first + num_through :])
+            return CompletionParts(first + num_before, has_end_tag=True, text_after_end_tag=after)
+    return CompletionParts(len(content), has_end_tag=False, text_after_end_tag="")
+
+
+def _cut_window(tokenizer: ChatTokenizer, window: list[int], end_tag: str) -> tuple[int, int, str]:
+    """How many of the window's tokens lie before its first end tag, how many reach to its end, what the last adds.
+
+    Decoded prefixes grow with the number of ids, so both borders are found by bisection.
+    """
+    counts = range(len(window) + 1)
+    num_through = bisect_left(counts, True, key=lambda count: end_tag in tokenizer.decode(window[:count]))
+    before, _, rest = tokenizer.decode(window[:num_through]).partition(end_tag)
+    num_before = bisect_right(counts, len(before), key=lambda count: len(tokenizer.decode(window[:count]))) - 1
+    return num_before, num_through, rest

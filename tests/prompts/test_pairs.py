@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from megatron_rlt.config.sections import PromptConfig
 from megatron_rlt.prompts.formats import pair_builder
 from megatron_rlt.prompts.pairs import PairBuilder
+from megatron_rlt.prompts.stopping import BLOCK_TOKENS
 from megatron_rlt.prompts.tags import R1, STRATOS
 from megatron_rlt.types import Completion, FinishReason, FormatFlag, Problem, ScoringPair
 from tests.prompts.texts import QUICK, any_text, questions, solutions
@@ -60,6 +61,21 @@ def test_any_sampled_ids_reach_both_sequences_untouched(
         start = tokenizer.decode(sampled[:cut]).find(tags.explanation_close)
         assert len(tokenizer.decode(sampled[:kept])) <= start < len(tokenizer.decode(sampled[: kept + 1]))
     assert (FormatFlag.TRUNCATED in pair.flags) == (finish is FinishReason.LENGTH)
+
+
+@QUICK
+@given(data=st.data())
+def test_the_end_tag_is_found_wherever_it_lies_in_a_long_completion(pairs: PairBuilder, data: st.DataObject) -> None:
+    """Random ids, so that characters break at every border; the oracle decodes every prefix whole."""
+    tokenizer, tags = pairs.teacher.tokenizer, pairs.teacher.tags
+    rng = data.draw(st.randoms(use_true_random=False))
+    noise = [rng.randrange(392) for _ in range(data.draw(st.integers(BLOCK_TOKENS - 25, BLOCK_TOKENS + 5)))]
+    sampled = noise + tokenizer.encode("." + tags.explanation_close) + noise[:20]
+    start = tokenizer.decode(sampled).find(tags.explanation_close)
+    lengths = [len(tokenizer.decode(sampled[:n])) for n in range(len(sampled) + 1)]
+    pair = pair_of(pairs, sampled)
+    assert pair.num_explanation_tokens == max(n for n, length in enumerate(lengths) if length <= start)
+    assert (FormatFlag.TEXT_AFTER_END_TAG in pair.flags) == bool(tokenizer.decode(noise[:20]).strip())
 
 
 def test_a_well_formed_completion_keeps_its_whitespace_and_has_no_flag(pairs: PairBuilder) -> None:
