@@ -57,7 +57,13 @@ def build_rooms(config: TrainConfig, pairs: PairBuilder) -> RlRooms:
         reward=config.reward,
         penalties=penalty_table(config.reward.penalties),
         pairs=pairs,
-        rollout=_rollout_engine(config, model, teacher_layout, pairs),
+        rollout=_rollout_engine(
+            config,
+            model,
+            teacher_layout,
+            pairs,
+            num_token_ids=min(model.unpadded_vocab_size, student.model.unpadded_vocab_size),
+        ),
         policy=Policy(
             model,
             teacher_layout,
@@ -91,13 +97,16 @@ def _logprob_engine(config: TrainConfig, model: LanguageModel, layout: Layout) -
     )
 
 
-def _rollout_engine(config: TrainConfig, model: LanguageModel, layout: Layout, pairs: PairBuilder) -> MegatronEngine:
+def _rollout_engine(
+    config: TrainConfig, model: LanguageModel, layout: Layout, pairs: PairBuilder, *, num_token_ids: int
+) -> MegatronEngine:
     return MegatronEngine(
         model,
         layout,
         temperature=config.temperature,
         top_p=config.rollout.top_p,
         greedy=False,
+        num_token_ids=num_token_ids,
         max_completion_tokens=config.rollout.max_completion_tokens,
         max_batch_size=config.rollout.max_batch_size,
         max_prefill_tokens=config.rollout.max_prefill_tokens,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ class TrainingRun:
         self._is_writer = dist.get_rank() == 0
         if self._is_writer:
             write_run_folder(config.output_dir, command, config, world_size=dist.get_world_size())
-            logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+            logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
             logging.getLogger("megatron_rlt").setLevel(logging.INFO)
         self._command, self._source_model = command, source_model
         self._output_dir, self._checkpoint, self._metrics = config.output_dir, config.checkpoint, config.metrics

@@ -1,4 +1,4 @@
-"""Shows a person how a run is doing: a live display on a terminal, one line a step elsewhere.
+"""Shows a person how a run is doing: a live display on a terminal, a line every few seconds elsewhere.
 
 In: phase names and the few values worth watching. It writes for people only; numbers for programs are `writer`'s.
 """
@@ -6,6 +6,7 @@ In: phase names and the few values worth watching. It writes for people only; nu
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -15,6 +16,8 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LINES = 5.0  # a log that is read afterwards does not need hundreds of lines of a fast run
 
 
 class Progress:
@@ -37,6 +40,7 @@ class Progress:
         self._done = first_step
         self._is_reporter = is_reporter
         self._started = time.monotonic()
+        self._last_line = -math.inf
         self._bar: Bar | None = None
         if is_reporter and console is not None and console.is_terminal:
             self._bar = Bar(
@@ -83,7 +87,8 @@ class Progress:
         left = f"{_duration(self._seconds_left())} left"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, values=shown, left=left)
-        else:
+        elif step == self._num_steps or time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
             logger.info("%s: step %d of %d: %s, %s", self._title, step, self._num_steps, shown, left)
 
     def _seconds_left(self) -> float:

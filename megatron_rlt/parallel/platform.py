@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from datetime import timedelta
 
 import torch
@@ -15,8 +16,22 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+# What our libraries warn of by themselves, whatever we do: nothing a user could act on. Megatron-core 0.16.1 warns of
+# optional packages and of its own defaults, and uses names of collectives that torch 2.13 is about to retire. Regular
+# expressions for the beginning of the message.
+_LIBRARY_WARNINGS = (
+    "Apex is not installed",
+    "Transformer Engine and Apex are not installed",
+    "full scope is deprecated",
+    "The .grad attribute of a Tensor that is not a leaf",
+    "`torch.distributed.*` is deprecated",
+)
+
+
 def install_platform() -> None:
-    """Make Megatron-core run where there is no accelerator; does nothing where there is one."""
+    """Make Megatron-core run where there is no accelerator, and silence what it says of itself. Before its import."""
+    for message in _LIBRARY_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
     if not torch.cuda.is_available():
         install_cpu_platform()
 

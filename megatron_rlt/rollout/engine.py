@@ -41,6 +41,7 @@ class MegatronEngine:
         temperature: float,
         top_p: float,
         greedy: bool,
+        num_token_ids: int,
         max_completion_tokens: int,
         max_batch_size: int,
         max_prefill_tokens: int,
@@ -50,6 +51,8 @@ class MegatronEngine:
 
         Args:
             greedy: take the most probable token instead of sampling; log-probs are still at `temperature`.
+            num_token_ids: only ids below it are sampled: models padded to different vocabulary sizes share a tokenizer,
+                and a student cannot score an id it does not have. Log-probs are over these ids.
             max_completion_tokens: tokens after which a completion ends with `FinishReason.LENGTH`.
             max_batch_size: completions that decode together on one replica.
             max_prefill_tokens: prompt tokens, padding included, of one prefill; a longer prompt goes alone.
@@ -58,9 +61,9 @@ class MegatronEngine:
         self._model, self._layout = model, layout
         self._temperature = temperature
         self._draw: Draw = (
-            partial(_draw_greedily, temperature=temperature)
+            partial(_draw_greedily, num_token_ids=num_token_ids, temperature=temperature)
             if greedy
-            else partial(_draw_sample, temperature=temperature, top_p=top_p)
+            else partial(_draw_sample, num_token_ids=num_token_ids, temperature=temperature, top_p=top_p)
         )
         self._stop = stop
         self._max_completion_tokens = max_completion_tokens
@@ -127,14 +130,17 @@ class MegatronEngine:
 
 
 def _draw_sample(
-    logits: Tensor, seeds: Tensor, positions: Tensor, *, temperature: float, top_p: float
+    logits: Tensor, seeds: Tensor, positions: Tensor, *, num_token_ids: int, temperature: float, top_p: float
 ) -> tuple[Tensor, Tensor]:
-    return sample(logits, temperature=temperature, top_p=top_p, uniforms=uniforms(seeds, positions))
+    uniform = uniforms(seeds, positions)
+    return sample(logits[:, :num_token_ids], temperature=temperature, top_p=top_p, uniforms=uniform)
 
 
-def _draw_greedily(logits: Tensor, seeds: Tensor, positions: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
+def _draw_greedily(
+    logits: Tensor, seeds: Tensor, positions: Tensor, *, num_token_ids: int, temperature: float
+) -> tuple[Tensor, Tensor]:
     del seeds, positions  # nothing is random here
-    return most_probable(logits, temperature=temperature)
+    return most_probable(logits[:, :num_token_ids], temperature=temperature)
 
 
 def _require_agreement(rows: Sequence[Row], layout: Layout) -> None:
