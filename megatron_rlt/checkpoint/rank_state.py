@@ -43,11 +43,13 @@ class RankState:
         get_cuda_rng_tracker().set_states(states["megatron"])
 
     def to_bytes(self) -> bytes:
-        return _to_bytes({"rng": self.rng, "extra": self.extra})
+        # As bytearrays: torch's weights-only reader refuses an empty `bytes`.
+        return _to_bytes({"rng": bytearray(self.rng), "extra": bytearray(self.extra)})
 
     @classmethod
     def from_bytes(cls, content: bytes) -> RankState:
-        return cls(**torch.load(io.BytesIO(content), weights_only=True))
+        parts = torch.load(io.BytesIO(content), weights_only=True)
+        return cls(bytes(parts["rng"]), bytes(parts["extra"]))
 
 
 def _to_bytes(value: object) -> bytes:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 
 from megatron_rlt.checkpoint.folders import find_resumable
+from megatron_rlt.checkpoint.rank_state import RankState
 from tests.checkpoint.tiny_training import layout_of, tiny_training
 from tests.ranks import run_ranks
 from tests.tiny_models import tiny_hf_model
@@ -20,6 +21,12 @@ from tests.tiny_models import tiny_hf_model
 
 def _draws() -> list[Any]:
     return [random.random(), float(np.random.rand()), float(torch.rand(1))]
+
+
+@pytest.mark.parametrize("extra", [b"", b"mine"])
+def test_rank_state_survives_its_bytes(extra: bytes) -> None:
+    state = RankState.capture(extra=extra)
+    assert RankState.from_bytes(state.to_bytes()) == state
 
 
 def _interrupted(model: Path, folder: Path, tp: int, pp: int, dtype: torch.dtype) -> dict[str, Any]:
