@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from megatron_rlt.config.jobs import TrainConfig
 from megatron_rlt.config.sections import GrpoConfig, RewardConfig
 from megatron_rlt.jobs.models import load_frozen_model, load_model
+from megatron_rlt.jobs.rewarding import build_layouts, divergence_engine, logprob_engine
 from megatron_rlt.models.language_model import LanguageModel
-from megatron_rlt.parallel.layout import Layout, build_layout
+from megatron_rlt.parallel.layout import Layout
 from megatron_rlt.policy.policy import Policy
 from megatron_rlt.prompts.formats import pair_builder
 from megatron_rlt.prompts.pairs import PairBuilder
@@ -37,20 +39,14 @@ class RlRooms:
     reference_model: LanguageModel | None
 
 
-def build_layouts(config: TrainConfig) -> tuple[Layout, Layout]:
-    """The teacher's and the student's groups; equal layouts share them."""
-    teacher = build_layout(config.teacher.layout)
-    same = config.teacher.layout == config.student.layout
-    return teacher, teacher if same else build_layout(config.student.layout)
-
-
 def build_rooms(config: TrainConfig, pairs: PairBuilder) -> RlRooms:
     """Load every model and bind the engines to them. Collective; raises ValueError for folders that do not fit."""
-    teacher_layout, student_layout = build_layouts(config)
+    teacher_layout, student_layout = build_layouts(config.teacher.layout, config.student.layout)
+    ask = partial(logprob_engine, temperature=config.temperature, scoring=config.scoring)
     model = load_model(config.teacher, teacher_layout)
-    student = _logprob_engine(config, load_frozen_model(config.student, student_layout), student_layout)
+    student = ask(load_frozen_model(config.student, student_layout), student_layout)
     reference_model = load_frozen_model(config.teacher, teacher_layout) if config.grpo.beta > 0 else None
-    old_policy = _logprob_engine(config, model, teacher_layout)
+    old_policy = ask(model, teacher_layout)
     return RlRooms(
         seed=config.seed,
         grpo=config.grpo,
@@ -75,8 +71,8 @@ def build_rooms(config: TrainConfig, pairs: PairBuilder) -> RlRooms:
         ),
         old_policy=old_policy,
         student=student,
-        divergence=_divergence_engine(config, old_policy, student),
-        reference=None if reference_model is None else _logprob_engine(config, reference_model, teacher_layout),
+        divergence=divergence_engine(old_policy, student, estimator=config.reward.kl_estimator, scoring=config.scoring),
+        reference=None if reference_model is None else ask(reference_model, teacher_layout),
         reference_model=reference_model,
     )
 
@@ -84,17 +80,6 @@ def build_rooms(config: TrainConfig, pairs: PairBuilder) -> RlRooms:
 def build_pairs(config: TrainConfig) -> PairBuilder:
     """Both prompt formats; raises ValueError for tokenizers or tags that cannot work, before any model loads."""
     return pair_builder(config.teacher.model, config.student.model, config.prompts)
-
-
-def _logprob_engine(config: TrainConfig, model: LanguageModel, layout: Layout) -> LogprobEngine:
-    return LogprobEngine(
-        model,
-        layout,
-        temperature=config.temperature,
-        max_tokens_per_pack=config.scoring.max_tokens_per_pack,
-        row_block=config.scoring.row_block,
-        vocab_block=config.scoring.vocab_block,
-    )
 
 
 def _rollout_engine(
@@ -111,16 +96,4 @@ def _rollout_engine(
         max_batch_size=config.rollout.max_batch_size,
         max_prefill_tokens=config.rollout.max_prefill_tokens,
         stop=pairs.teacher.stop_condition(stop_at_end_tag=config.rollout.stop_at_end_tag),
-    )
-
-
-def _divergence_engine(config: TrainConfig, teacher: LogprobEngine, student: LogprobEngine) -> DivergenceEngine | None:
-    if config.reward.kl_estimator != "full":
-        return None
-    return DivergenceEngine(
-        teacher,
-        student,
-        max_rows_per_rank=config.scoring.max_tokens_per_pack,
-        row_block=config.scoring.row_block,
-        vocab_block=config.scoring.vocab_block,
     )

@@ -14,11 +14,11 @@ from torch import Tensor
 from megatron_rlt.algorithm.advantages import group_advantages
 from megatron_rlt.algorithm.policy_loss import LossSums, policy_loss
 from megatron_rlt.algorithm.token_weights import token_weights
+from megatron_rlt.jobs.rewarding import reward_explanations
 from megatron_rlt.jobs.rl_rooms import RlRooms
 from megatron_rlt.metrics.phases import PhaseTimer
 from megatron_rlt.policy.policy import Update
 from megatron_rlt.policy.reference import mix_into_reference
-from megatron_rlt.rewards.rlt import rlt_reward
 from megatron_rlt.rollout.requests import SampleRequest
 from megatron_rlt.rollout.sampling import completion_seed
 from megatron_rlt.types import Completion, Logprobs, PackedBatch, Problem, RewardParts, RolloutGroup, ScoringPair
@@ -54,7 +54,9 @@ def step(rooms: RlRooms, problems: Sequence[Problem], number: int, timer: PhaseT
         student = rooms.student.logprobs([pair.student for pair in pairs])
         phase.tokens = sum(len(pair.student) for pair in pairs)
     with timer.phase("reward"):
-        rewards = reward_explanations(rooms, pairs, old_policy, student)
+        rewards = reward_explanations(
+            pairs, old_policy, student, divergence=rooms.divergence, reward=rooms.reward, penalties=rooms.penalties
+        )
         advantages = compare_within_groups(rooms, rewards)
     with timer.phase("reference") as phase:
         reference = None if rooms.reference is None else rooms.reference.logprobs([pair.teacher for pair in pairs])
@@ -80,33 +82,6 @@ def sample_groups(rooms: RlRooms, problems: Sequence[Problem], number: int) -> t
         RolloutGroup(prompt, tuple(completions[size * question : size * (question + 1)]))
         for question, prompt in enumerate(prompts)
     )
-
-
-def reward_explanations(
-    rooms: RlRooms, pairs: Sequence[ScoringPair], old_policy: Logprobs, student: Logprobs
-) -> tuple[RewardParts, ...]:
-    """r = r_SS - lambda * r_KL, with what malformed explanations cost."""
-    assert old_policy.temperature == student.temperature, "log-probs of two temperatures cannot be compared"
-    divergences: Sequence[Tensor | None] = (
-        [None] * len(pairs) if rooms.divergence is None else rooms.divergence.per_token(pairs)
-    )
-    rewards = []
-    for index, (pair, divergence) in enumerate(zip(pairs, divergences, strict=True)):
-        explanation, solution = pair.student.split(student.values[index])
-        rewards.append(
-            rlt_reward(
-                student_explanation_logprobs=explanation,
-                student_solution_logprobs=solution,
-                teacher_explanation_logprobs=old_policy.values[index][: pair.num_explanation_tokens],
-                explanation_divergence=divergence,
-                flags=pair.flags,
-                alpha=rooms.reward.alpha,
-                lambda_kl=rooms.reward.lambda_kl,
-                kl_estimator=rooms.reward.kl_estimator,
-                penalties=rooms.penalties,
-            )
-        )
-    return tuple(rewards)
 
 
 def compare_within_groups(rooms: RlRooms, rewards: Sequence[RewardParts]) -> Tensor:

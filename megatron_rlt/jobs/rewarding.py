@@ -1,0 +1,90 @@
+"""What `train` and `score` share: engines that ask two models for log-probs, and the rewards that follow from these.
+
+In: models in their layouts, scoring pairs. Out: one `RewardParts` a pair, the same on every rank. The formula is
+`rewards/`'s, the log-probs are `scoring/`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from megatron_rlt.config.sections import LayoutConfig, RewardConfig, ScoringConfig
+from megatron_rlt.models.language_model import LanguageModel
+from megatron_rlt.parallel.layout import Layout, build_layout
+from megatron_rlt.rewards.rlt import KlEstimator, rlt_reward
+from megatron_rlt.scoring.divergence import DivergenceEngine
+from megatron_rlt.scoring.engine import LogprobEngine
+from megatron_rlt.types import FormatFlag, Logprobs, RewardParts, ScoringPair
+
+
+def build_layouts(teacher: LayoutConfig, student: LayoutConfig) -> tuple[Layout, Layout]:
+    """The teacher's and the student's groups; equal layouts share them. Collective."""
+    teacher_layout = build_layout(teacher)
+    return teacher_layout, teacher_layout if teacher == student else build_layout(student)
+
+
+def logprob_engine(
+    model: LanguageModel, layout: Layout, *, temperature: float, scoring: ScoringConfig
+) -> LogprobEngine:
+    """Asks a model for log-probs at one temperature."""
+    return LogprobEngine(
+        model,
+        layout,
+        temperature=temperature,
+        max_tokens_per_pack=scoring.max_tokens_per_pack,
+        row_block=scoring.row_block,
+        vocab_block=scoring.vocab_block,
+    )
+
+
+def divergence_engine(
+    teacher: LogprobEngine, student: LogprobEngine, *, estimator: KlEstimator, scoring: ScoringConfig
+) -> DivergenceEngine | None:
+    """What the estimator `full` needs; None for the others. Collective."""
+    if estimator != "full":
+        return None
+    return DivergenceEngine(
+        teacher,
+        student,
+        max_rows_per_rank=scoring.max_tokens_per_pack,
+        row_block=scoring.row_block,
+        vocab_block=scoring.vocab_block,
+    )
+
+
+def reward_explanations(
+    pairs: Sequence[ScoringPair],
+    teacher: Logprobs,
+    student: Logprobs,
+    *,
+    divergence: DivergenceEngine | None,
+    reward: RewardConfig,
+    penalties: Mapping[FormatFlag, float],
+) -> tuple[RewardParts, ...]:
+    """r = r_SS - lambda * r_KL, with what malformed explanations cost.
+
+    Args:
+        teacher: of each pair's whole completion.
+        student: of each pair's explanation, then its solution.
+    """
+    assert teacher.temperature == student.temperature, "log-probs of two temperatures cannot be compared"
+    divergences: Sequence[Tensor | None] = [None] * len(pairs) if divergence is None else divergence.per_token(pairs)
+    rewards = []
+    for index, (pair, exact_kl) in enumerate(zip(pairs, divergences, strict=True)):
+        explanation, solution = pair.student.split(student.values[index])
+        rewards.append(
+            rlt_reward(
+                student_explanation_logprobs=explanation,
+                student_solution_logprobs=solution,
+                teacher_explanation_logprobs=teacher.values[index][: pair.num_explanation_tokens],
+                explanation_divergence=exact_kl,
+                flags=pair.flags,
+                alpha=reward.alpha,
+                lambda_kl=reward.lambda_kl,
+                kl_estimator=reward.kl_estimator,
+                penalties=penalties,
+            )
+        )
+    return tuple(rewards)
