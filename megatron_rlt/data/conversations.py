@@ -1,0 +1,56 @@
+"""A Bespoke-Stratos `conversations` cell -> question, reasoning trace and solution.
+
+The markers below belong to that public data format; the tags that models are trained on live in `prompts` and
+happen to include the same spelling.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from megatron_rlt.data.rejection import RejectReason, UnusableRowError
+
+MARKERS = ("<|begin_of_thought|>", "<|end_of_thought|>", "<|begin_of_solution|>", "<|end_of_solution|>")
+ANSWER = re.compile(r"\s*{}(.*){}\s*{}(.*){}\s*".format(*map(re.escape, MARKERS)), re.DOTALL)
+USER_ROLES = frozenset({"user", "human"})
+ASSISTANT_ROLES = frozenset({"assistant", "gpt"})
+SYSTEM_ROLE = "system"  # its text is the format's, not the row's; prompts bring their own
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What one conversation says, white space at the ends removed."""
+
+    question: str
+    reasoning_trace: str
+    solution: str
+
+
+def parse_conversation(turns: object, column: str) -> Conversation:
+    """Read a list of `{from|role, value|content}` turns: one of the user, then one of the assistant.
+
+    Raises UnusableRowError for another shape, and for text outside the four markers, which would be lost.
+    """
+    if not isinstance(turns, list):
+        raise UnusableRowError(RejectReason.WRONG_TYPE, column, f"{type(turns).__name__} instead of a list of turns")
+    spoken = [turn for turn in (_role_and_text(turn, column) for turn in turns) if turn[0] != SYSTEM_ROLE]
+    roles = [role for role, _ in spoken]
+    if len(roles) != 2 or roles[0] not in USER_ROLES or roles[1] not in ASSISTANT_ROLES:
+        raise UnusableRowError(RejectReason.BAD_CONVERSATION, column, f"turns {roles} instead of user, assistant")
+    (_, question), (_, answer) = spoken
+    match = ANSWER.fullmatch(answer)
+    if match is None or any(answer.count(marker) != 1 for marker in MARKERS):
+        detail = f"the assistant's turn is not {MARKERS[0]}..{MARKERS[1]} {MARKERS[2]}..{MARKERS[3]}, each once"
+        raise UnusableRowError(RejectReason.BAD_CONVERSATION, column, detail)
+    return Conversation(question.strip(), match[1].strip(), match[2].strip())
+
+
+def _role_and_text(turn: object, column: str) -> tuple[str, str]:
+    if isinstance(turn, dict):
+        role = turn["from"] if "from" in turn else turn.get("role")
+        text = turn["value"] if "value" in turn else turn.get("content")
+        if isinstance(role, str) and isinstance(text, str):
+            return role, text
+    detail = f"a turn is {str(turn)[:80]!r} instead of {{from|role, value|content}} with text"
+    raise UnusableRowError(RejectReason.BAD_CONVERSATION, column, detail)

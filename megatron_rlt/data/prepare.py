@@ -1,0 +1,200 @@
+"""Sources -> a folder of validated shards, with every rejected row on record.
+
+In: a `PrepareConfig`, or one file of a training run. Out: the folder (see `shards`) plus `rejected.jsonl`; it
+appears under its name only when it is complete. Printing is left to the job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from megatron_rlt.config.jobs import PrepareConfig
+from megatron_rlt.data.energon_index import write_energon_index
+from megatron_rlt.data.rejection import RejectedRow, UnusableRowError
+from megatron_rlt.data.rows import check_source, read_rows, source_digest
+from megatron_rlt.data.shards import (
+    MANIFEST_FILE,
+    Manifest,
+    content_hash,
+    read_manifest,
+    write_manifest,
+    write_shards,
+)
+from megatron_rlt.data.validation import RowValidator
+from megatron_rlt.types import Problem
+
+REJECTED_FILE = "rejected.jsonl"
+NUM_EXAMPLES = 3  # rejected rows quoted in an error: enough to see a pattern
+HASH_DIGITS = 12  # of the source hash in a folder name: 48 bits
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What `prepare` did."""
+
+    output_dir: Path
+    manifest: Manifest
+    reused: bool  # the folder held this very data set already and was left as it is
+
+    @property
+    def rejected_file(self) -> Path:
+        return self.output_dir / REJECTED_FILE
+
+    @property
+    def num_source_rows(self) -> int:
+        return self.manifest.num_rows + self.manifest.num_rejected
+
+
+def prepare_shards(config: PrepareConfig) -> PrepareReport:
+    """Validate and shard all input rows; an output folder that holds the same data set is left as it is.
+
+    Raises ValueError for unreadable sources, an output folder with other content, no usable row, or a larger share
+    of rejected rows than `max_rejected_fraction`; nothing is written then.
+    """
+    if not config.input:
+        raise ValueError("input is empty: give JSONL or Parquet files, or one hf://name[:split]")
+    for source in config.input:
+        check_source(source, config.columns)
+    source_hash = _source_hash(config)
+    target = config.output_dir
+    if (target.is_dir() and any(target.iterdir())) or target.is_file():
+        return PrepareReport(target, _same_data_set(target, source_hash, config), reused=True)
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        manifest = _write_data_set(partial, config, source_hash)
+        partial.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return PrepareReport(target, manifest, reused=False)
+
+
+def ensure_shards(path: Path, work_dir: Path) -> Path:
+    """The folder of shards for a run's `data.path`: that folder itself, or a file's shards below `work_dir`.
+
+    A second call on an unchanged file finds the first one's shards. For one rank only: others must wait for it.
+    Raises ValueError as `prepare_shards` and `read_manifest` do.
+    """
+    if path.is_dir():
+        read_manifest(path)
+        return path
+    config = PrepareConfig(input=(str(path),), output_dir=work_dir)
+    check_source(str(path), config.columns)
+    folder = work_dir / f"shards-{_source_hash(config)[:HASH_DIGITS]}"
+    report = prepare_shards(config.model_copy(update={"output_dir": folder}))
+    if report.manifest.num_rejected:
+        counts = describe_counts(report.manifest.rejected_by_reason)
+        logger.warning(
+            "%s: %d of %d rows are unusable (%s), listed in %s",
+            path, report.manifest.num_rejected, report.num_source_rows, counts, report.rejected_file,
+        )  # fmt: skip
+    return folder
+
+
+def describe_counts(rejected_by_reason: dict[str, int]) -> str:
+    """`empty: 2, not_json: 1`: largest count first."""
+    ordered = sorted(rejected_by_reason.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{reason}: {count}" for reason, count in ordered)
+
+
+@dataclass
+class _Rejections:
+    """Writes rejected rows as they come and counts them."""
+
+    file: TextIO
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: list[RejectedRow] = field(default_factory=list)
+
+    def add(self, rejected: RejectedRow) -> None:
+        self.file.write(json.dumps(asdict(rejected)) + "\n")
+        self.counts[rejected.reason.value] += 1
+        if len(self.examples) < NUM_EXAMPLES:
+            self.examples.append(rejected)
+
+
+def _write_data_set(folder: Path, config: PrepareConfig, source_hash: str) -> Manifest:
+    with (folder / REJECTED_FILE).open("w", encoding="utf-8") as file:
+        rejections = _Rejections(file)
+        shards = write_shards(folder, _usable_rows(config, rejections), rows_per_shard=config.rows_per_shard)
+    manifest = Manifest(
+        num_rows=sum(shard.num_rows for shard in shards),
+        num_rejected=rejections.counts.total(),
+        rejected_by_reason=dict(sorted(rejections.counts.items())),
+        content_hash=content_hash(shards),
+        source_hash=source_hash,
+        sources=config.input,
+        shards=shards,
+    )
+    _check_usable(manifest, config, rejections.examples)
+    rows_by_shard = {shard.name: shard.num_rows for shard in shards}
+    write_energon_index(folder, rows_by_shard, content_hash=manifest.content_hash)
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _usable_rows(config: PrepareConfig, rejections: _Rejections) -> Iterator[Problem]:
+    validator = RowValidator(config.columns, max_characters=config.max_characters)
+    position = 0
+    for source in config.input:
+        for row in read_rows(source, config.columns):
+            position += 1
+            if isinstance(row, RejectedRow):
+                rejections.add(row)
+                continue
+            try:
+                problem = validator.problem(row.values, position=position)
+            except UnusableRowError as error:
+                rejections.add(RejectedRow(row.file, row.row, error.reason, error.column, error.detail))
+                continue
+            yield problem
+
+
+def _check_usable(manifest: Manifest, config: PrepareConfig, examples: list[RejectedRow]) -> None:
+    """Refuse a data set without rows, or with too large a share of rejected ones."""
+    total = manifest.num_rows + manifest.num_rejected
+    quoted = "".join(f"\n  {example}" for example in examples)
+    counts = describe_counts(manifest.rejected_by_reason)
+    if manifest.num_rows == 0:
+        what = f"all {total} rows were rejected ({counts}): mend them or set `columns`" if total else "it has no rows"
+        raise ValueError(f"no usable row in {', '.join(config.input)}: {what}{quoted}")
+    if manifest.num_rejected > config.max_rejected_fraction * total:
+        raise ValueError(
+            f"{manifest.num_rejected} of {total} rows were rejected ({counts}), more than max_rejected_fraction "
+            f"{config.max_rejected_fraction} allows: mend the rows or raise it{quoted}"
+        )
+
+
+def _same_data_set(target: Path, source_hash: str, config: PrepareConfig) -> Manifest:
+    """The manifest of what `target` holds; ValueError unless it is this data set."""
+    if not (target / MANIFEST_FILE).is_file():
+        raise ValueError(f"output_dir {target} is not an empty folder and holds no prepared data set: name another")
+    manifest = read_manifest(target)
+    if manifest.source_hash != source_hash:
+        raise ValueError(
+            f"output_dir {target} holds another data set ({manifest.num_rows} rows of "
+            f"{', '.join(manifest.sources)}, or other settings): name another folder or remove it"
+        )
+    _check_usable(manifest, config, [])
+    return manifest
+
+
+def _source_hash(config: PrepareConfig) -> str:
+    """Identity of a data set before its rows are read: the sources and every setting that shapes rows and shards."""
+    identity = {
+        "sources": [source_digest(source) for source in config.input],
+        "columns": config.columns.model_dump(),
+        "rows_per_shard": config.rows_per_shard,
+        "max_characters": config.max_characters,
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

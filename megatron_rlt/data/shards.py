@@ -1,0 +1,121 @@
+"""The data set on disk: webdataset tar shards that megatron-energon reads, and the manifest that describes them.
+
+In: `Problem`s in order. Out: `shard-NNNNNN.tar` files (one `<key>.json` a row) and `manifest.json`. Equal rows give
+equal bytes. Where rows come from is left to `prepare`, what energon needs beside the shards to `energon_index`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from megatron_rlt.types import Problem
+
+MANIFEST_FILE = "manifest.json"
+FORMAT_VERSION = 1
+
+
+class Shard(BaseModel):
+    """One tar file of the data set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    num_rows: int
+    num_bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What a folder of shards holds and what it was made of."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: int = FORMAT_VERSION
+    num_rows: int
+    num_rejected: int
+    rejected_by_reason: dict[str, int]
+    content_hash: str  # SHA-256 over the shards' hashes: equal rows in equal shards
+    source_hash: str  # SHA-256 over the sources' bytes and the settings that shape the rows
+    sources: tuple[str, ...]
+    shards: tuple[Shard, ...]
+
+
+def write_shards(folder: Path, problems: Iterable[Problem], *, rows_per_shard: int) -> tuple[Shard, ...]:
+    """Write all problems into tar files of `rows_per_shard` rows; empty where there is no problem."""
+    shards: list[Shard] = []
+    remaining = iter(problems)
+    while part := list(islice(remaining, rows_per_shard)):
+        name = f"shard-{len(shards):06d}.tar"
+        _write_tar(folder / name, part, first_key=len(shards) * rows_per_shard)
+        data = folder / name
+        with data.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        shards.append(Shard(name=name, num_rows=len(part), num_bytes=data.stat().st_size, sha256=digest))
+    return tuple(shards)
+
+
+def content_hash(shards: Iterable[Shard]) -> str:
+    """One hash for all shards in their order."""
+    return hashlib.sha256("\n".join(shard.sha256 for shard in shards).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a prepared folder, its shards present in full length.
+
+    Raises ValueError where the folder was not written by `prepare`, or a shard is missing or has another size.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no prepared data set ({MANIFEST_FILE} is missing): run megatron-rlt prepare")
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{path} is no manifest of a prepared data set: {error}; prepare the data again") from error
+    if manifest.format_version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format_version {manifest.format_version}, this version reads {FORMAT_VERSION}: "
+            "prepare the data again"
+        )
+    for shard in manifest.shards:
+        data = folder / shard.name
+        size = data.stat().st_size if data.is_file() else None
+        if size != shard.num_bytes:
+            found = "is missing" if size is None else f"has {size} bytes"
+            raise ValueError(f"{data} {found}, {shard.num_bytes} were written: copy or prepare the data set again")
+    return manifest
+
+
+def problem_to_json(problem: Problem) -> bytes:
+    """One row as it stands in a shard."""
+    row = {"id": problem.problem_id, "question": problem.question, "solution": problem.solution}
+    if problem.reasoning_trace is not None:
+        row["reasoning_trace"] = problem.reasoning_trace
+    return json.dumps(row, ensure_ascii=False).encode("utf-8")
+
+
+def problem_from_json(data: bytes) -> Problem:
+    """The inverse of `problem_to_json`."""
+    row = json.loads(data)
+    return Problem(row["id"], row["question"], row["solution"], row.get("reasoning_trace"))
+
+
+def _write_tar(path: Path, problems: list[Problem], *, first_key: int) -> None:
+    """Time, owner and mode of the members are TarInfo's fixed defaults, so bytes depend on the rows alone."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, problem in enumerate(problems, start=first_key):
+            data = problem_to_json(problem)
+            member = tarfile.TarInfo(f"{key:09d}.json")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))

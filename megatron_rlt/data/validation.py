@@ -1,0 +1,72 @@
+"""Source row -> `Problem`, or the named reason why not.
+
+In: `SourceRow`s in order. Out: one `Problem` a row; `UnusableRowError` where the row breaks a rule. Keeps the ids
+seen so far, so one validator serves one data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from megatron_rlt.config.jobs import ColumnConfig
+from megatron_rlt.data.conversations import parse_conversation
+from megatron_rlt.data.rejection import RejectReason, UnusableRowError
+from megatron_rlt.types import Problem
+
+
+class RowValidator:
+    """Applies the rules: texts present, non-empty, writable as UTF-8, within the length; ids unique."""
+
+    def __init__(self, columns: ColumnConfig, *, max_characters: int) -> None:
+        self._columns = columns
+        self._max_characters = max_characters
+        self._seen_ids: set[str] = set()
+
+    def problem(self, values: Mapping[str, object], *, position: int) -> Problem:
+        """Validate one row; `position` (1-based, over all sources) is the id of a row that has none.
+
+        Raises UnusableRowError. The first row of several with the same id is kept.
+        """
+        columns = self._columns
+        trace: str | None = None
+        if values.get(columns.question) is None and values.get(columns.conversations) is not None:
+            name = columns.conversations
+            said = parse_conversation(values[name], name)
+            question = self._text(said.question, name)
+            solution = self._text(said.solution, name)
+            trace = self._text(said.reasoning_trace, name)
+        else:
+            question = self._text(values.get(columns.question), columns.question)
+            solution = self._text(values.get(columns.solution), columns.solution)
+            if values.get(columns.reasoning_trace) is not None:
+                trace = self._text(values[columns.reasoning_trace], columns.reasoning_trace)
+        return Problem(self._unique_id(values.get(columns.problem_id), position), question, solution, trace)
+
+    def _text(self, value: object, column: str) -> str:
+        if value is None:
+            raise UnusableRowError(RejectReason.MISSING, column, "absent or null")
+        if not isinstance(value, str):
+            raise UnusableRowError(RejectReason.WRONG_TYPE, column, f"{type(value).__name__} instead of text")
+        if not value.strip():
+            raise UnusableRowError(RejectReason.EMPTY, column, "nothing but white space")
+        if len(value) > self._max_characters:
+            detail = f"{len(value)} characters, max_characters is {self._max_characters}"
+            raise UnusableRowError(RejectReason.TOO_LONG, column, detail)
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UnusableRowError(RejectReason.NOT_UTF8, column, f"character {error.start}: {error.reason}") from error
+        return value
+
+    def _unique_id(self, value: object, position: int) -> str:
+        column = self._columns.problem_id
+        if value is None:
+            problem_id = f"row-{position}"
+        elif isinstance(value, int) and not isinstance(value, bool):
+            problem_id = str(value)
+        else:
+            problem_id = self._text(value, column)
+        if problem_id in self._seen_ids:
+            raise UnusableRowError(RejectReason.DUPLICATE_ID, column, f"id {problem_id!r} was used by an earlier row")
+        self._seen_ids.add(problem_id)
+        return problem_id
