@@ -1,0 +1,192 @@
+"""Reading shards in training: an endless stream of `Problem`s whose exact position can be saved.
+
+In: a folder written by `prepare`. Out: batches of `Problem`, and the position as bytes. Reading, shuffling and
+the position are megatron-energon's savable loader.
+
+The order is global: a function of data, seed and settings alone, the same on every rank and under every layout
+(each rank reads as energon's rank 0 of 1). A resume under another TP x PP must see the same next batch; what ranks
+share is the work on a batch, not the rows.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Generator, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from megatron.energon import (
+    Cooker,
+    DefaultTaskEncoder,
+    RepeatDataset,
+    Sample,
+    SavableDataLoader,
+    ShuffleBufferDataset,
+    WorkerConfig,
+    basic_sample_keys,
+    edataclass,
+    get_savable_loader,
+    get_train_dataset,
+    reraise_exception,
+    stateless,
+)
+
+from megatron_rlt.data.energon_index import SPLIT
+from megatron_rlt.data.shards import problem_from_json, read_manifest
+from megatron_rlt.types import Problem
+
+NUM_OPEN_SHARDS = 16  # shards a shuffled stream draws from at a time; energon's own default, bounds open files
+
+
+@edataclass
+class _ProblemSample(Sample):  # type: ignore[misc]  # untyped package
+    problem: Problem
+
+
+def _read_sample(raw: dict[str, Any]) -> _ProblemSample:
+    return _ProblemSample(**basic_sample_keys(raw), problem=problem_from_json(raw["json"]))
+
+
+class _ProblemEncoder(DefaultTaskEncoder):  # type: ignore[misc]  # untyped package
+    decoder = None  # parts of a sample arrive as bytes
+    cookers: ClassVar[list[Any]] = [Cooker(stateless(_read_sample))]
+
+
+class _EpochShuffle(ShuffleBufferDataset):  # type: ignore[misc]  # untyped package
+    """Energon's shuffle buffer, which runs empty at the end of an epoch, with that phase in its saved state.
+
+    Energon 7.4.1 does not save it: restored while it runs empty, its buffer is filled up from the next epoch.
+    """
+
+    _savable_fields = (*ShuffleBufferDataset._savable_fields, "_source_is_read")
+
+    def reset_state_own(self) -> None:
+        super().reset_state_own()
+        self._source_is_read = False
+
+    def __iter__(self) -> Iterator[_ProblemSample]:
+        self._active_buffer.worker_start()
+        if not self._source_is_read:
+            for _ in self._active_buffer.append_iter():
+                if self._active_buffer.len_worker() >= self.size:
+                    yield self._draw()
+            self._source_is_read = True
+        while self._active_buffer.len_worker() > 0:
+            yield self._draw()
+        self._source_is_read = False
+
+    def _draw(self) -> _ProblemSample:
+        drawn: _ProblemSample = self._active_buffer.pop(self._worker_rng.randbelow(self._active_buffer.len_worker()))
+        return drawn
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Everything the reading order depends on; a position is one in this order only."""
+
+    content_hash: str
+    seed: int
+    shuffle_buffer_size: int
+    num_workers: int
+
+
+class ProblemStream:
+    """Endless rows of one data set: every epoch has each row once, in its own seeded order.
+
+    (Several workers each repeat their own part, so epochs of unequal parts drift past each other.)
+    Leaves the process's random number generators alone. Not thread-safe.
+    """
+
+    def __init__(self, folder: Path, *, seed: int, shuffle_buffer_size: int, num_workers: int) -> None:
+        """Open a prepared folder; nothing is read before the first batch.
+
+        `shuffle_buffer_size` 1 reads in the order of the rows. `num_workers` 0 reads in this process; several
+        workers read parts of the data in turn, so their number changes the order.
+        Raises ValueError where the folder holds no complete data set, or fewer rows than workers.
+        """
+        manifest = read_manifest(folder)
+        if num_workers > manifest.num_rows:
+            raise ValueError(
+                f"num_workers {num_workers} is more than the {manifest.num_rows} rows of {folder}: "
+                f"set it to at most {manifest.num_rows}"
+            )
+        self.num_rows = manifest.num_rows
+        self._folder = folder
+        self._order = _Order(manifest.content_hash, seed, shuffle_buffer_size, num_workers)
+        self._loader = _open_loader(folder, self._order)
+        self._rows: Generator[_ProblemSample, None, None] | None = None
+
+    def next_batch(self, num_rows: int) -> tuple[Problem, ...]:
+        """The next `num_rows` problems (at least 1); after the last of an epoch the next epoch follows."""
+        assert num_rows > 0, f"a batch of {num_rows} rows"
+        if self._rows is None:
+            self._rows = iter(self._loader)
+        return tuple(next(self._rows).problem for _ in range(num_rows))
+
+    def state_bytes(self) -> bytes:
+        """The position after the last batch; the bytes may differ for one position, what follows does not."""
+        buffer = io.BytesIO()
+        torch.save({"order": asdict(self._order), "position": self._loader.save_state_rank()}, buffer)
+        return buffer.getvalue()
+
+    def load_state_bytes(self, data: bytes) -> None:
+        """Continue after a saved position. Raises ValueError where it belongs to another data set or setting."""
+        state = torch.load(io.BytesIO(data), weights_only=False)  # energon's own state classes
+        here = asdict(self._order)
+        changed = {key: (saved, here[key]) for key, saved in state["order"].items() if saved != here[key]}
+        if changed:
+            told = ", ".join(f"{key} was {saved}, is {now}" for key, (saved, now) in changed.items())
+            raise ValueError(
+                f"the saved data position does not fit {self._folder}: {told}; "
+                "resume with the data set and settings of the first start, or start in another output_dir"
+            )
+        self.close()
+        self._loader = _open_loader(self._folder, self._order)
+        self._loader.restore_state_rank(state["position"])
+
+    def close(self) -> None:
+        """End the worker processes, which else live as long as this process; no batch can be read afterwards."""
+        if self._rows is not None:
+            self._rows.close()
+            self._rows = None
+        # torch keeps persistent workers behind this private name alone. Left to the garbage collector they are told
+        # to stop through a queue that is collected before them, and each takes a timeout of 5 s.
+        self._loader._iterator = None
+
+
+def _open_loader(folder: Path, order: _Order) -> SavableDataLoader:
+    """Energon's loader over epochs without end."""
+    workers = WorkerConfig(
+        rank=0,
+        world_size=1,
+        num_workers=order.num_workers,
+        seed_offset=order.seed,
+        global_error_handler=reraise_exception,  # energon's default logs a bad row and drops it
+    )
+    shuffled = order.shuffle_buffer_size > 1
+    epoch = get_train_dataset(
+        folder,
+        split_part=SPLIT,
+        worker_config=workers,
+        batch_size=None,
+        shuffle_buffer_size=None,
+        max_samples_per_sequence=None,
+        shuffle_over_epochs_multiplier=1 if shuffled else None,
+        parallel_shard_iters=NUM_OPEN_SHARDS if shuffled else 1,
+        task_encoder=_ProblemEncoder(),
+        repeat=False,  # repeated after shuffling: a buffer larger than the data would else mix many epochs
+    )
+    if shuffled:
+        epoch = _EpochShuffle(epoch, size=order.shuffle_buffer_size, worker_config=workers)
+    loader = get_savable_loader(
+        RepeatDataset(epoch, worker_config=workers),
+        gc_collect_every_n_steps=0,  # else it freezes and collects the trainer's own objects
+        watchdog_timeout_seconds=None,  # the run has its own watchdog
+    )
+    loader.pin_memory = False  # rows are text
+    # torch draws a seed for every new iterator, by default from the global generator: a resumed run would then
+    # draw once more than an uninterrupted one.
+    loader.generator = torch.Generator().manual_seed(order.seed)
+    return loader
