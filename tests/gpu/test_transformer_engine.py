@@ -1,0 +1,80 @@
+"""On one GPU: Transformer Engine's layers, packed attention and cached decoding against transformers in fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from megatron_rlt.config.sections import LayoutConfig, ModelConfig
+from megatron_rlt.jobs.models import load_frozen_model
+from megatron_rlt.models.spec import uses_transformer_engine
+from megatron_rlt.parallel.environment import Place, torch_environment
+from megatron_rlt.parallel.layout import Layout, build_layout
+from megatron_rlt.parallel.platform import start_distributed, stop_distributed
+from megatron_rlt.rollout.engine import MegatronEngine
+from megatron_rlt.rollout.requests import SampleRequest
+from megatron_rlt.scoring.engine import LogprobEngine
+from megatron_rlt.types import Span, SpannedSequence
+from tests.oracle import dense_logprobs
+from tests.tiny_models import tiny_hf_model
+
+pytestmark = pytest.mark.gpu
+TEMPERATURE = 0.7
+# bf16 rounds to 8 bits: transformers' own bf16 differs from fp32 by as much on these models.
+BF16_TOLERANCE = 0.15
+
+
+@pytest.fixture(scope="module")
+def layout() -> Iterator[Layout]:
+    with torch_environment(Place(0, 1, 0, "this test")):
+        start_distributed(timeout_seconds=120)
+        yield build_layout(LayoutConfig())
+        stop_distributed()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_packed_logprobs_equal_transformers(tmp_path: Path, layout: Layout, family: str, dtype: str) -> None:
+    folder = tiny_hf_model(tmp_path / "model", family, tied=False, hidden_size=128, head_dim=32)
+    model = load_frozen_model(ModelConfig(model=folder, dtype=dtype), layout)  # type: ignore[arg-type]
+    engine = LogprobEngine(model, layout, temperature=TEMPERATURE, max_tokens_per_pack=64, row_block=16, vocab_block=64)
+    generator = torch.Generator().manual_seed(0)
+    sequences = [
+        SpannedSequence(torch.randint(0, 131, (length,), generator=generator), (Span(1, length),))
+        for length in (2, 17, 30, 9)
+    ]
+    dense = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for sequence, values in zip(sequences, engine.logprobs(sequences).values, strict=True):
+        tolerance = 1e-3 if dtype == "float32" else BF16_TOLERANCE
+        torch.testing.assert_close(values, dense_logprobs(dense, sequence, TEMPERATURE).float(), atol=tolerance, rtol=0)
+
+
+def test_sampled_logprobs_equal_a_packed_pass(tmp_path: Path, layout: Layout) -> None:
+    assert uses_transformer_engine(torch.bfloat16), "install Transformer Engine, or this test proves nothing"
+    folder = tiny_hf_model(tmp_path / "model", "qwen2", tied=True, hidden_size=128, head_dim=32)
+    model = load_frozen_model(ModelConfig(model=folder), layout)
+    engine = MegatronEngine(
+        model,
+        layout,
+        temperature=TEMPERATURE,
+        top_p=1.0,
+        greedy=False,
+        num_token_ids=131,
+        max_completion_tokens=12,
+        max_batch_size=8,
+        max_prefill_tokens=1000,
+        stop=lambda sampled: False,
+    )
+    prompts = [torch.arange(1, length) for length in (5, 9, 9, 20)]
+    completions = engine.generate([SampleRequest(p, seed) for seed, p in enumerate(prompts)], policy_version=0)
+    sequences = [
+        SpannedSequence(torch.cat([p, c.token_ids]), (Span(len(p), len(p) + 12),))
+        for p, c in zip(prompts, completions, strict=True)
+    ]
+    scorer = LogprobEngine(model, layout, temperature=TEMPERATURE, max_tokens_per_pack=64, row_block=16, vocab_block=64)
+    for completion, values in zip(completions, scorer.logprobs(sequences).values, strict=True):
+        torch.testing.assert_close(completion.rollout_logprobs, values, atol=BF16_TOLERANCE, rtol=0)
