@@ -17,7 +17,6 @@ import os
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -52,6 +51,9 @@ _COLLECTIVE_MARGIN_SECONDS = 60.0
 # Under torchrun and srun a rank cannot see its peers' records: one that only lost a connection waits, so that
 # the culprit speaks first; usually the launcher ends it meanwhile.
 _PATIENCE_SECONDS = {Kind.CONNECTION: 3.0, Kind.INPUT: 1.0}
+# Ranks that wait for a hanging one stop beating when it does, and any of them may notice first; who is furthest
+# behind is known only once all have reported, which is a second or two apart.
+_STALL_PATIENCE_SECONDS = 3.0
 _INTERRUPTED = 128 + signal.SIGINT
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -98,8 +100,6 @@ def _run_rank(
         on_phase=on_phase,
         on_stall=on_stall,
     )
-    # Said at import by several Megatron modules on every rank; `models.spec` decides what is used and says so.
-    warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
     try:
         with torch_environment(place), heartbeat:
             timeout_seconds = config.watchdog.timeout_seconds + _COLLECTIVE_MARGIN_SECONDS
@@ -170,6 +170,8 @@ def _local_rank(job: Job[Config], config: Config, records: Path, launcher: int) 
 
     def on_failure(failure: Failure) -> None:
         write_failure(failure, records)
+        if failure.kind is Kind.STALL:
+            time.sleep(_STALL_PATIENCE_SECONDS)
         _exit_now(failure.status)
 
     try:

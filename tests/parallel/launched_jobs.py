@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from megatron_rlt.config.jobs import JobConfig
 from megatron_rlt.config.loading import load_config
-from megatron_rlt.jobs.signals import SAVED_AND_ENDED, EndRequest
+from megatron_rlt.jobs.signals import EndRequest
+from megatron_rlt.parallel.failures import ENDED_EARLY
 from megatron_rlt.parallel.launch import run_job
 from megatron_rlt.parallel.watchdog import Heartbeat
 
@@ -68,7 +69,7 @@ def runs_until_asked(config: JobConfig, heartbeat: Heartbeat) -> int:
         heartbeat.beat("step")
         (config.output_dir / f"running-{dist.get_rank()}-{os.getpid()}").touch()
         time.sleep(0.05)
-    return SAVED_AND_ENDED
+    return ENDED_EARLY
 
 
 if __name__ == "__main__":
