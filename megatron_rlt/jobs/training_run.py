@@ -95,6 +95,8 @@ class TrainingRun:
         """
         end = EndRequest()
         start = self._resume(state)
+        if start < num_steps:
+            self._remove_export()
         writer = MetricsWriter(
             self._output_dir,
             is_writer=self._is_writer,
@@ -122,7 +124,7 @@ class TrainingRun:
                     writer.close()
                     return ENDED_EARLY
         writer.close()
-        self._export(state, has_trained=start < num_steps)
+        self._export(state)
         return 0
 
     def _begin_phase(self, name: str) -> None:
@@ -167,15 +169,21 @@ class TrainingRun:
                 keep_last=self._checkpoint.keep_last,
             )
 
-    def _export(self, state: TrainingState, *, has_trained: bool) -> None:
-        """Write the final weights; those of an earlier end of this run are replaced."""
+    def _remove_export(self) -> None:
+        """Remove what an earlier end of this run exported, before training goes on.
+
+        Killed at any moment, the run then has its final weights there or none; never those of fewer steps.
+        """
+        if self._is_writer and (self._output_dir / EXPORT).exists():
+            shutil.rmtree(self._output_dir / EXPORT)
+
+    def _export(self, state: TrainingState) -> None:
+        """Write the final weights, unless they are there already."""
         target = self._output_dir / EXPORT
-        if not self._checkpoint.export_hf or (target.exists() and not has_trained):
-            return
+        is_there = target.exists()
         dist.barrier()  # every rank has looked
-        if self._is_writer and target.exists():
-            shutil.rmtree(target)
-        dist.barrier()
+        if is_there or not self._checkpoint.export_hf:
+            return
         with self.timer.phase("export"):
             save_hf_folder(
                 state.policy.model,
