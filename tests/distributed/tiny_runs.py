@@ -1,0 +1,129 @@
+"""Real runs of the demo's tiny model on two ranks: inputs, settings, stopping, and what of two runs must be equal."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_rlt.config.jobs import JobConfig, PrepareConfig, SftConfig, TrainConfig
+from megatron_rlt.config.loading import load_config
+from megatron_rlt.data.prepare import prepare_shards
+from megatron_rlt.jobs.rl import run_train
+from megatron_rlt.jobs.sft import run_sft
+from megatron_rlt.metrics.writer import read_metrics
+from megatron_rlt.parallel.watchdog import Heartbeat
+from tools.demo.make_assets import make_assets
+
+ROOT = Path(__file__).parents[2]
+RL_CONFIG = ROOT / "configs" / "demo" / "rlt_2cpu_tp2sp_dp2.yaml"
+SCORER_CONFIG = ROOT / "configs" / "demo" / "scorer_2cpu_dp2.yaml"
+WARMUP_CONFIG = ROOT / "configs" / "demo" / "warmup_2cpu_dp2.yaml"
+
+ENDED_EARLY = 75
+# The demo's RL settings made small: 2 questions x 4 completions of at most 10 tokens, steps large enough to matter.
+SMALL_RL = (
+    "num_steps=6",
+    "grpo.questions_per_step=2",
+    "grpo.group_size=4",
+    "grpo.micro_batch_size=2",
+    "rollout.max_completion_tokens=10",
+    "optimizer.lr=2e-3",
+    "optimizer.warmup_fraction=0",
+    "data.shuffle_buffer_size=4",
+    "metrics.tensorboard=false",
+)
+SMALL_SFT = (
+    "num_steps=4",
+    "global_batch_size=4",
+    "micro_batch_size=2",
+    "data.shuffle_buffer_size=4",
+    "metrics.tensorboard=false",
+)
+_OF_THE_MACHINE = ("seconds/", "tokens_per_second/", "host_bytes/", "host_peak_bytes", "device_peak_bytes/")
+
+
+@dataclass(frozen=True)
+class TinyInputs:
+    """Where a run's inputs lie."""
+
+    model: Path
+    shards: Path
+
+    @property
+    def for_train(self) -> list[str]:
+        return [f"teacher.model={self.model}", f"student.model={self.model}", f"data.path={self.shards}"]
+
+    @property
+    def for_sft(self) -> list[str]:
+        return [f"model.model={self.model}", f"data.path={self.shards}"]
+
+
+def tiny_inputs(folder: Path, *, num_rows: int) -> TinyInputs:
+    """The demo's untrained model and so many of its rows, prepared."""
+    assets = make_assets(folder / "assets", seed=0, num_rows=num_rows)
+    shards = folder / "shards"
+    prepare_shards(PrepareConfig(input=(str(assets.train),), output_dir=shards, rows_per_shard=max(4, num_rows // 4)))
+    return TinyInputs(assets.model, shards)
+
+
+def train_until(output_dir: Path, overrides: list[str], *, stop_after: int | None = None) -> int:
+    """`train` in this process, on the ranks of a test. `stop_after` steps it gets a SIGTERM. Returns its status."""
+    config = load_config(TrainConfig, RL_CONFIG, [*SMALL_RL, *overrides, f"output_dir={output_dir}"])
+    return run_train(config, _heartbeat(config, phase="rollout", stop_after=stop_after))
+
+
+def sft_until(output_dir: Path, overrides: list[str], *, stop_after: int | None = None) -> int:
+    """As `train_until`, for `sft`."""
+    config = load_config(SftConfig, SCORER_CONFIG, [*SMALL_SFT, *overrides, f"output_dir={output_dir}"])
+    return run_sft(config, _heartbeat(config, phase="data", stop_after=stop_after))
+
+
+def _heartbeat(config: JobConfig, *, phase: str, stop_after: int | None) -> Heartbeat:
+    """Sends this process a SIGTERM when the phase, one a step, comes for the n-th time; only the last rank is told."""
+    beats = iter(range(1, 1_000_000))
+
+    def on_phase(name: str) -> None:
+        if name == phase and next(beats) == stop_after and dist.get_rank() == dist.get_world_size() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return Heartbeat(rank=dist.get_rank(), folder=config.output_dir, timeout_seconds=600.0, on_phase=on_phase)
+
+
+def copy_run(source: Path, target: Path) -> Path:
+    """A copy of a run folder, made by one rank; collective."""
+    if dist.get_rank() == 0:
+        shutil.copytree(source, target)
+    dist.barrier()
+    return target
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run leaves behind that depends on nothing but its settings: equal for equal runs, bit for bit."""
+
+    metrics: list[dict[str, Any]]
+    weights: dict[str, str]  # SHA-256 by file of hf/
+    completions: dict[str, str]  # SHA-256 by file
+
+
+def outcome(folder: Path) -> Outcome:
+    """Read a run folder."""
+    metrics = [
+        {name: value for name, value in step.items() if not name.startswith(_OF_THE_MACHINE)}
+        for step in read_metrics(folder)
+    ]
+    return Outcome(metrics, hashes(folder / "hf"), hashes(folder / "completions"))
+
+
+def hashes(folder: Path, *, keep: Callable[[str], bool] = lambda _: True) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by its relative path."""
+    names = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in names.items() if keep(name)}
