@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
+
+from megatron_rlt.parallel.environment import wandb_mode
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -110,8 +111,7 @@ class _WandB:
                 "metrics.wandb=true needs the package wandb, which is not installed: "
                 "pip install 'megatron-rlt[wandb]', or set metrics.wandb=false"
             ) from error
-        mode = os.environ.get("WANDB_MODE", "offline")  # no run talks to a server unless told to
-        self._run: Any = wandb.init(project="megatron-rlt", name=folder.name, dir=str(folder), mode=mode)
+        self._run: Any = wandb.init(project="megatron-rlt", name=folder.name, dir=str(folder), mode=wandb_mode())
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)

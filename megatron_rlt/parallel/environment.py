@@ -74,6 +74,11 @@ def started_by_elastic() -> bool:
     return "TORCHELASTIC_ERROR_FILE" in os.environ
 
 
+def wandb_mode() -> str:
+    """What the user told W&B; no run talks to a server unless told to."""
+    return os.environ.get("WANDB_MODE", "offline")
+
+
 def first_host(node_list: str) -> str:
     """The first host of a Slurm node list, such as `gpu[07-09,12],cpu1` -> `gpu07`."""
     match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", node_list)
