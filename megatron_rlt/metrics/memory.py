@@ -9,7 +9,7 @@ from __future__ import annotations
 import resource
 import sys
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import torch
 
 # getrusage counts kilobytes on Linux and bytes on macOS.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -27,12 +26,12 @@ from megatron_rlt.models.build import build_model
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.weights.load import load_hf_weights
 from megatron_rlt.parallel.layout import Layout, build_layout
-from megatron_rlt.parallel.platform import start_distributed, stop_distributed
+from megatron_rlt.parallel.platform import stop_distributed
 from megatron_rlt.policy.policy import Policy
 from megatron_rlt.scoring.engine import LogprobEngine
 from megatron_rlt.types import PackedBatch, SpannedSequence
 from tools.bench.machine import forward_flops, matmul_flops_per_second, peak_resident_bytes, resident_bytes
-from tools.bench.workload import save_random_model, sequences
+from tools.bench.workload import save_random_model, sequences, start_single_rank
 
 _TEMPERATURE = 0.7
 _WAYS = ("reference", "scoring", "update")
@@ -152,8 +151,7 @@ def _prepare(
     """The way as a callable that returns the mean log-prob, and the memory held once its weights are loaded."""
     if way == "reference":
         return _reference_way(folder, dtype)
-    os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
-    start_distributed(timeout_seconds=600)
+    start_single_rank()
     layout = build_layout(LayoutConfig())
     model = build_model(architecture, layout, dtype=dtype, recompute="none")
     load_hf_weights(model, architecture, folder, layout)

@@ -1,20 +1,28 @@
-"""What the benches run on: a random Qwen2 folder of a set size, and sequences of explanations and solutions."""
+"""What the benches run on: a random Llama folder of a set size, and sequences of explanations and solutions."""
 
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from megatron_rlt.parallel.platform import start_distributed
 from megatron_rlt.types import Span, SpannedSequence
 
 
+def start_single_rank() -> None:
+    """Make this process a job of one rank."""
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+    start_distributed(timeout_seconds=600)
+
+
 def save_random_model(folder: Path, *, hidden_size: int, num_layers: int, vocab_size: int, dtype: torch.dtype) -> Path:
-    """A Qwen2 with random weights, 64-wide heads, a quarter as many kv heads and a gated MLP of 8/3 the width."""
+    """A Llama with random weights, 64-wide heads, a quarter as many kv heads and a gated MLP of 8/3 the width."""
     num_heads = hidden_size // 64
-    config = Qwen2Config(
+    config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
         intermediate_size=round(hidden_size * 8 / 3 / 64) * 64,
@@ -27,7 +35,7 @@ def save_random_model(folder: Path, *, hidden_size: int, num_layers: int, vocab_
         eos_token_id=None,
     )
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(config).to(dtype)
+    model = LlamaForCausalLM(config).to(dtype)
     model.save_pretrained(folder)
     return folder
 

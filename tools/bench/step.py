@@ -1,0 +1,126 @@
+"""One whole RL step by phase: `python -m tools.bench.step`.
+
+A random policy and an equal student sample, score and update for real, on one rank. Prints seconds, tokens/s, the
+share of the machine's own matrix-product rate (measured in the same run), and memory after each phase.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from megatron_rlt.config.jobs import TrainConfig
+from megatron_rlt.jobs.rl_rooms import build_pairs, build_rooms
+from megatron_rlt.jobs.rl_step import StepResult, step
+from megatron_rlt.metrics.memory import MemoryLedger
+from megatron_rlt.metrics.phases import PhaseTimer
+from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.parallel.platform import stop_distributed
+from megatron_rlt.types import Problem, SpannedSequence
+from tools.bench.machine import forward_flops, matmul_flops_per_second
+from tools.bench.workload import save_random_model, start_single_rank
+from tools.demo.tokenizer import save_tokenizer
+
+_QUESTIONS = ("5 +5 *5 *6 +4", "2 *3 *2 +5 *6", "6 +1 *4 +2 *3", "1 *5 +3 *2 +6")
+_TAGS = {
+    "thought_open": "<exp>",
+    "solution_open": "<sol>",
+    "explanation_open": "<exp>",
+    "explanation_close": "</exp>",
+    "separator": " ",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--vocab", type=int, nargs="+", default=[32_000, 152_064])
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--group-size", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=512, help="longest completion; a random model seldom stops early")
+    parser.add_argument("--steps", type=int, default=3, help="steps after one that warms up; medians are shown")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    arguments = parser.parse_args()
+    start_single_rank()
+    for vocab_size in arguments.vocab:
+        with tempfile.TemporaryDirectory() as folder:
+            _bench(arguments, Path(folder), vocab_size)
+    stop_distributed()
+
+
+def _bench(arguments: argparse.Namespace, folder: Path, vocab_size: int) -> None:
+    dtype = getattr(torch, arguments.dtype)
+    model = save_random_model(
+        folder / "model", hidden_size=arguments.hidden, num_layers=arguments.layers, vocab_size=vocab_size, dtype=dtype
+    )
+    save_tokenizer(model)
+    config = TrainConfig.model_validate(_settings(arguments, model, folder))
+    rooms = build_rooms(config, build_pairs(config))
+    memory = MemoryLedger()
+    timer = PhaseTimer(heartbeat=lambda _: None, memory=memory)
+    problems = [Problem(str(number), question, "3") for number, question in enumerate(_QUESTIONS)]
+    taken: list[dict[str, float]] = []
+    for number in range(1 + arguments.steps):
+        result = step(rooms, problems, number, timer)
+        taken.append(timer.take() | memory.take())
+    architecture = Architecture.from_folder(model)
+    title = f"{arguments.dtype}, hidden {arguments.hidden}, {arguments.layers} layers, vocab {vocab_size}, "
+    title += f"{len(result.pairs)} completions of {len(result.completions[0].token_ids)} tokens"
+    _print(title, taken[1:], _flops(architecture, result), matmul_flops_per_second(dtype))
+
+
+def _settings(arguments: argparse.Namespace, model: Path, folder: Path) -> dict[str, Any]:
+    side = {"model": model, "dtype": arguments.dtype}
+    return {
+        "output_dir": folder / "run",
+        "teacher": side,
+        "student": side,
+        "data": {"path": folder},
+        "num_steps": 1 + arguments.steps,
+        "prompts": {"custom_tags": _TAGS, "teacher_system": "", "student_system": ""},
+        "rollout": {"max_completion_tokens": arguments.tokens},
+        "scoring": {"max_tokens_per_pack": 4096},
+        "grpo": {
+            "questions_per_step": len(_QUESTIONS),
+            "group_size": arguments.group_size,
+            "micro_batch_size": 4,
+            "beta": 0.0,
+        },
+    }
+
+
+def _flops(architecture: Architecture, result: StepResult) -> dict[str, float]:
+    def forward(sequences: list[SpannedSequence]) -> float:
+        return forward_flops(architecture, [len(one) for one in sequences], sum(one.num_targets for one in sequences))
+
+    teacher = forward([pair.teacher for pair in result.pairs])
+    student = forward([pair.student for pair in result.pairs])
+    # Decoding does the work of one forward pass over the same tokens; a backward pass twice that of the forward.
+    return {"rollout": teacher, "old_policy": teacher, "student": student, "update": 3 * teacher}
+
+
+def _print(title: str, taken: list[dict[str, float]], flops: dict[str, float], matmul_rate: float) -> None:
+    table = Table(title=title, title_justify="left")
+    for column in ("phase", "seconds", "tokens/s", "share of matmul rate", "host memory after"):
+        table.add_column(column, justify="left" if column == "phase" else "right")
+    for phase, work in flops.items():
+        seconds = statistics.median(one[f"seconds/{phase}"] for one in taken)
+        rate = statistics.median(one[f"tokens_per_second/{phase}"] for one in taken)
+        memory = taken[-1][f"host_bytes/{phase}"] / 2**20
+        table.add_row(
+            phase, f"{seconds:.2f}", f"{rate:,.0f}", f"{work / seconds / matmul_rate:.0%}", f"{memory:,.0f} MiB"
+        )
+    Console().print(table)
+    scoring, update = (statistics.median(one[f"seconds/{name}"] for one in taken) for name in ("student", "update"))
+    Console().print(f"scoring pass / update: {scoring / update:.2f}; matmul rate {matmul_rate / 1e9:,.0f} GFLOP/s\n")
+
+
+if __name__ == "__main__":
+    main()
