@@ -110,7 +110,8 @@ def _run_rank(
             return status
     except Exception as error:  # noqa: BLE001 - the process boundary: whatever the job raised ends this rank
         failure = failure_of_exception(error, rank=place.rank, phase=heartbeat.phase)
-        if started_by_elastic():
+        # torchrun blames the earliest record of the same second, so a victim leaves none.
+        if started_by_elastic() and failure.kind is not Kind.CONNECTION:
             get_error_handler().record_exception(error)
         on_failure(failure)
         return failure.status
