@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -53,12 +52,12 @@ def hangs_on_rank_1(config: JobConfig, heartbeat: Heartbeat) -> int:
     return 0
 
 
-def kills_rank_1(config: JobConfig, heartbeat: Heartbeat) -> int:
-    """Rank 1 dies as under an out-of-memory killer, the others sit in a collective."""
+def waits_for_nobody(config: JobConfig, heartbeat: Heartbeat) -> int:
+    """No rank notices another's death, and each only takes note of a SIGTERM: like a long kernel."""
+    EndRequest()
     heartbeat.beat("update")
-    if dist.get_rank() == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    dist.barrier()
+    _mark_running(config)
+    time.sleep(600)
     return 0
 
 
@@ -67,9 +66,13 @@ def runs_until_asked(config: JobConfig, heartbeat: Heartbeat) -> int:
     request = EndRequest()
     while not request.agreed():
         heartbeat.beat("step")
-        (config.output_dir / f"running-{dist.get_rank()}-{os.getpid()}").touch()
+        _mark_running(config)
         time.sleep(0.05)
     return ENDED_EARLY
+
+
+def _mark_running(config: JobConfig) -> None:
+    (config.output_dir / f"running-{dist.get_rank()}-{os.getpid()}").touch()
 
 
 if __name__ == "__main__":

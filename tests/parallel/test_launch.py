@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 
-_PEERS_MAY_LIVE_SECONDS = 30.0  # "within seconds", on a machine that runs other tests
+# "Within seconds", on a machine that runs other tests; the elastic agent alone takes 30.
+_PEERS_MAY_LIVE_SECONDS = 15.0
 _NEVER = 600.0
 
 
@@ -87,7 +88,7 @@ def test_a_hanging_rank_is_named_with_its_phase_and_stacks(tmp_path: Path) -> No
 
 
 def test_a_killed_rank_ends_all_and_is_named_with_its_signal(tmp_path: Path) -> None:
-    process = _start("runs_until_asked", tmp_path)
+    process = _start("waits_for_nobody", tmp_path)
     _wait_until(lambda: len(_running_ranks(tmp_path)) == 2)
     started = time.monotonic()
     os.kill(_running_ranks(tmp_path)[1], signal.SIGKILL)
@@ -96,7 +97,7 @@ def test_a_killed_rank_ends_all_and_is_named_with_its_signal(tmp_path: Path) -> 
 
     assert time.monotonic() - started < _PEERS_MAY_LIVE_SECONDS
     why = "killed by SIGKILL (the system ran out of memory, or someone killed it)"
-    assert (status, errors) == (1, [f"megatron-rlt: error: rank 1 failed in phase step: {why}"])
+    assert (status, errors) == (1, [f"megatron-rlt: error: rank 1 failed in phase update: {why}"])
 
 
 def test_sigterm_reaches_all_ranks_and_their_status_is_the_commands(tmp_path: Path) -> None:
