@@ -6,6 +6,7 @@ everything rebuilt from disk, and copies of the stopped one resumed under other 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def _rl_life(folder: Path, settings: list[str], layouts: list[str], others: dict
 @pytest.mark.parametrize(
     ("teacher", "student", "extra", "others"),
     [
-        (TP2, DP2, [], {"pp2": _layouts(PP2, TP2), "dp2": _layouts(DP2, PP2)}),
+        (TP2, DP2, ["reward.kl_estimator=k3"], {"pp2": _layouts(PP2, TP2), "dp2": _layouts(DP2, PP2)}),
         (PP2, TP2, ["reward.kl_estimator=full"], {}),
         (DP2, PP2, [*_TWO_UPDATES, "teacher.dtype=bfloat16"], {}),
     ],
@@ -68,6 +69,7 @@ def _require_real_training(metrics: list[dict[str, Any]]) -> None:
     assert metrics[1]["kl_to_reference"] > 1e-4
     assert metrics[2]["kl_to_reference"] < metrics[1]["kl_to_reference"]  # mixed after step 2
     assert len({step["reward"] for step in metrics}) == 6
+    assert all(math.isfinite(value) for step in metrics for value in step.values())
 
 
 def _require_the_same_next_steps(resumed: Path, whole: Path) -> None:

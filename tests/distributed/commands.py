@@ -1,0 +1,124 @@
+"""The real command line on two ranks, as a user starts it and as a cluster ends it."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from megatron_rlt.checkpoint.folders import list_checkpoints
+from megatron_rlt.metrics.writer import read_metrics
+from tests.distributed.tiny_runs import ROOT
+
+_TIMEOUT_SECONDS = 240.0
+_POLL_SECONDS = 0.002  # a save of the tiny model takes a tenth of a second
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of the command on a run folder, once it ended."""
+
+    status: int
+    errors: str
+    found_step: int  # of the newest complete checkpoint before; 0: none
+    first_step: int | None  # the first step it took, if any
+    last_metrics_step: int  # last complete line of metrics.jsonl after it
+
+
+class Command:
+    """A command that runs on a folder, in a session of its own, so that a kill reaches all of it and nothing else."""
+
+    def __init__(self, command: str, config: Path, overrides: list[str], output_dir: Path) -> None:
+        self._output_dir = output_dir
+        self._found_step = newest_step(output_dir)
+        self._started = time.time()
+        self._log = output_dir.with_name(f"{output_dir.name}-{time.monotonic_ns()}.log")
+        environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "megatron_rlt", command, str(config), *overrides, f"output_dir={output_dir}"],
+                cwd=ROOT,
+                env=environment | {"OMP_NUM_THREADS": "1"},
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def finish(self) -> Attempt:
+        """Wait for its end."""
+        self._process.wait(timeout=_TIMEOUT_SECONDS)
+        files = (self._output_dir / "completions").glob("step-*.parquet")
+        taken = [step_of(file) for file in files if file.stat().st_mtime > self._started]
+        steps = [record["step"] for record in read_metrics(self._output_dir)]
+        return Attempt(
+            self._process.returncode,
+            self._log.read_text(),
+            self._found_step,
+            min(taken, default=None),
+            max(steps, default=0),
+        )
+
+    def at_step(self, step: int, rng: random.Random) -> Command:
+        """Wait until a step is logged, and then for a moment somewhere in the next one."""
+        self._wait_until(lambda: any(record["step"] >= step for record in read_metrics(self._output_dir)))
+        time.sleep(rng.random() * 0.2)
+        return self
+
+    def tell(self, number: signal.Signals) -> Command:
+        """Send the command's own process a signal."""
+        self._process.send_signal(number)
+        return self
+
+    def kill_rank(self, rank: int) -> Command:
+        """SIGKILL one of its ranks."""
+        children = psutil.Process(self._process.pid).children()
+        ranks = [child for child in children if any("spawn_main" in word for word in child.cmdline())]
+        assert len(ranks) == 2, [child.cmdline() for child in children]
+        sorted(ranks, key=lambda child: child.pid)[rank].kill()
+        return self
+
+    def kill(self) -> Command:
+        """SIGKILL everything at once, as when the machine goes down."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        return self
+
+    def kill_while_it_saves(self) -> Command:
+        """SIGKILL everything at a moment when a checkpoint is half written: frozen first, to be sure of it."""
+        while True:
+            self._wait_until(lambda: bool(half_written(self._output_dir)))
+            os.killpg(self._process.pid, signal.SIGSTOP)
+            if half_written(self._output_dir):
+                return self.kill()
+            os.killpg(self._process.pid, signal.SIGCONT)
+
+    def _wait_until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _TIMEOUT_SECONDS
+        while not condition():
+            assert self._process.poll() is None, f"it ended by itself:\n{self._log.read_text()}"
+            assert time.monotonic() < deadline, f"waited in vain:\n{self._log.read_text()}"
+            time.sleep(_POLL_SECONDS)
+
+
+def half_written(output_dir: Path) -> list[Path]:
+    """Temporary folders of a save under way; an older step's is one that is being removed."""
+    found = (output_dir / "checkpoints").glob(".step-*.tmp")
+    return [folder for folder in found if step_of(folder) > newest_step(output_dir)]
+
+
+def newest_step(output_dir: Path) -> int:
+    """Step of the newest complete checkpoint, 0 without one."""
+    found = list_checkpoints(output_dir / "checkpoints")
+    return step_of(found[-1]) if found else 0
+
+
+def step_of(path: Path) -> int:
+    """The number in `step-000007`, `.step-000007.tmp` or `step-000007.parquet`."""
+    return int(path.name.removeprefix(".").removeprefix("step-").split(".")[0])

@@ -1,0 +1,104 @@
+"""Two RL steps by the command line: everything a run writes is there and holds what it should."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import fields
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from megatron_rlt.config.jobs import TrainConfig
+from megatron_rlt.config.loading import load_config
+from megatron_rlt.metrics.completions import CompletionRow, read_completions
+from megatron_rlt.metrics.writer import read_metrics
+from tests.distributed.commands import Command
+from tests.distributed.tiny_runs import RL_CONFIG, SMALL_RL, TinyInputs
+
+PHASES = ("rollout", "old_policy", "student", "reference", "update")
+METRICS = {
+    *("reward", "r_ss", "r_ss_mean", "r_ss_min", "r_kl", "r_kl_mean", "r_kl_max", "penalty", "dropped_completions"),
+    *("advantage_std", "advantage_share/r_ss", "advantage_share/r_kl", "advantage_share/penalty"),
+    *("flag_share/missing_end_tag", "flag_share/truncated", "well_formed_share"),
+    *("completion_tokens", "completion_tokens_max", "explanation_tokens", "prompt_tokens", "entropy"),
+    *("rollout_gap_mean", "rollout_gap_max", "loss", "ratio_mean", "clip_share", "kl_to_reference", "grad_norm", "lr"),
+    *(f"seconds/{phase}" for phase in PHASES),
+    *(f"tokens_per_second/{phase}" for phase in PHASES),
+}
+
+
+@pytest.fixture(scope="module")
+def run(inputs: TinyInputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("end-to-end") / "run"
+    settings = ["num_steps=2", "grpo.beta=0.1", "reward.kl_estimator=full", "metrics.tensorboard=true"]
+    attempt = Command("train", RL_CONFIG, [*SMALL_RL, *inputs.for_train, *settings], folder).finish()
+    assert attempt.status == 0, attempt.errors
+    return folder
+
+
+def test_every_step_has_all_metrics_and_they_are_finite(run: Path) -> None:
+    steps = read_metrics(run)
+    assert [step["step"] for step in steps] == [1, 2]
+    for step in steps:
+        assert set(step) >= METRICS
+        assert all(math.isfinite(value) for value in step.values())
+        assert step["rollout_gap_max"] < 1e-4
+        assert step["r_kl_mean"] >= 0  # the exact divergence cannot be negative
+        assert step["grad_norm"] > 0
+
+
+def test_tensorboard_has_the_same_curves(run: Path) -> None:
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    rewards = [(event.step, event.value) for event in events.Scalars("reward")]
+    assert rewards == [(step["step"], pytest.approx(step["reward"], rel=1e-6)) for step in read_metrics(run)]
+    assert set(events.Tags()["scalars"]) >= METRICS
+
+
+def test_the_completion_store_has_a_row_a_completion_with_every_part(run: Path) -> None:
+    for step in read_metrics(run):
+        file = run / "completions" / f"step-{step['step']:06d}.parquet"
+        assert pq.read_schema(file).names == [field.name for field in fields(CompletionRow)]
+        rows = read_completions(file)
+        assert [(row.question_index, row.completion_index) for row in rows] == [
+            (q, c) for q in (0, 1) for c in range(4)
+        ]
+        kept = [row for row in rows if row.num_explanation_tokens > 0]  # an empty explanation has no reward
+        assert 8 - len(kept) == step["dropped_completions"]
+        assert sum(row.reward for row in kept) / len(kept) == pytest.approx(step["reward"], rel=1e-6)
+        for row in kept:
+            assert row.reward == pytest.approx(row.r_ss - 3 * row.r_kl + row.penalty, abs=1e-5)
+        for row in rows:
+            assert len(row.completion_ids) == len(row.rollout_logprobs) == len(row.old_logprobs) <= 10
+            assert len(row.kl_per_token) == len(row.student_explanation_logprobs) == row.num_explanation_tokens
+            assert len(row.student_solution_logprobs) > 0
+            torch.testing.assert_close(row.rollout_logprobs, row.old_logprobs, atol=1e-4, rtol=0)
+        for question in (0, 1):
+            assert sum(row.advantage for row in rows[4 * question : 4 * question + 4]) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_exported_teacher_loads_in_transformers_with_changed_weights(run: Path, inputs: TinyInputs) -> None:
+    before, after = (load_file(folder / "model.safetensors") for folder in (inputs.model, run / "hf"))
+    assert before.keys() == after.keys()
+    assert not torch.equal(before["lm_head.weight"], after["lm_head.weight"])
+    model = AutoModelForCausalLM.from_pretrained(run / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(run / "hf")
+    logits = model(**tokenizer("<q> 5 +5 *5 *6 +4", return_tensors="pt")).logits
+    assert torch.isfinite(logits).all()
+    assert logits.shape[-1] == len(tokenizer)
+
+
+def test_the_run_folder_says_what_ran(run: Path, inputs: TinyInputs) -> None:
+    config = load_config(TrainConfig, run / "config.yaml", [])
+    assert (config.num_steps, config.teacher.model, config.output_dir) == (2, inputs.model, run)
+    papers = json.loads((run / "run.json").read_text())
+    (start,) = papers["starts"]
+    assert (papers["command"], start["world_size"]) == ("train", 2)
+    assert start["versions"]["megatron-core"] == "0.16.1"
+    assert [folder.name for folder in (run / "checkpoints").iterdir()] == ["step-000002"]
