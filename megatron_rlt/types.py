@@ -7,12 +7,19 @@ share its own layout gives it. `eq=False` because comparing tensors with `==` ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
 from torch import Tensor
+
+OnProgress = Callable[[str], None]
+"""Told in a few words what an engine begins to do, such as "micro-batch 3 of 8": a sign of life."""
+
+
+def tell_nobody(_: str) -> None:
+    """For engines that nobody watches."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import megatron.core.distributed
 import megatron.core.models.gpt.gpt_model
 import megatron.core.optimizer
-import megatron.core.pipeline_parallel
+import megatron.core.pipeline_parallel  # noqa: F401
 import torch
 import transformers  # noqa: F401
 

@@ -16,7 +16,7 @@ from megatron_rlt.parallel.layout import Layout, build_layout
 from megatron_rlt.rewards.rlt import KlEstimator, rlt_reward
 from megatron_rlt.scoring.divergence import DivergenceEngine
 from megatron_rlt.scoring.engine import LogprobEngine
-from megatron_rlt.types import FormatFlag, Logprobs, RewardParts, ScoringPair
+from megatron_rlt.types import FormatFlag, Logprobs, OnProgress, RewardParts, ScoringPair
 
 
 def build_layouts(teacher: LayoutConfig, student: LayoutConfig) -> tuple[Layout, Layout]:
@@ -26,7 +26,7 @@ def build_layouts(teacher: LayoutConfig, student: LayoutConfig) -> tuple[Layout,
 
 
 def logprob_engine(
-    model: LanguageModel, layout: Layout, *, temperature: float, scoring: ScoringConfig
+    model: LanguageModel, layout: Layout, *, temperature: float, scoring: ScoringConfig, on_progress: OnProgress
 ) -> LogprobEngine:
     """Asks a model for log-probs at one temperature."""
     return LogprobEngine(
@@ -36,6 +36,7 @@ def logprob_engine(
         max_tokens_per_pack=scoring.max_tokens_per_pack,
         row_block=scoring.row_block,
         vocab_block=scoring.vocab_block,
+        on_progress=on_progress,
     )
 
 

@@ -28,7 +28,7 @@ def run_train(config: TrainConfig, heartbeat: Heartbeat) -> int:
         stream = open_problems(
             config.data, seed=config.seed, work_dir=config.output_dir / "data", check=pairs.check_problem
         )
-        rooms = build_rooms(config, pairs)
+        rooms = build_rooms(config, pairs, run.on_progress)
     store = CompletionStore(config.output_dir / "completions")
     writes_completions = config.metrics.store_completions and dist.get_rank() == 0
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from megatron_rlt.config.jobs import TrainConfig
+from megatron_rlt.config.plan import num_updates
 from megatron_rlt.config.sections import GrpoConfig, RewardConfig
 from megatron_rlt.jobs.models import load_frozen_model, load_model
 from megatron_rlt.jobs.rewarding import build_layouts, divergence_engine, logprob_engine
@@ -18,7 +19,7 @@ from megatron_rlt.rewards.penalties import penalty_table
 from megatron_rlt.rollout.engine import MegatronEngine
 from megatron_rlt.scoring.divergence import DivergenceEngine
 from megatron_rlt.scoring.engine import LogprobEngine
-from megatron_rlt.types import FormatFlag
+from megatron_rlt.types import FormatFlag, OnProgress
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ class RlRooms:
     reference_model: LanguageModel | None
 
 
-def build_rooms(config: TrainConfig, pairs: PairBuilder) -> RlRooms:
+def build_rooms(config: TrainConfig, pairs: PairBuilder, on_progress: OnProgress) -> RlRooms:
     """Load every model and bind the engines to them. Collective; raises ValueError for folders that do not fit."""
     teacher_layout, student_layout = build_layouts(config.teacher.layout, config.student.layout)
-    ask = partial(logprob_engine, temperature=config.temperature, scoring=config.scoring)
+    ask = partial(logprob_engine, temperature=config.temperature, scoring=config.scoring, on_progress=on_progress)
     model = load_model(config.teacher, teacher_layout)
     student = ask(load_frozen_model(config.student, student_layout), student_layout)
     reference_model = load_frozen_model(config.teacher, teacher_layout) if config.grpo.beta > 0 else None
@@ -59,6 +60,7 @@ def build_rooms(config: TrainConfig, pairs: PairBuilder) -> RlRooms:
             teacher_layout,
             pairs,
             num_token_ids=min(model.unpadded_vocab_size, student.model.unpadded_vocab_size),
+            on_progress=on_progress,
         ),
         policy=Policy(
             model,
@@ -67,7 +69,8 @@ def build_rooms(config: TrainConfig, pairs: PairBuilder) -> RlRooms:
             blocks=config.scoring,
             temperature=config.temperature,
             micro_batch_size=config.grpo.micro_batch_size,
-            num_updates=config.num_steps * config.grpo.updates_per_batch,
+            num_updates=num_updates(config),
+            on_progress=on_progress,
         ),
         old_policy=old_policy,
         student=student,
@@ -83,7 +86,13 @@ def build_pairs(config: TrainConfig) -> PairBuilder:
 
 
 def _rollout_engine(
-    config: TrainConfig, model: LanguageModel, layout: Layout, pairs: PairBuilder, *, num_token_ids: int
+    config: TrainConfig,
+    model: LanguageModel,
+    layout: Layout,
+    pairs: PairBuilder,
+    *,
+    num_token_ids: int,
+    on_progress: OnProgress,
 ) -> MegatronEngine:
     return MegatronEngine(
         model,
@@ -96,4 +105,5 @@ def _rollout_engine(
         max_batch_size=config.rollout.max_batch_size,
         max_prefill_tokens=config.rollout.max_prefill_tokens,
         stop=pairs.teacher.stop_condition(stop_at_end_tag=config.rollout.stop_at_end_tag),
+        on_progress=on_progress,
     )

@@ -50,6 +50,7 @@ def run_sft(config: SftConfig, heartbeat: Heartbeat) -> int:
             temperature=_TEMPERATURE,
             micro_batch_size=config.micro_batch_size,
             num_updates=num_steps,
+            on_progress=run.on_progress,
         )
 
     def take_step(_: int) -> dict[str, float]:

@@ -64,6 +64,7 @@ class TrainingRun:
         Raises:
             ValueError: the run folder holds another run.
         """
+        self._end = EndRequest()  # first, so that a signal during the set-up is not lost
         check_run_folder(config.output_dir, command, config)
         dist.barrier()  # every rank has looked before one writes
         self._is_writer = dist.get_rank() == 0
@@ -93,7 +94,6 @@ class TrainingRun:
             num_steps: steps of the whole run.
             shown: metrics that a person watches.
         """
-        end = EndRequest()
         start = self._resume(state)
         if start < num_steps:
             self._remove_export()
@@ -117,7 +117,7 @@ class TrainingRun:
                 metrics |= largest(self.timer.take() | self._memory.take(), world())
                 writer.log(number + 1, metrics)
                 progress.finish_step(number + 1, {name: metrics[name] for name in shown})
-                ended, is_last = end.agreed(), number + 1 == num_steps
+                ended, is_last = self._end.agreed(), number + 1 == num_steps
                 if ended or is_last or (number + 1) % self._checkpoint.interval_steps == 0:
                     self._save(state, number + 1)
                 if ended and not is_last:
@@ -126,6 +126,10 @@ class TrainingRun:
         writer.close()
         self._export(state)
         return 0
+
+    def on_progress(self, detail: str) -> None:
+        """A sign of life within a phase."""
+        self._heartbeat.beat(self._heartbeat.phase, detail)
 
     def _begin_phase(self, name: str) -> None:
         self._heartbeat.beat(name)

@@ -28,12 +28,15 @@ def forward_only(
     batches: Sequence[PackedBatch],
     run_stage: RunStage,
     collect: Callable[[int, Tensor], T],
+    *,
+    on_batch: Callable[[int], None],
 ) -> list[T]:
     """Run every batch without gradients.
 
     Args:
         batches: this data-parallel replica's batches; ranks of one replica pass the same ones.
         collect: called on the last stage with a batch's index and the stage's output.
+        on_batch: called with a batch's index when this rank begins it.
 
     Returns:
         What `collect` returned for each batch, on the last stage's ranks; an empty list on the others.
@@ -47,6 +50,7 @@ def forward_only(
 
     def step(data: Iterator[tuple[int, PackedBatch]], stage: nn.Module) -> tuple[Tensor, Callable[..., T]]:
         index, batch = next(data)
+        on_batch(index)
         return run_stage(stage, batch), partial(non_loss, index=index)
 
     with layout, torch.no_grad():
@@ -60,6 +64,8 @@ def forward_backward(
     batches: Sequence[PackedBatch],
     run_stage: RunStage,
     loss: Callable[[int, Tensor], tuple[Tensor, T]],
+    *,
+    on_batch: Callable[[int], None],
 ) -> list[T]:
     """Run every batch forward and backward, leaving gradients in the model's buffers, summed over all ranks.
 
@@ -67,6 +73,7 @@ def forward_backward(
         batches: this replica's batches, at least one; a replica without work passes a batch of zero weight.
         loss: called on the last stage with a batch's index and the stage's output; returns a scalar that is already
             this batch's share of the global loss, and a record to collect.
+        on_batch: called with a batch's index when this rank begins its forward pass.
 
     Returns:
         The collected records on the last stage's ranks; an empty list on the others.
@@ -80,6 +87,7 @@ def forward_backward(
 
     def step(data: Iterator[tuple[int, PackedBatch]], stage: nn.Module) -> tuple[Tensor, Callable[..., object]]:
         index, batch = next(data)
+        on_batch(index)
         return run_stage(stage, batch), partial(with_token_count, index=index)
 
     with layout:

@@ -9,6 +9,7 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from megatron_rlt.config.plan import num_warmup_updates
 from megatron_rlt.config.sections import OptimizerConfig
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.layout import Layout
@@ -79,7 +80,7 @@ def build_scheduler(
         init_lr=0.0,
         max_lr=settings.lr,
         min_lr=settings.min_lr,
-        lr_warmup_steps=min(round(settings.warmup_fraction * num_updates), num_updates - 1),
+        lr_warmup_steps=num_warmup_updates(settings, num_updates),
         lr_decay_steps=num_updates,
         lr_decay_style=settings.schedule,
         start_wd=settings.weight_decay,

@@ -23,7 +23,7 @@ from megatron_rlt.parallel.collectives import broadcast_record, gather_by_index
 from megatron_rlt.parallel.layout import Layout
 from megatron_rlt.parallel.pipeline import forward_backward
 from megatron_rlt.policy.optimizer import build_optimizer, build_scheduler, wrap_for_training
-from megatron_rlt.types import PackedBatch, SpannedSequence
+from megatron_rlt.types import OnProgress, PackedBatch, SpannedSequence, tell_nobody
 
 T = TypeVar("T")
 RowLoss = Callable[[PackedBatch, Tensor, Tensor], tuple[Tensor, T]]
@@ -53,7 +53,17 @@ class Policy:
         temperature: float,
         micro_batch_size: int,
         num_updates: int,
+        on_progress: OnProgress = tell_nobody,
     ) -> None:
+        """
+        Args:
+            blocks: block sizes of the output layer.
+            temperature: of the log-probs that losses see.
+            micro_batch_size: most sequences packed into one forward-backward pass.
+            num_updates: of the whole run, for the schedule.
+            on_progress: told of every micro-batch.
+        """
+        self._on_progress = on_progress
         self.model, self.layout = model, layout
         self.wrapped = wrap_for_training(model, layout)
         self.optimizer: MegatronOptimizer = build_optimizer(self.wrapped, layout, optimizer)
@@ -77,7 +87,12 @@ class Policy:
         self.wrapped.zero_grad_buffer()
         self.optimizer.zero_grad()
         records = forward_backward(
-            self.wrapped, self.layout, batches, run_stage, lambda index, output: self._loss(batches[index], output, loss)
+            self.wrapped,
+            self.layout,
+            batches,
+            run_stage,
+            lambda index, output: self._loss(batches[index], output, loss),
+            on_batch=lambda index: self._on_progress(f"micro-batch {index + 1} of {len(batches)}"),
         )
         lr = float(self.optimizer.param_groups[0]["lr"])
         grad_norm, skipped = self._step()

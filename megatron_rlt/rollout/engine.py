@@ -23,7 +23,7 @@ from megatron_rlt.parallel.layout import Layout
 from megatron_rlt.rollout.decoding_batch import DecodingBatch, Draw, Row
 from megatron_rlt.rollout.requests import SampleRequest, StopCondition
 from megatron_rlt.rollout.sampling import most_probable, sample, uniforms
-from megatron_rlt.types import Completion
+from megatron_rlt.types import Completion, OnProgress, tell_nobody
 
 # Waiting requests join once a quarter of the batch is free: joining for every freed row would prefill prompts one by
 # one and copy the cache each time.
@@ -46,6 +46,7 @@ class MegatronEngine:
         max_batch_size: int,
         max_prefill_tokens: int,
         stop: StopCondition,
+        on_progress: OnProgress = tell_nobody,
     ) -> None:
         """Bind the engine to this rank's stage of the policy, not wrapped by DistributedDataParallel.
 
@@ -56,6 +57,7 @@ class MegatronEngine:
             max_completion_tokens: tokens after which a completion ends with `FinishReason.LENGTH`.
             max_batch_size: completions that decode together on one replica.
             max_prefill_tokens: prompt tokens, padding included, of one prefill; a longer prompt goes alone.
+            on_progress: told of every token that the batch grows by.
             stop: ends a completion with `FinishReason.STOP`; the token that ends it belongs to it.
         """
         self._model, self._layout = model, layout
@@ -65,7 +67,7 @@ class MegatronEngine:
             if greedy
             else partial(_draw_sample, num_token_ids=num_token_ids, temperature=temperature, top_p=top_p)
         )
-        self._stop = stop
+        self._stop, self._on_progress = stop, on_progress
         self._max_completion_tokens = max_completion_tokens
         self._max_batch_size = max_batch_size
         self._max_prefill_tokens = max_prefill_tokens
@@ -109,6 +111,7 @@ class MegatronEngine:
         waiting, finished = deque(requests), list[Row]()
         with decoding(self._model, self._layout):
             while waiting or batch.rows:
+                self._on_progress(f"{len(batch.rows)} completions decode, {len(waiting)} wait")
                 room = self._max_batch_size - len(batch.rows)
                 if waiting and room >= min(len(waiting), max(1, self._max_batch_size // _ADMISSION_DIVISOR)):
                     batch.admit([waiting.popleft() for _ in range(min(room, len(waiting)))])

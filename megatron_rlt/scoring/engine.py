@@ -18,7 +18,7 @@ from megatron_rlt.models.packing import alignment_of, pack, share
 from megatron_rlt.parallel.collectives import broadcast_record, gather_by_index
 from megatron_rlt.parallel.layout import Layout
 from megatron_rlt.parallel.pipeline import forward_only
-from megatron_rlt.types import Logprobs, PackedBatch, SpannedSequence
+from megatron_rlt.types import Logprobs, OnProgress, PackedBatch, SpannedSequence, tell_nobody
 
 T = TypeVar("T")
 
@@ -35,6 +35,7 @@ class LogprobEngine:
         max_tokens_per_pack: int,
         row_block: int,
         vocab_block: int,
+        on_progress: OnProgress = tell_nobody,
     ) -> None:
         """Bind the engine to this rank's stage of a model, not wrapped by DistributedDataParallel.
 
@@ -42,7 +43,9 @@ class LogprobEngine:
             temperature: divides the logits; recorded in every result.
             max_tokens_per_pack: token budget of one forward pass; a longer sequence is a pack of its own.
             row_block, vocab_block: at most `row_block x vocab_block` logits exist at one time.
+            on_progress: told of every pack.
         """
+        self._on_progress = on_progress
         self.model, self.layout, self.temperature = model, layout, temperature
         self._max_tokens_per_pack = max_tokens_per_pack
         self._row_block, self._vocab_block = row_block, vocab_block
@@ -100,7 +103,12 @@ class LogprobEngine:
         self.model.eval()  # no recomputation: there is no backward pass
         try:
             results = forward_only(
-                self.model, self.layout, batches, run_stage, lambda index, output: read(batches[index], output)
+                self.model,
+                self.layout,
+                batches,
+                run_stage,
+                lambda index, output: read(batches[index], output),
+                on_batch=lambda index: self._on_progress(f"pack {index + 1} of {len(batches)}"),
             )
         finally:
             self.model.train(was_training)

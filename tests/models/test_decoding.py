@@ -122,7 +122,9 @@ def _outputs_around_decoding(folder: Path) -> tuple[list[float], list[float], tu
     batches = pack(sequences, range(5), max_tokens=None, max_sequences=None, alignment=alignment_of(layout))
 
     def total() -> list[float]:
-        return forward_only(model, layout, batches, run_stage, lambda _, output: float(output.double().sum()))
+        return forward_only(
+            model, layout, batches, run_stage, lambda _, output: float(output.double().sum()), on_batch=lambda _: None
+        )
 
     before, flags = total(), (model.training, model.config.sequence_parallel)
     with decoding(model, layout):

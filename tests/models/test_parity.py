@@ -111,7 +111,7 @@ def _largest_errors(folders: dict[str, Path], layouts: list[LayoutConfig]) -> di
                     alignment=alignment_of(layout),
                 )
                 compare = partial(_error_of_batch, model, layout, dense, sequences, batches)
-                found = forward_only(model, layout, batches, run_stage, compare)
+                found = forward_only(model, layout, batches, run_stage, compare, on_batch=lambda _: None)
                 errors[f"{layout}, {name}, {packing}"] = max(found, default=0.0)
     return errors
 

@@ -23,7 +23,7 @@ from megatron_rlt.metrics.memory import MemoryLedger
 from megatron_rlt.metrics.phases import PhaseTimer
 from megatron_rlt.models.architecture import Architecture
 from megatron_rlt.parallel.platform import stop_distributed
-from megatron_rlt.types import Problem, SpannedSequence
+from megatron_rlt.types import Problem, SpannedSequence, tell_nobody
 from tools.bench.machine import forward_flops, matmul_flops_per_second
 from tools.bench.workload import save_random_model, start_single_rank
 from tools.demo.tokenizer import save_tokenizer
@@ -62,7 +62,7 @@ def _bench(arguments: argparse.Namespace, folder: Path, vocab_size: int) -> None
     )
     save_tokenizer(model)
     config = TrainConfig.model_validate(_settings(arguments, model, folder))
-    rooms = build_rooms(config, build_pairs(config))
+    rooms = build_rooms(config, build_pairs(config), tell_nobody)
     memory = MemoryLedger()
     timer = PhaseTimer(heartbeat=lambda _: None, memory=memory)
     problems = [Problem(str(number), question, "3") for number, question in enumerate(_QUESTIONS)]
