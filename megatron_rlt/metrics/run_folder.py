@@ -62,15 +62,24 @@ def check_run_folder(folder: Path, command: str, config: JobConfig) -> None:
             f"a folder holds one run; output_dir {folder} holds a run of `{held}`, not of `{command}`: "
             "choose another output_dir"
         )
-    old = _flat(yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")))
-    new = _flat(config.model_dump(mode="json"))
-    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not _may_change(key))
-    if differing:
-        changes = "; ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in differing)
+    old = lasting_values(yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+    changes = describe_changes(old, lasting_values(config.model_dump(mode="json")))
+    if changes:
         raise ValueError(
             f"a folder holds one run; output_dir {folder} holds one with another configuration: {changes}. "
             "Put the values back to resume it, or choose another output_dir"
         )
+
+
+def lasting_values(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a configuration that must stay as they are when its run is resumed, by dotted key."""
+    return {key: value for key, value in _flat(tree).items() if not _may_change(key)}
+
+
+def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Every key that differs, with both values; empty where none does."""
+    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return "; ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in differing)
 
 
 def write_run_folder(folder: Path, command: str, config: JobConfig, *, world_size: int) -> None:

@@ -1,0 +1,245 @@
+"""`megatron-rlt score`: the RLT reward of explanations that already exist, part by part, without training."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch.distributed as dist
+from rich.console import Console
+
+from megatron_rlt.config.jobs import ScoreConfig
+from megatron_rlt.config.sections import RewardConfig
+from megatron_rlt.config.shapes import position_limit
+from megatron_rlt.data.rows import source_digest
+from megatron_rlt.data.traces import Trace
+from megatron_rlt.jobs.models import load_frozen_model
+from megatron_rlt.jobs.rewarding import build_layouts, divergence_engine, logprob_engine, reward_explanations
+from megatron_rlt.jobs.score_report import print_scores
+from megatron_rlt.jobs.score_rows import LengthCheck, Survey, survey_rows, usable_traces, write_rejected
+from megatron_rlt.jobs.signals import EndRequest
+from megatron_rlt.metrics.memory import MemoryLedger
+from megatron_rlt.metrics.phases import PhaseTimer
+from megatron_rlt.metrics.progress import Progress
+from megatron_rlt.metrics.reduce import Tally, largest
+from megatron_rlt.metrics.run_folder import check_run_folder, lasting_values, write_run_folder
+from megatron_rlt.metrics.scores import PARTS, ScoredRow, ScoreStore
+from megatron_rlt.metrics.writer import MetricsWriter
+from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.parallel.collectives import broadcast_record
+from megatron_rlt.parallel.failures import ENDED_EARLY
+from megatron_rlt.parallel.platform import world
+from megatron_rlt.parallel.watchdog import Heartbeat
+from megatron_rlt.prompts.formats import pair_builder
+from megatron_rlt.prompts.pairs import PairBuilder
+from megatron_rlt.rewards.penalties import penalty_table
+from megatron_rlt.rewards.rlt import why_invalid
+from megatron_rlt.scoring.divergence import DivergenceEngine
+from megatron_rlt.scoring.engine import LogprobEngine
+from megatron_rlt.types import FormatFlag, OnProgress
+
+_COMMAND = "score"
+_SHOWN = ("reward", "r_ss", "r_kl")
+_ADDED_UP = ("seconds/", "tokens/")
+_DIGITS = 16  # of a hash that a person may have to read: 64 bits
+_NOT_IDENTITY = ("input", "output")  # a file may move: the input counts by its content, and the output is the place
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ScoreRooms:
+    """Everything that scoring a part calls."""
+
+    pairs: PairBuilder
+    teacher: LogprobEngine
+    student: LogprobEngine
+    divergence: DivergenceEngine | None  # only for the exact KL
+    reward: RewardConfig
+    penalties: dict[FormatFlag, float]
+
+
+def run_score(config: ScoreConfig, heartbeat: Heartbeat) -> int:
+    """Score all rows, or continue after the last complete part. Collective; returns the exit status.
+
+    Raises:
+        ValueError: tokenizers, input, output or run folder do not go together, or no row is usable; before any
+            weight is loaded.
+    """
+    end = EndRequest()
+    check_run_folder(config.output_dir, _COMMAND, config)
+    heartbeat.beat("validate")
+    store = ScoreStore(config.output, score_identity(config)) if dist.get_rank() == 0 else None
+    if broadcast_record(store is not None and store.is_finished(), source_rank=0, group=world()):
+        if store is not None:
+            store.clean_up()
+            print(f"Nothing to do: {config.output} holds these scores already")
+        return 0
+    pairs = pair_builder(config.teacher.model, config.student.model, config.prompts)
+    survey = survey_rows(
+        config.input, _length_check(config, pairs), lambda row: heartbeat.beat("validate", f"row {row}")
+    )
+    num_done = _begin(config, store, survey) if store is not None else 0
+    num_done = broadcast_record(num_done, source_rank=0, group=world())
+    heartbeat.beat("load")
+    rooms = build_score_rooms(config, pairs, lambda detail: heartbeat.beat(heartbeat.phase, detail))
+    traces = islice(usable_traces(config.input, survey), num_done * config.rows_per_part, None)
+    num_parts = math.ceil(survey.num_usable / config.rows_per_part)
+    run = _PartRun(config, heartbeat, end, store, num_parts)
+    if not run.score(rooms, traces, num_done):
+        return ENDED_EARLY
+    if store is not None:
+        heartbeat.beat("write")
+        store.finish(num_parts)
+        print_scores(store.output, rejected_file(config.output), survey, run.totals, Console())
+    return 0
+
+
+def score_identity(config: ScoreConfig) -> dict[str, object]:
+    """What must be equal for two runs to give the same scores, by the names a refusal uses."""
+    values = lasting_values(config.model_dump(mode="json"))
+    return {key: value for key, value in values.items() if key not in _NOT_IDENTITY} | {
+        "content of input (SHA-256)": source_digest(str(config.input))[:_DIGITS],
+        "files of teacher.model": _state_of_files(config.teacher.model),
+        "files of student.model": _state_of_files(config.student.model),
+    }
+
+
+def rejected_file(output: Path) -> Path:
+    """Where the rejected rows are listed."""
+    return output.with_name(f"{output.name}.rejected.jsonl")
+
+
+def build_score_rooms(config: ScoreConfig, pairs: PairBuilder, on_progress: OnProgress) -> ScoreRooms:
+    """Load both models, each in its layout. Collective; raises ValueError for folders that do not fit."""
+    teacher_layout, student_layout = build_layouts(config.teacher.layout, config.student.layout)
+    teacher, student = (
+        logprob_engine(
+            load_frozen_model(model, layout),
+            layout,
+            temperature=config.temperature,
+            scoring=config.scoring,
+            on_progress=on_progress,
+        )
+        for model, layout in ((config.teacher, teacher_layout), (config.student, student_layout))
+    )
+    return ScoreRooms(
+        pairs=pairs,
+        teacher=teacher,
+        student=student,
+        divergence=divergence_engine(teacher, student, estimator=config.reward.kl_estimator, scoring=config.scoring),
+        reward=config.reward,
+        penalties=penalty_table(config.reward.penalties),
+    )
+
+
+def score_part(rooms: ScoreRooms, traces: Sequence[Trace], timer: PhaseTimer) -> list[ScoredRow]:
+    """Ask teacher and student, reward. Collective: every rank passes the same rows and gets all of them back."""
+    with timer.phase("prompts"):
+        pairs = [rooms.pairs.pair_from_text(trace.problem, trace.explanation) for trace in traces]
+    with timer.phase("teacher") as phase:
+        teacher = rooms.teacher.logprobs([pair.teacher for pair in pairs])
+        phase.tokens = sum(len(pair.teacher) for pair in pairs)
+    with timer.phase("student") as phase:
+        student = rooms.student.logprobs([pair.student for pair in pairs])
+        phase.tokens = sum(len(pair.student) for pair in pairs)
+    with timer.phase("reward"):
+        rewards = reward_explanations(
+            pairs, teacher, student, divergence=rooms.divergence, reward=rooms.reward, penalties=rooms.penalties
+        )
+    return [ScoredRow(pair, parts, why_invalid(parts)) for pair, parts in zip(pairs, rewards, strict=True)]
+
+
+class _PartRun:
+    """The loop over parts: score, record, write, end on request."""
+
+    def __init__(
+        self, config: ScoreConfig, heartbeat: Heartbeat, end: EndRequest, store: ScoreStore | None, num_parts: int
+    ) -> None:
+        """`store` is None on ranks that do not write."""
+        self._config, self._heartbeat, self._end = config, heartbeat, end
+        self._store, self._num_parts = store, num_parts
+        self._memory = MemoryLedger()
+        self.totals: Counter[str] = Counter()  # seconds and tokens of this start by phase, as `PhaseTimer` names them
+
+    def score(self, rooms: ScoreRooms, traces: Iterator[Trace], num_done: int) -> bool:
+        """Score the parts that are not done yet; False if the run was asked to end before the last. Collective."""
+        writer = MetricsWriter(
+            self._config.output_dir,
+            is_writer=self._store is not None,
+            resumed_step=num_done,
+            tensorboard=self._config.metrics.tensorboard,
+            wandb=self._config.metrics.wandb,
+        )
+        progress = Progress(
+            title=_COMMAND,
+            first_step=num_done,
+            num_steps=self._num_parts,
+            console=Console() if self._config.metrics.progress else None,
+            is_reporter=self._store is not None,
+        )
+
+        def begin_phase(name: str) -> None:
+            self._heartbeat.beat(name)
+            progress.show_phase(name)
+
+        timer = PhaseTimer(heartbeat=begin_phase, memory=self._memory)
+        with progress:
+            for number in range(num_done, self._num_parts):
+                if self._end.agreed():
+                    writer.close()
+                    logger.info("ended on request; the same command continues after part %d", number)
+                    return False
+                rows = score_part(rooms, list(islice(traces, self._config.rows_per_part)), timer)
+                with timer.phase("write"):
+                    if self._store is not None:
+                        self._store.write_part(number, rows)
+                metrics = _means(rows) | largest(timer.take() | self._memory.take(), world())
+                self.totals.update({name: value for name, value in metrics.items() if name.startswith(_ADDED_UP)})
+                writer.log(number + 1, metrics)
+                progress.finish_step(number + 1, {name: metrics[name] for name in _SHOWN})
+        writer.close()
+        return True
+
+
+def _begin(config: ScoreConfig, store: ScoreStore, survey: Survey) -> int:
+    """The writing rank's beginnings: run folder, log, rejected rows, parts. Returns the number of parts done."""
+    write_run_folder(config.output_dir, _COMMAND, config, world_size=dist.get_world_size())
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    logging.getLogger("megatron_rlt").setLevel(logging.INFO)
+    num_done = store.begin()
+    rejected = rejected_file(config.output)
+    write_rejected(rejected, survey)
+    logger.info("%s: %d rows to score, %s", config.input, survey.num_usable, survey.describe_rejected(rejected))
+    if num_done:
+        logger.info("%d parts of %d rows are done already", num_done, config.rows_per_part)
+    return num_done
+
+
+def _length_check(config: ScoreConfig, pairs: PairBuilder) -> LengthCheck:
+    return LengthCheck(
+        pairs,
+        max_teacher_tokens=position_limit(Architecture.from_folder(config.teacher.model)),
+        max_student_tokens=position_limit(Architecture.from_folder(config.student.model)),
+    )
+
+
+def _means(rows: Sequence[ScoredRow]) -> dict[str, float]:
+    """Means over the rows that have a reward, and how many have none."""
+    kept = [vars(row.parts) for row in rows if row.dropped is None]
+    means = {name: Tally.of(parts[name] for parts in kept).mean for name in PARTS}
+    return means | {"dropped_rows": float(len(rows) - len(kept))}
+
+
+def _state_of_files(folder: Path) -> str:
+    """Names, sizes and times of a model's files: an export that replaced another one is another model."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    states = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+    return hashlib.sha256("\n".join(states).encode()).hexdigest()[:_DIGITS]
