@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import fields
 from pathlib import Path
+from statistics import mean, stdev
 
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +19,7 @@ from megatron_rlt.config.jobs import TrainConfig
 from megatron_rlt.config.loading import load_config
 from megatron_rlt.metrics.completions import CompletionRow, read_completions
 from megatron_rlt.metrics.writer import read_metrics
+from megatron_rlt.types import FormatFlag
 from tests.distributed.commands import Command
 from tests.distributed.tiny_runs import RL_CONFIG, SMALL_RL, TinyInputs
 
@@ -61,26 +63,68 @@ def test_tensorboard_has_the_same_curves(run: Path) -> None:
     assert set(events.Tags()["scalars"]) >= METRICS
 
 
+def _rows(run: Path, step: int) -> list[CompletionRow]:
+    return read_completions(run / "completions" / f"step-{step:06d}.parquet")
+
+
 def test_the_completion_store_has_a_row_a_completion_with_every_part(run: Path) -> None:
-    for step in read_metrics(run):
-        file = run / "completions" / f"step-{step['step']:06d}.parquet"
+    for step in (1, 2):
+        file = run / "completions" / f"step-{step:06d}.parquet"
         assert pq.read_schema(file).names == [field.name for field in fields(CompletionRow)]
-        rows = read_completions(file)
+        rows = _rows(run, step)
         assert [(row.question_index, row.completion_index) for row in rows] == [
             (q, c) for q in (0, 1) for c in range(4)
         ]
-        kept = [row for row in rows if row.num_explanation_tokens > 0]  # an empty explanation has no reward
-        assert 8 - len(kept) == step["dropped_completions"]
-        assert sum(row.reward for row in kept) / len(kept) == pytest.approx(step["reward"], rel=1e-6)
-        for row in kept:
-            assert row.reward == pytest.approx(row.r_ss - 3 * row.r_kl + row.penalty, abs=1e-5)
         for row in rows:
             assert len(row.completion_ids) == len(row.rollout_logprobs) == len(row.old_logprobs) <= 10
             assert len(row.kl_per_token) == len(row.student_explanation_logprobs) == row.num_explanation_tokens
             assert len(row.student_solution_logprobs) > 0
             torch.testing.assert_close(row.rollout_logprobs, row.old_logprobs, atol=1e-4, rtol=0)
-        for question in (0, 1):
-            assert sum(row.advantage for row in rows[4 * question : 4 * question + 4]) == pytest.approx(0, abs=1e-6)
+
+
+def test_rewards_and_advantages_follow_from_the_stored_parts(run: Path) -> None:
+    """r = r_SS - 3 r_KL + penalty; A = (r - mean) / (std + 1e-4) within a group; no explanation, no reward."""
+    for row in [*_rows(run, 1), *_rows(run, 2)]:
+        if row.num_explanation_tokens == 0:
+            assert math.isnan(row.reward)
+            assert row.advantage == 0
+            continue
+        solution, kl = row.student_solution_logprobs.double(), row.kl_per_token.double()
+        r_ss, r_kl = solution.mean() + 0.01 * solution.min(), kl.mean() + 0.01 * kl.max()
+        penalty = -5.0 if FormatFlag.MISSING_END_TAG in row.flags else 0.0
+        assert row.reward == pytest.approx(float(r_ss - 3 * r_kl) + penalty, abs=1e-5)
+    for step, question in ((1, 0), (1, 1), (2, 0), (2, 1)):
+        group = [row for row in _kept(_rows(run, step)) if row.question_index == question]
+        rewards = [row.reward for row in group]
+        scale = stdev(rewards) + 1e-4
+        expected = [(reward - mean(rewards)) / scale for reward in rewards]
+        assert [row.advantage for row in group] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_metrics_are_what_the_completions_say(run: Path) -> None:
+    for step in read_metrics(run):
+        rows = _rows(run, step["step"])
+        kept = _kept(rows)
+        gaps = torch.cat([row.rollout_logprobs - row.old_logprobs for row in rows]).abs()
+        expected = {
+            "reward": mean(row.reward for row in kept),
+            "r_ss": mean(row.r_ss for row in kept),
+            "r_kl_max": mean(row.r_kl_max for row in kept),
+            "dropped_completions": 8 - len(kept),
+            "advantage_std": stdev(row.advantage for row in rows),
+            "flag_share/truncated": mean(FormatFlag.TRUNCATED in row.flags for row in rows),
+            "well_formed_share": mean(not row.flags for row in rows),
+            "completion_tokens": mean(len(row.completion_ids) for row in rows),
+            "explanation_tokens": mean(row.num_explanation_tokens for row in rows),
+            "prompt_tokens": mean(len(row.teacher_prompt_ids) for row in rows),
+            "rollout_gap_mean": float(gaps.mean()),
+            "rollout_gap_max": float(gaps.max()),
+        }
+        assert {name: step[name] for name in expected} == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+def _kept(rows: list[CompletionRow]) -> list[CompletionRow]:
+    return [row for row in rows if row.num_explanation_tokens > 0]
 
 
 def test_the_exported_teacher_loads_in_transformers_with_changed_weights(run: Path, inputs: TinyInputs) -> None:

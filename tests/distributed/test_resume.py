@@ -13,7 +13,16 @@ from typing import Any
 import pytest
 
 from megatron_rlt.metrics.completions import read_completions
-from tests.distributed.tiny_runs import ENDED_EARLY, TinyInputs, copy_run, outcome, sft_until, train_until
+from tests.distributed.tiny_runs import (
+    ENDED_EARLY,
+    SMALL_RL,
+    SMALL_SFT,
+    TinyInputs,
+    copy_run,
+    outcome,
+    sft_here,
+    train_here,
+)
 from tests.ranks import run_ranks
 
 TP2, PP2, DP2 = "{tp: 2, sp: true}", "{pp: 2}", "{tp: 1}"
@@ -28,13 +37,13 @@ def _layouts(teacher: str, student: str) -> list[str]:
 
 def _rl_life(folder: Path, settings: list[str], layouts: list[str], others: dict[str, list[str]]) -> list[int]:
     statuses = [
-        train_until(folder / "whole", settings + layouts),
-        train_until(folder / "stopped", settings + layouts, stop_after=3),
+        train_here(folder / "whole", settings + layouts),
+        train_here(folder / "stopped", settings + layouts, stop_after=3),
     ]
     for name, other in others.items():
         copy = copy_run(folder / "stopped", folder / name)
-        statuses.append(train_until(copy, settings + other, stop_after=2))
-    return [*statuses, train_until(folder / "stopped", settings + layouts)]
+        statuses.append(train_here(copy, settings + other, stop_after=2))
+    return [*statuses, train_here(folder / "stopped", settings + layouts)]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +58,7 @@ def _rl_life(folder: Path, settings: list[str], layouts: list[str], others: dict
 def test_three_rl_steps_and_three_resumed_equal_six(
     tmp_path: Path, inputs: TinyInputs, teacher: str, student: str, extra: list[str], others: dict[str, list[str]]
 ) -> None:
-    settings = [*inputs.for_train, *_REFERENCE, *extra]
+    settings = [*SMALL_RL, *inputs.for_train, *_REFERENCE, *extra]
     for statuses in run_ranks(_rl_life, 2, tmp_path, settings, _layouts(teacher, student), others):
         assert statuses == [0, ENDED_EARLY, *(ENDED_EARLY for _ in others), 0]
 
@@ -87,13 +96,13 @@ def _require_the_same_next_steps(resumed: Path, whole: Path) -> None:
 
 def _sft_life(folder: Path, settings: list[str]) -> list[int]:
     dp2, tp2 = [*settings, f"model.layout={DP2}"], [*settings, f"model.layout={TP2}"]
-    statuses = [sft_until(folder / "whole", dp2), sft_until(folder / "stopped", dp2, stop_after=2)]
+    statuses = [sft_here(folder / "whole", dp2), sft_here(folder / "stopped", dp2, stop_after=2)]
     copy_run(folder / "stopped", folder / "tp2")
-    return [*statuses, sft_until(folder / "stopped", dp2), sft_until(folder / "tp2", tp2)]
+    return [*statuses, sft_here(folder / "stopped", dp2), sft_here(folder / "tp2", tp2)]
 
 
 def test_two_sft_steps_and_two_resumed_equal_four(tmp_path: Path, inputs: TinyInputs) -> None:
-    for statuses in run_ranks(_sft_life, 2, tmp_path, inputs.for_sft):
+    for statuses in run_ranks(_sft_life, 2, tmp_path, [*SMALL_SFT, *inputs.for_sft]):
         assert statuses == [0, ENDED_EARLY, 0, 0]
 
     whole, stopped = outcome(tmp_path / "whole"), outcome(tmp_path / "stopped")
@@ -105,17 +114,17 @@ def test_two_sft_steps_and_two_resumed_equal_four(tmp_path: Path, inputs: TinyIn
 
 def _prolonged_life(folder: Path, settings: list[str]) -> list[int]:
     prolonged = [*settings, "num_steps=2"]
-    statuses = [sft_until(folder / "whole", prolonged), sft_until(folder / "prolonged", [*settings, "num_steps=1"])]
+    statuses = [sft_here(folder / "whole", prolonged), sft_here(folder / "prolonged", [*settings, "num_steps=1"])]
     # As if killed between the last checkpoint and the export.
-    statuses.append(sft_until(folder / "prolonged", [*prolonged, "checkpoint.export_hf=false"]))
+    statuses.append(sft_here(folder / "prolonged", [*prolonged, "checkpoint.export_hf=false"]))
     copy_run(folder / "prolonged", folder / "not_exported")
-    return [*statuses, sft_until(folder / "prolonged", prolonged)]
+    return [*statuses, sft_here(folder / "prolonged", prolonged)]
 
 
 def test_a_prolonged_run_never_leaves_the_weights_of_fewer_steps_as_final_ones(
     tmp_path: Path, inputs: TinyInputs
 ) -> None:
-    settings = [*inputs.for_sft, "optimizer.schedule=constant", "optimizer.min_lr=0"]
+    settings = [*SMALL_SFT, *inputs.for_sft, "optimizer.schedule=constant", "optimizer.min_lr=0"]
     for statuses in run_ranks(_prolonged_life, 2, tmp_path, settings):
         assert statuses == [0, 0, 0, 0]
     assert not (tmp_path / "not_exported" / "hf").exists()

@@ -74,15 +74,20 @@ def tiny_inputs(folder: Path, *, num_rows: int) -> TinyInputs:
     return TinyInputs(assets.model, shards)
 
 
-def train_until(output_dir: Path, overrides: list[str], *, stop_after: int | None = None) -> int:
-    """`train` in this process, on the ranks of a test. `stop_after` steps it gets a SIGTERM. Returns its status."""
-    config = load_config(TrainConfig, RL_CONFIG, [*SMALL_RL, *overrides, f"output_dir={output_dir}"])
+def train_here(output_dir: Path, settings: list[str], *, stop_after: int | None = None) -> int:
+    """`train` with the demo's settings and these, in this process, on the ranks of a test; returns its status.
+
+    With `stop_after` it gets a SIGTERM in the step of that number, counted from 1 in each call.
+    """
+    config = load_config(TrainConfig, RL_CONFIG, [*settings, f"output_dir={output_dir}"])
     return run_train(config, _heartbeat(config, phase="rollout", stop_after=stop_after))
 
 
-def sft_until(output_dir: Path, overrides: list[str], *, stop_after: int | None = None) -> int:
-    """As `train_until`, for `sft`."""
-    config = load_config(SftConfig, SCORER_CONFIG, [*SMALL_SFT, *overrides, f"output_dir={output_dir}"])
+def sft_here(
+    output_dir: Path, settings: list[str], *, config_file: Path = SCORER_CONFIG, stop_after: int | None = None
+) -> int:
+    """As `train_here`, for `sft`."""
+    config = load_config(SftConfig, config_file, [*settings, f"output_dir={output_dir}"])
     return run_sft(config, _heartbeat(config, phase="data", stop_after=stop_after))
 
 
