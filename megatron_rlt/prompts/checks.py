@@ -26,11 +26,16 @@ def check_tags(tokenizer: ChatTokenizer, tags: TagSet) -> None:
 
 def check_text(tokenizer: ChatTokenizer, problem: Problem) -> None:
     """Raise ValueError if a question would act as template text, or nothing of the solution is left to predict."""
-    token = tokenizer.special_token_in(problem.question)
-    if token is not None:
-        raise ValueError(
-            f"problem {problem.problem_id}: its question holds the special token {token!r}, which the chat template"
-            " would take for its own; remove it from the row"
-        )
+    check_question(tokenizer, problem.problem_id, problem.question)
     if not problem.solution.strip():
         raise ValueError(f"problem {problem.problem_id}: its solution is empty; drop the row")
+
+
+def check_question(tokenizer: ChatTokenizer, problem_id: str, question: str) -> None:
+    """Raise ValueError if a question would act as template text."""
+    token = tokenizer.special_token_in(question)
+    if token is not None:
+        raise ValueError(
+            f"problem {problem_id}: its question holds the special token {token!r}, which the chat template"
+            " would take for its own; remove it from the row"
+        )

@@ -1,14 +1,18 @@
 """The student's format: question, explanation, solution, spliced from token ids so that every span is known.
 
-In: a problem and the ids of an explanation. Out: the sequence that is scored, or trained on, with its spans.
+In: a problem and the ids of an explanation. Out: the sequence that is scored, or trained on, with its spans. And for a
+student that solves by itself: its prompt, what ends its completion, and the completion's text.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from megatron_rlt.prompts.checks import check_tags, check_text
+from megatron_rlt.prompts.checks import check_question, check_tags, check_text
+from megatron_rlt.prompts.stopping import StopCondition
 from megatron_rlt.prompts.tags import TagSet
 from megatron_rlt.prompts.tokenizer import ChatTokenizer
 from megatron_rlt.types import Problem, Span, SpannedSequence
@@ -33,8 +37,7 @@ class StudentFormat:
         solution is empty.
         """
         check_text(self.tokenizer, problem)
-        prefix = self.tokenizer.chat_prefix(self.system, problem.question)
-        prefix += self.tokenizer.encode(self.tags.thought_open)
+        prefix = self._opening(problem.question, prefill_thought=True)
         bridge = self.tokenizer.encode(self.tags.student_bridge)
         solution = self.tokenizer.encode(problem.solution)
         ending = [*self.tokenizer.encode(self.tags.solution_close), self.tokenizer.end_of_turn_id]
@@ -55,3 +58,31 @@ class StudentFormat:
         trace = torch.tensor(self.tokenizer.encode(problem.reasoning_trace), dtype=torch.int64)
         spliced = self.splice(problem, trace)
         return SpannedSequence(spliced.token_ids, (Span(spliced.spans[0].start, len(spliced)),))
+
+    def solving_prompt(self, problem_id: str, question: str, *, prefill_thought: bool) -> Tensor:
+        """`[P]` int64: what a student continues that is asked a question and shown nothing else.
+
+        Args:
+            problem_id: for the error's text.
+            prefill_thought: end with the thought's opening tag, after which a model that was trained on `sft_sequence`
+                has learnt to go on; False leaves the tag to the model.
+
+        Raises:
+            ValueError: the question holds the text of a special token; it names the problem.
+        """
+        check_question(self.tokenizer, problem_id, question)
+        return torch.tensor(self._opening(question, prefill_thought=prefill_thought))
+
+    def solving_stop(self) -> StopCondition:
+        """What ends a student's completion: the end of its turn, no tag."""
+        return StopCondition(self.tokenizer, end_tag=None)
+
+    def completion_text(self, token_ids: Sequence[int]) -> str:
+        """A sampled completion for people and judges, tags included, the final stop id left out."""
+        ended = len(token_ids) > 0 and token_ids[-1] in self.tokenizer.stop_ids
+        return self.tokenizer.decode(token_ids[:-1] if ended else token_ids)
+
+    def _opening(self, question: str, *, prefill_thought: bool) -> list[int]:
+        """Chat prefix; with `prefill_thought` up to where the explanation begins."""
+        tag = self.tokenizer.encode(self.tags.thought_open) if prefill_thought else []
+        return self.tokenizer.chat_prefix(self.system, question) + tag

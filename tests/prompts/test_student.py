@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import given
 
@@ -65,3 +66,29 @@ def test_a_solution_of_one_token_has_a_span_of_one(pairs: PairBuilder) -> None:
     sequence = pairs.student.splice(Problem("p", "1+2?", "3"), torch.tensor([5, 6]))
     assert [len(span) for span in sequence.spans] == [2, 1]
     assert sequence.spans[1].of(sequence.token_ids).tolist() == pairs.student.tokenizer.encode("3")
+
+
+def test_a_solving_prompt_is_what_the_trained_sequence_begins_with(pairs: PairBuilder) -> None:
+    student, tokenizer = pairs.student, pairs.student.tokenizer
+    sequence = student.splice(Problem("p", "1+2?", "3"), torch.tensor([5, 6]))
+    prefilled = student.solving_prompt("p", "1+2?", prefill_thought=True)
+    assert prefilled.tolist() == sequence.token_ids[: sequence.spans[0].start].tolist()
+    plain = student.solving_prompt("p", "1+2?", prefill_thought=False)
+    assert plain.tolist() == tokenizer.chat_prefix(student.system, "1+2?")
+    assert tokenizer.decode(prefilled[len(plain) :].tolist()) == student.tags.thought_open
+
+
+def test_a_question_that_would_act_as_template_text_is_refused_by_its_id(pairs: PairBuilder) -> None:
+    special = next(iter(pairs.student.tokenizer.special_tokens.values()))
+    with pytest.raises(ValueError, match=r"problem q7: its question holds the special token"):
+        pairs.student.solving_prompt("q7", f"What is {special}?", prefill_thought=True)
+
+
+def test_a_students_completion_ends_with_its_turn_and_its_text_without_it(pairs: PairBuilder) -> None:
+    student, tokenizer, tags = pairs.student, pairs.student.tokenizer, pairs.student.tags
+    text = f"We add.{tags.thought_close}\n\n{tags.solution_open}3{tags.solution_close}"
+    ids, stop = tokenizer.encode(text), student.solving_stop()
+    assert not any(stop(ids[:count]) for count in range(len(ids) + 1)), "tags end nothing"
+    assert stop([*ids, tokenizer.end_of_turn_id])
+    assert student.completion_text([*ids, tokenizer.end_of_turn_id]) == student.completion_text(ids) == text
+    assert student.completion_text([]) == student.completion_text([tokenizer.end_of_turn_id]) == ""
