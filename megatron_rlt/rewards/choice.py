@@ -1,0 +1,44 @@
+r"""The letter that an answer to a multiple-choice question names.
+
+In: the text where the answer stands. Out: one capital letter A to Z, or None. Whether it is the right one, and
+whether the question offers it at all, is the caller's comparison.
+"""
+
+from __future__ import annotations
+
+import re
+
+from megatron_rlt.rewards.answers import last_boxed
+
+# `A` and `I` before a small word are mostly words: "the answer is a matter of ...", "the answer I found".
+_NO_WORD = r"(?![A-Za-z0-9'\u2019])(?!\s+(?!(?:because|since|as|for|and)\b)[a-z])"
+_STATED = re.compile(
+    r"(?i:\b(?:answer|correct (?:choice|option)))(?i:[^\w.\n]+is\b)?[^\w.\n]*(?i:(?:option|choice)\b[^\w.\n]*)?"
+    rf"([A-Z]){_NO_WORD}"
+)
+_MARKUP = re.compile(r"\\[A-Za-z]+|[\\${}*_`]")
+_ALONE = re.compile(r"\W*([A-Za-z])\W*")
+_LABEL = re.compile(r"[\s(\[]*([A-Z])\s*[).:\]]")
+
+
+def choice_letter(text: str) -> str | None:
+    r"""The letter an answer names, by the first rule that applies; None if it names none, or several at once.
+
+    1. The last \boxed{}, if there is one, holds a letter alone or as a label: `B`, `(b)`, `\text{B}`, `B) 12 m`.
+    2. The last statement of the form "answer: B", "the answer is (B)", "correct option is B"; the letter is a capital.
+    3. The last line that is not blank holds a letter alone or as a label.
+    """
+    box = last_boxed(text)
+    if box is not None:
+        return _letter_of(box)
+    stated = _STATED.findall(_MARKUP.sub("", text))
+    if stated:
+        return str(stated[-1])
+    lines = [line for line in text.splitlines() if line.strip()]
+    return _letter_of(lines[-1]) if lines else None
+
+
+def _letter_of(text: str) -> str | None:
+    plain = _MARKUP.sub("", text)
+    found = _ALONE.fullmatch(plain) or _LABEL.match(plain)
+    return found.group(1).upper() if found else None
