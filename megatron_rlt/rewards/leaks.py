@@ -1,0 +1,108 @@
+"""Signs that an explanation gives the solution away, repeats itself, or sounds like thinking.
+
+In: texts. Out: a few numbers for each explanation, logged always and, if weights are given, part of the reward. They
+are cheap counts of words, to be read as rates over many explanations; none of them proves anything about one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+EPISTEMIC_MARKERS = (
+    *("wait", "hmm", "hm", "actually", "alternatively", "maybe", "perhaps", "probably", "possibly", "apparently"),
+    *("hold on", "on second thought", "let me check", "let me verify", "let me see", "let me think", "let me try"),
+    *("let us check", "let us verify", "let us see", "let's check", "let's verify", "let's see", "double-check"),
+    *("double check", "i think", "i guess", "i wonder", "i suppose", "i believe", "not sure", "no wait"),
+    *("seems like", "it seems", "might be", "could be", "what if", "to be sure", "makes sense"),
+)
+"""Words and phrases in which a writer doubts, checks, turns back or looks for another way. No word counts twice, and no
+phrase begins with another."""
+
+_EDGES = ".,;:!?\"'`$*_()[]{}\u201c\u201d"
+_MARKERS = frozenset(tuple(marker.split()) for marker in EPISTEMIC_MARKERS)
+_MARKER_LENGTHS = {len(marker) for marker in _MARKERS}
+
+
+@dataclass(frozen=True)
+class LeakMetrics:
+    """What is counted in one explanation."""
+
+    solution_overlap: float  # share of the solution's n-grams that stand in the explanation, in [0, 1]
+    states_the_answer: float  # 1.0 if the answer stands in the explanation before its closing part, else 0.0
+    repetition: float  # share of the explanation's n-grams that stood in it before, in [0, 1]
+    epistemic_per_100_words: float  # epistemic markers, see EPISTEMIC_MARKERS
+
+
+@dataclass(frozen=True)
+class LeakWeights:
+    """What each metric adds to the reward per unit; negative ones punish, zeros only log."""
+
+    solution_overlap: float
+    states_the_answer: float
+    repetition: float
+    epistemic_per_100_words: float
+
+
+def leak_metrics(
+    explanation: str, solution: str, *, answer: str | None, ngram: int, closing_share: float
+) -> LeakMetrics:
+    """Count the words of one explanation.
+
+    Words are what white space separates, in small letters and without punctuation, brackets or mark-up at their ends.
+
+    Args:
+        answer: the final answer (for example `answers.last_boxed` of the solution); None: none is looked for. An
+            answer of one digit stands in many an honest explanation: compare rates, with those of other traces.
+        ngram: words in an n-gram, 4 for example; a solution that is shorter counts as one n-gram.
+        closing_share: share of the explanation's words, at its end, in which the answer may stand as a conclusion.
+    """
+    words, solution_words = words_of(explanation), words_of(solution)
+    opening = words[: len(words) - round(closing_share * len(words))]
+    wanted = words_of(answer or "")
+    stated = bool(wanted) and tuple(wanted) in ngrams(opening, len(wanted))
+    return LeakMetrics(
+        solution_overlap=_overlap(words, solution_words, ngram=ngram),
+        states_the_answer=float(stated),
+        repetition=_repetition(words, ngram=ngram),
+        epistemic_per_100_words=100 * _num_markers(words) / len(words) if words else 0.0,
+    )
+
+
+def leak_penalty(metrics: LeakMetrics, weights: LeakWeights) -> float:
+    """`sum_m weight_m * metric_m`, added to the reward as it stands."""
+    return float(sum(vars(weights)[field.name] * vars(metrics)[field.name] for field in fields(metrics)))
+
+
+def words_of(text: str) -> list[str]:
+    """Words as the metrics count them; a sign such as `+` is a word."""
+    return [word.strip(_EDGES) or word for word in text.lower().replace("\u2019", "'").split()]
+
+
+def ngrams(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
+    """All runs of `size` words, in order; none if there are fewer words."""
+    return [tuple(words[at : at + size]) for at in range(len(words) - size + 1)]
+
+
+def _overlap(words: Sequence[str], solution: Sequence[str], *, ngram: int) -> float:
+    """0 for an empty solution."""
+    size = min(ngram, len(solution))
+    if size == 0:
+        return 0.0
+    present, wanted = set(ngrams(words, size)), ngrams(solution, size)
+    return sum(gram in present for gram in wanted) / len(wanted)
+
+
+def _repetition(words: Sequence[str], *, ngram: int) -> float:
+    """0 for an explanation shorter than an n-gram."""
+    grams = ngrams(words, ngram)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _num_markers(words: Sequence[str]) -> int:
+    count, at = 0, 0
+    while at < len(words):
+        length = next((length for length in _MARKER_LENGTHS if tuple(words[at : at + length]) in _MARKERS), 0)
+        count += length > 0
+        at += max(length, 1)
+    return count

@@ -1,0 +1,80 @@
+"""Leak detectors, counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_rlt.rewards.leaks import EPISTEMIC_MARKERS, LeakMetrics, LeakWeights, leak_metrics, leak_penalty, words_of
+
+SOLUTION = "The sum of both is 12, so (x) = 12."
+
+
+def metrics_of(
+    explanation: str, solution: str = SOLUTION, answer: str | None = "12", closing_share: float = 0.2
+) -> LeakMetrics:
+    return leak_metrics(explanation, solution, answer=answer, ngram=4, closing_share=closing_share)
+
+
+def test_words_lose_their_edges_but_signs_stay() -> None:
+    assert words_of("So, (x) = $12$.  **Let’s** go!") == ["so", "x", "=", "12", "let's", "go"]
+
+
+def test_overlap_by_hand() -> None:
+    """The solution has 10 words, so 7 n-grams; "the sum of both is" holds the first two of them."""
+    assert metrics_of("We want the sum of both is clear").solution_overlap == pytest.approx(2 / 7)
+    assert metrics_of(SOLUTION).solution_overlap == 1.0
+    assert metrics_of("of both is the sum").solution_overlap == 0.0
+
+
+def test_a_solution_shorter_than_an_n_gram_is_one_n_gram() -> None:
+    assert metrics_of("then x = 5 follows", solution="x = 5").solution_overlap == 1.0
+    assert metrics_of("then x = 6 follows", solution="x = 5").solution_overlap == 0.0
+    assert metrics_of("anything", solution=" ").solution_overlap == 0.0
+
+
+def test_an_answer_is_stated_unless_it_stands_only_at_the_end() -> None:
+    """10 words: the last 2 are the conclusion."""
+    assert metrics_of("12 is it and now to the reasons for it").states_the_answer == 1.0
+    assert metrics_of("we add one and two and three so get 12.").states_the_answer == 0.0
+    assert metrics_of("we add one and two and three so get 12.", closing_share=0.0).states_the_answer == 1.0
+    assert metrics_of("we add 121 and 1 2 and so on we").states_the_answer == 0.0
+    assert metrics_of("it is one half of it and so on we", answer="One half!").states_the_answer == 1.0
+    assert metrics_of("12 is it", answer=None).states_the_answer == 0.0
+
+
+def test_repetition_by_hand() -> None:
+    """a b c d a b c d: n-grams abcd bcda cdab dabc abcd, one of five again."""
+    assert metrics_of("a b c d a b c d").repetition == pytest.approx(1 / 5)
+    assert metrics_of("a a a a a a a").repetition == pytest.approx(3 / 4)
+    assert metrics_of("a b c").repetition == 0.0
+
+
+def test_epistemic_markers_by_hand() -> None:
+    """10 words; "wait", "let me check", "maybe": three markers."""
+    assert metrics_of("Wait, let me check: maybe 3 is 4 or 5?").epistemic_per_100_words == pytest.approx(30.0)
+    assert metrics_of("no wait").epistemic_per_100_words == pytest.approx(50.0)  # one phrase, not a phrase and a word
+    assert metrics_of("awaiting checks").epistemic_per_100_words == 0.0
+    assert metrics_of("").epistemic_per_100_words == 0.0
+
+
+def test_every_marker_can_be_found() -> None:
+    for marker in EPISTEMIC_MARKERS:
+        assert metrics_of(marker).epistemic_per_100_words == pytest.approx(100 / len(marker.split())), marker
+
+
+def test_the_penalty_is_the_weighted_sum() -> None:
+    """-2 * 0.5 - 1 * 1 - 4 * 0.25 + 0.01 * 10 = -2.9."""
+    metrics, weights = LeakMetrics(0.5, 1.0, 0.25, 10.0), LeakWeights(-2.0, -1.0, -4.0, 0.01)
+    assert leak_penalty(metrics, weights) == pytest.approx(-2.9)
+
+
+@settings(deadline=None)
+@given(st.text(max_size=100), st.text(max_size=50), st.text(max_size=5), st.floats(0, 1))
+def test_every_metric_stays_in_its_range(explanation: str, solution: str, answer: str, closing_share: float) -> None:
+    metrics = metrics_of(explanation, solution, answer, closing_share)
+    assert 0 <= metrics.solution_overlap <= 1
+    assert metrics.states_the_answer in (0.0, 1.0)
+    assert 0 <= metrics.repetition < 1
+    assert 0 <= metrics.epistemic_per_100_words <= 100
