@@ -1,7 +1,7 @@
 """How much each token counts in the loss, with the denominator of the whole update.
 
-The weights of one update sum to 1 over all ranks and micro-batches, so its loss is a plain sum of per-token terms
-and does not depend on how the batch was split.
+The loss of one update is a plain sum of per-token terms over all ranks and micro-batches and does not depend on how
+the batch was split. The weights of `token_weights` sum to 1; those of `constant_token_weights` to at most 1.
 """
 
 from __future__ import annotations
@@ -31,3 +31,22 @@ def token_weights(lengths: Sequence[int], valid: Sequence[bool], *, aggregation:
     if aggregation == "token_mean":
         return torch.where(counted, 1.0 / tokens[counted].sum(), 0.0)
     return torch.where(counted, 1.0 / (tokens * counted.sum()), 0.0)
+
+
+def constant_token_weights(lengths: Sequence[int], valid: Sequence[bool], *, max_completion_tokens: int) -> Tensor:
+    """`[N]` float64: Dr.GRPO's weights (arXiv 2503.20783), the same for every token of every completion of a run.
+
+    Their loss is `1/N sum_i 1/L sum_t (...)` over the N valid completions with tokens, with the constant L in place of
+    completion i's length: a long wrong answer is not spared for being long. The published formula has no 1/L; the
+    authors' code divides by the sampling budget, and the constant only scales the learning rate. Goes with advantages
+    without division by the standard deviation.
+
+    Args:
+        lengths: tokens of every completion of the update, over all ranks.
+        valid: whether each takes part.
+        max_completion_tokens: L, the most tokens a completion can have.
+    """
+    assert all(length <= max_completion_tokens for length in lengths), f"a completion has over {max_completion_tokens}"
+    tokens = torch.tensor(lengths, dtype=torch.float64)
+    counted = torch.tensor(valid, dtype=torch.bool) & (tokens > 0)
+    return torch.where(counted, 1.0 / (max_completion_tokens * counted.sum().double()), 0.0)
