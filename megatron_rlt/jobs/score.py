@@ -19,11 +19,12 @@ from megatron_rlt.config.jobs import ScoreConfig
 from megatron_rlt.config.sections import RewardConfig
 from megatron_rlt.config.shapes import position_limit
 from megatron_rlt.data.rows import source_digest
-from megatron_rlt.data.traces import Trace
+from megatron_rlt.data.traces import Trace, read_traces
 from megatron_rlt.jobs.models import load_frozen_model
 from megatron_rlt.jobs.rewarding import build_layouts, divergence_engine, logprob_engine, reward_explanations
+from megatron_rlt.jobs.row_survey import Survey, survey_rows, write_rejected
 from megatron_rlt.jobs.score_report import print_scores
-from megatron_rlt.jobs.score_rows import LengthCheck, Survey, survey_rows, usable_traces, write_rejected
+from megatron_rlt.jobs.score_rows import LengthCheck, usable_traces
 from megatron_rlt.jobs.signals import EndRequest
 from megatron_rlt.metrics.memory import MemoryLedger
 from megatron_rlt.metrics.phases import PhaseTimer
@@ -84,7 +85,10 @@ def run_score(config: ScoreConfig, heartbeat: Heartbeat) -> int:
         return 0
     pairs = pair_builder(config.teacher.model, config.student.model, config.prompts)
     survey = survey_rows(
-        config.input, _length_check(config, pairs), lambda row: heartbeat.beat("validate", f"row {row}")
+        str(config.input),
+        read_traces(config.input),
+        _length_check(config, pairs),
+        lambda row: heartbeat.beat("validate", f"row {row}"),
     )
     num_done = _begin(config, store, survey) if store is not None else 0
     num_done = broadcast_record(num_done, source_rank=0, group=world())

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from megatron_rlt.jobs.score_rows import Survey
+from megatron_rlt.jobs.row_survey import Survey
 from megatron_rlt.metrics.scores import summarize_scores
 
 _LABELS = {

@@ -1,0 +1,81 @@
+"""The frame around a job that works in parts: phases, metrics, progress, ending on request between two parts.
+
+In: a function that does one part and says what came of it. Out: whether all parts are done. Where the rows of a part
+go, and how a run finds the parts that are there, is the job's and `metrics/parts.py`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+import torch.distributed as dist
+from rich.console import Console
+
+from megatron_rlt.config.jobs import JobConfig
+from megatron_rlt.jobs.signals import EndRequest
+from megatron_rlt.metrics.memory import MemoryLedger
+from megatron_rlt.metrics.phases import PhaseTimer
+from megatron_rlt.metrics.progress import Progress
+from megatron_rlt.metrics.reduce import largest
+from megatron_rlt.metrics.writer import MetricsWriter
+from megatron_rlt.parallel.platform import world
+from megatron_rlt.parallel.watchdog import Heartbeat
+
+_ADDED_UP = ("seconds/", "tokens/")
+TakePart = Callable[[int, PhaseTimer], dict[str, float]]
+"""Does the part of a number (from 0), writes it, and returns its metrics, the same on every rank. Collective."""
+
+logger = logging.getLogger(__name__)
+
+
+class PartRun:
+    """One start of a command on a run folder."""
+
+    def __init__(self, config: JobConfig, command: str, heartbeat: Heartbeat, end: EndRequest) -> None:
+        self._config, self._command = config, command
+        self._heartbeat, self._end = heartbeat, end
+        self._memory = MemoryLedger()
+        self.totals: Counter[str] = Counter()  # seconds and tokens of this start by phase, as `PhaseTimer` names them
+
+    def run(self, take_part: TakePart, *, num_done: int, num_parts: int, shown: tuple[str, ...]) -> bool:
+        """Do the parts that are not done yet; False if the run was asked to end before the last. Collective.
+
+        Args:
+            shown: metrics that a person watches.
+        """
+        is_reporter = dist.get_rank() == 0
+        metrics_config = self._config.metrics
+        writer = MetricsWriter(
+            self._config.output_dir,
+            is_writer=is_reporter,
+            resumed_step=num_done,
+            tensorboard=metrics_config.tensorboard,
+            wandb=metrics_config.wandb,
+        )
+        progress = Progress(
+            title=self._command,
+            first_step=num_done,
+            num_steps=num_parts,
+            console=Console() if metrics_config.progress else None,
+            is_reporter=is_reporter,
+        )
+
+        def begin_phase(name: str) -> None:
+            self._heartbeat.beat(name)
+            progress.show_phase(name)
+
+        timer = PhaseTimer(heartbeat=begin_phase, memory=self._memory)
+        with progress:
+            for number in range(num_done, num_parts):
+                if self._end.agreed():
+                    writer.close()
+                    logger.info("ended on request; the same command continues after part %d", number)
+                    return False
+                metrics = take_part(number, timer) | largest(timer.take() | self._memory.take(), world())
+                self.totals.update({name: value for name, value in metrics.items() if name.startswith(_ADDED_UP)})
+                writer.log(number + 1, metrics)
+                progress.finish_step(number + 1, {name: metrics[name] for name in shown})
+        writer.close()
+        return True
