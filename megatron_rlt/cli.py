@@ -15,11 +15,30 @@ import typer
 from rich.console import Console
 
 from megatron_rlt.config.display import show_keys, show_plan
-from megatron_rlt.config.jobs import JobConfig, PrepareConfig, ScoreConfig, SftConfig, TrainConfig
-from megatron_rlt.config.loading import load_config, to_yaml
-from megatron_rlt.config.plan import Plan, plan_score, plan_sft, plan_train
+from megatron_rlt.config.jobs import (
+    CollectConfig,
+    EvaluateConfig,
+    JobConfig,
+    PrepareConfig,
+    ScoreConfig,
+    SftConfig,
+    TrainConfig,
+)
+from megatron_rlt.config.loading import has_section, load_config, to_yaml
+from megatron_rlt.config.plan import Plan, plan_collect, plan_evaluate, plan_score, plan_sft, plan_train
 from megatron_rlt.config.sections import Section
-from megatron_rlt.jobs.preflight import check_prepare, check_score, check_sft, check_train, count_rows
+from megatron_rlt.config.solver import SolverConfig
+from megatron_rlt.jobs.preflight import (
+    check_collect,
+    check_evaluate,
+    check_prepare,
+    check_score,
+    check_sft,
+    check_solver,
+    check_train,
+    count_questions,
+    count_rows,
+)
 
 if TYPE_CHECKING:
     from megatron_rlt.parallel.watchdog import Heartbeat
@@ -95,12 +114,29 @@ def train(
     dry_run: DryRun = False,
     _help_config: Annotated[bool, _keys_option(TrainConfig)] = False,
 ) -> int:
-    """Train a teacher by reinforcement learning with the RLT reward of a frozen student."""
+    """Train a teacher with the RLT reward; with a `verifier` section, a student rewarded for right answers."""
+    if has_section(config_file, overrides or [], "verifier"):
+        solver = load_config(SolverConfig, config_file, overrides or [])
+        shapes = check_solver(solver)
+        return _show(solver, plan_train(solver, shapes)) if dry_run else _launch(_solver_on_rank, solver)
     config = load_config(TrainConfig, config_file, overrides or [])
     shapes = check_train(config)
+    return _show(config, plan_train(config, shapes)) if dry_run else _launch(_train_on_rank, config)
+
+
+@app.command()
+def collect(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    _help_config: Annotated[bool, _keys_option(CollectConfig)] = False,
+) -> int:
+    """Collect a teacher's explanations of a data set, with rewards by a student, and select training rows."""
+    config = load_config(CollectConfig, config_file, overrides or [])
+    shapes = check_collect(config)
     if dry_run:
-        return _show(config, plan_train(config, shapes))
-    return _launch(_train_on_rank, config)
+        return _show(config, plan_collect(config, shapes, num_rows=count_rows(config.data)))
+    return _launch(_collect_on_rank, config)
 
 
 @app.command()
@@ -116,6 +152,21 @@ def score(
     if dry_run:
         return _show(config, plan_score(config, shapes))
     return _launch(_score_on_rank, config)
+
+
+@app.command()
+def evaluate(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    _help_config: Annotated[bool, _keys_option(EvaluateConfig)] = False,
+) -> int:
+    """Let a model answer questions and judge the answers: avg@k, maj@k, pass@k, a verdict for every answer."""
+    config = load_config(EvaluateConfig, config_file, overrides or [])
+    shapes = check_evaluate(config)
+    if dry_run:
+        return _show(config, plan_evaluate(config, shapes, num_questions=count_questions(config)))
+    return _launch(_evaluate_on_rank, config)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -155,7 +206,25 @@ def _train_on_rank(config: TrainConfig, heartbeat: Heartbeat) -> int:
     return run_train(config, heartbeat)
 
 
+def _collect_on_rank(config: CollectConfig, heartbeat: Heartbeat) -> int:
+    from megatron_rlt.jobs.collect import run_collect
+
+    return run_collect(config, heartbeat)
+
+
+def _solver_on_rank(config: SolverConfig, heartbeat: Heartbeat) -> int:
+    from megatron_rlt.jobs.solver import run_solver
+
+    return run_solver(config, heartbeat)
+
+
 def _score_on_rank(config: ScoreConfig, heartbeat: Heartbeat) -> int:
     from megatron_rlt.jobs.score import run_score
 
     return run_score(config, heartbeat)
+
+
+def _evaluate_on_rank(config: EvaluateConfig, heartbeat: Heartbeat) -> int:
+    from megatron_rlt.jobs.evaluate import run_evaluate
+
+    return run_evaluate(config, heartbeat)

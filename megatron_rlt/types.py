@@ -51,8 +51,9 @@ class Span:
 
 
 @dataclass(frozen=True, eq=False)
-class TeacherPrompt:
-    """What the teacher continues: question and solution shown, the opening explanation tag pre-filled."""
+class Prompt:
+    """What a policy continues. The teacher's shows question and solution and opens the explanation; the solver's shows
+    the question alone."""
 
     problem: Problem
     token_ids: Tensor  # [P] int64
@@ -81,7 +82,7 @@ class Completion:
 class RolloutGroup:
     """All completions of one prompt: the group that GRPO compares."""
 
-    prompt: TeacherPrompt
+    prompt: Prompt
     completions: tuple[Completion, ...]
 
 

@@ -21,6 +21,11 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.preload"])
 
 
+def forkserver() -> Any:
+    """The context whose processes begin with torch, Megatron and transformers imported."""
+    return _context
+
+
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
     """Call `function(*args)` on every rank of one process group; a failing rank's traceback fails the test."""
     port = _free_port()

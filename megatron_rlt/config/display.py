@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from megatron_rlt.config.keys import Key, keys_of
@@ -17,7 +18,8 @@ def show_keys(config_class: type[Section], console: Console) -> None:
     table.add_column("default")
     table.add_column("meaning")
     for key in keys_of(config_class):
-        table.add_row(key.dotted, _default(key), key.sentence, style=None if key.section is None else "cyan")
+        style = None if key.section is None else "cyan"
+        table.add_row(key.dotted, escape(_default(key)), escape(key.sentence), style=style)
     console.print(table)
 
 

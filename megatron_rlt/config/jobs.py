@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from megatron_rlt.config.sections import (
+    AnswerSamplingConfig,
     CheckpointConfig,
+    CountdownConfig,
     DataConfig,
     GrpoConfig,
     MetricsConfig,
     ModelConfig,
+    NonEmptyText,
     OptimizerConfig,
     PositiveFloat,
     PositiveInt,
@@ -40,33 +43,53 @@ class JobConfig(Section):
     """Where numbers go."""
 
 
-class TrainConfig(JobConfig):
-    """`megatron-rlt train`: RL of a teacher with the RLT reward."""
+class RlConfig(JobConfig):
+    """What every RL job has; which model is trained and where rewards come from is the subclass's."""
 
-    teacher: ModelConfig
-    """The policy: it is trained."""
-    student: ModelConfig
-    """The frozen model whose predictions are the reward."""
+    policy_name: ClassVar[str]
+    """Section of the model that is trained."""
+
     data: DataConfig
     """Questions and solutions."""
     num_steps: PositiveInt = 125
     """RL steps (batches of completions)."""
-    temperature: PositiveFloat = 0.7
-    """Of sampling and of every log-prob: teacher, student, reference."""
     prompts: PromptConfig = PromptConfig()
     """Tags, system prompts, prompt length."""
     rollout: RolloutConfig = RolloutConfig()
     """Sampling."""
     scoring: ScoringConfig = ScoringConfig()
     """Log-prob passes without gradient."""
-    reward: RewardConfig = RewardConfig()
-    """RLT reward."""
     grpo: GrpoConfig = GrpoConfig()
     """Advantages, loss, batch sizes."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedule."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Saving and resuming."""
+
+    @property
+    def models(self) -> dict[str, ModelConfig]:
+        """The models it runs, by their section's name."""
+        raise NotImplementedError
+
+
+class TrainConfig(RlConfig):
+    """`megatron-rlt train`: RL of a teacher with the RLT reward."""
+
+    policy_name: ClassVar[str] = "teacher"
+
+    teacher: ModelConfig
+    """The policy: it is trained."""
+    student: ModelConfig
+    """The frozen model whose predictions are the reward."""
+    temperature: PositiveFloat = 0.7
+    """Of sampling and of every log-prob: teacher, student, reference."""
+    reward: RewardConfig = RewardConfig()
+    """RLT reward."""
+
+    @property
+    def models(self) -> dict[str, ModelConfig]:
+        """Teacher and student."""
+        return {"teacher": self.teacher, "student": self.student}
 
 
 class SftConfig(JobConfig):
@@ -121,6 +144,115 @@ class ScoreConfig(JobConfig):
     """Packing and block sizes."""
     reward: RewardConfig = RewardConfig()
     """RLT reward."""
+
+
+AnswerKind = Literal["math", "choice", "countdown", "exact"]
+
+
+class QuestionColumnConfig(Section):
+    """Names of the columns of questions whose answers can be checked."""
+
+    question: str = "question"
+    """Column of the question; countdown rows may do without."""
+    answer: str = "answer"
+    """Column of the reference answer; countdown rows may do without."""
+    problem_id: str = "id"
+    """Column of a unique id; where absent, the row's position is the id."""
+    choices: str = "choices"
+    """Column of a list of choices (kind choice); where absent, the question states them itself."""
+    wrong_answers: tuple[str, ...] = ()
+    """Columns of wrong choices (kind choice), shuffled with `answer` in an order that depends on the question alone."""
+    numbers: str = "numbers"
+    """Column of a list of numbers (kind countdown), from which and `target` a question is made where there is none."""
+    target: str = "target"
+    """Column of the target (kind countdown)."""
+
+
+class EvaluateConfig(JobConfig):
+    """`megatron-rlt evaluate`: how often a model answers questions rightly."""
+
+    model: ModelConfig
+    """The model that answers."""
+    data: NonEmptyText
+    """A .jsonl or .parquet file, hf://NAME[/CONFIGURATION][:SPLIT], aime24, math500, gpqa-diamond, countdown:N:SEED."""
+    kind: AnswerKind | None = None
+    """How answers are judged: math (math-verify), choice (a letter), countdown (exact arithmetic), exact (words)."""
+    columns: QuestionColumnConfig = QuestionColumnConfig()
+    """Column names of a file or hub data set."""
+    countdown: CountdownConfig = CountdownConfig()
+    """Size of generated countdown problems."""
+    question_template: NonEmptyText | None = None
+    """The user's turn with `{question}` where the question goes; None takes the set's own, `{question}` for a file."""
+    prefill_thought: bool = True
+    """End the prompt with the thought's opening tag, as models trained by `sft` expect; False for other models."""
+    prompts: PromptConfig = PromptConfig()
+    """Tags, system prompt, prompt length."""
+    sampling: AnswerSamplingConfig = AnswerSamplingConfig()
+    """Sampling of answers."""
+    judge_timeout_seconds: PositiveFloat = 5.0
+    """Processor time for one comparison by math-verify; an answer that takes longer is wrong."""
+    questions_per_part: PositiveInt = 64
+    """Questions answered between two saves; a run started again continues after the last save."""
+
+
+Placebo = Literal["none", "other_question", "shuffled", "no_explanation"]
+
+
+class SelectionConfig(Section):
+    """Which explanations of a question become training rows."""
+
+    rule: Literal["first", "best_of_n", "fits", "all"] = "first"
+    """One a question: the first, the best by reward, or the best that fits max_student_tokens; or all of them."""
+    max_student_tokens: PositiveInt | None = None
+    """For `fits`: longest student sequence (prompt, explanation, solution); where none fits, the best by reward."""
+    malformed: Literal["last_resort", "never", "allowed"] = "last_resort"
+    """Malformed explanations may be chosen: only where a question has no well-formed one, never, or like all others."""
+
+    @property
+    def name(self) -> str:
+        """The selection in a few words that can be part of a file's name; another selection has another one."""
+        words: list[str] = [self.rule]
+        if self.max_student_tokens is not None:
+            words.append(str(self.max_student_tokens))
+        if self.malformed != "last_resort":
+            words.append(f"malformed_{self.malformed}")
+        return "_".join(words)
+
+
+class CollectConfig(JobConfig):
+    """`megatron-rlt collect`: a teacher's explanations of a data set, scored by a student if one is given."""
+
+    teacher: ModelConfig
+    """The model that explains: a Hugging Face folder, such as `hf/` of a training run."""
+    teacher_checkpoint: Path | None = None
+    """A run's `checkpoints/step-N` whose weights replace those of teacher.model, the folder that run began with."""
+    student: ModelConfig | None = None
+    """The frozen model whose predictions are the reward; None: explanations are collected without scores."""
+    data: Path
+    """Questions and solutions: folder of shards written by `prepare`, or one JSONL or Parquet file."""
+    num_explanations: PositiveInt = 1
+    """Explanations sampled for each question."""
+    questions_per_part: PositiveInt = 256
+    """Questions between two saves; a run started again continues after the last save."""
+    temperature: PositiveFloat = 0.7
+    """Of sampling and of every log-prob."""
+    prompts: PromptConfig = PromptConfig()
+    """Tags, system prompts, prompt length."""
+    rollout: RolloutConfig = RolloutConfig()
+    """Sampling."""
+    scoring: ScoringConfig = ScoringConfig()
+    """Log-prob passes of teacher and student."""
+    reward: RewardConfig = RewardConfig()
+    """RLT reward."""
+    placebo: Placebo = "none"
+    """Scored in an explanation's place: another question's, its tokens shuffled, or nothing; none: no such control."""
+    selection: SelectionConfig = SelectionConfig()
+    """Which explanations become training rows; may change on a collection that is there already."""
+
+    @property
+    def models(self) -> dict[str, ModelConfig]:
+        """The models it runs, by their section's name."""
+        return {"teacher": self.teacher} | ({} if self.student is None else {"student": self.student})
 
 
 class ColumnConfig(Section):

@@ -44,6 +44,14 @@ def load_config(config_class: type[Config], path: Path, overrides: Sequence[str]
         raise ValueError("\n".join(lines)) from error
 
 
+def has_section(path: Path, overrides: Sequence[str], name: str) -> bool:
+    """Whether a configuration or its overrides name a top-level section; raises ValueError as `load_config`."""
+    tree = _read_file(path)
+    for override in overrides:
+        _apply_override(tree, override)
+    return name in tree
+
+
 def to_yaml(config: Section) -> str:
     """The resolved configuration, every key stated; `load_config` reads it back to an equal one."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

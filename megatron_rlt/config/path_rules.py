@@ -10,10 +10,19 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from megatron_rlt.config.jobs import JobConfig, PrepareConfig, ScoreConfig, SftConfig, TrainConfig
+from megatron_rlt.config.evaluation_sets import HUB, is_file, needs_hub
+from megatron_rlt.config.jobs import (
+    CollectConfig,
+    EvaluateConfig,
+    JobConfig,
+    PrepareConfig,
+    ScoreConfig,
+    SftConfig,
+    TrainConfig,
+)
 from megatron_rlt.config.sections import ModelConfig
+from megatron_rlt.config.solver import SolverConfig
 
-_HUB = "hf://"
 _ROW_FILES = (".jsonl", ".parquet")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -23,14 +32,19 @@ def train_path_faults(config: TrainConfig) -> list[str]:
     return [
         *_model_faults({"teacher": config.teacher, "student": config.student}),
         *_tokenizer_faults(config.teacher.model, config.student.model),
-        *_data_faults(config.data.path),
+        *_data_faults("data.path", config.data.path),
         *_run_faults(config),
     ]
 
 
+def solver_path_faults(config: SolverConfig) -> list[str]:
+    """Broken rules about the files of `train` with a verifiable reward."""
+    return [*_model_faults(config.models), *_data_faults("data.path", config.data.path), *_run_faults(config)]
+
+
 def sft_path_faults(config: SftConfig) -> list[str]:
     """Broken rules about the files of `sft`."""
-    return [*_model_faults({"model": config.model}), *_data_faults(config.data.path), *_run_faults(config)]
+    return [*_model_faults({"model": config.model}), *_data_faults("data.path", config.data.path), *_run_faults(config)]
 
 
 def score_path_faults(config: ScoreConfig) -> list[str]:
@@ -48,18 +62,41 @@ def score_path_faults(config: ScoreConfig) -> list[str]:
     return faults
 
 
+def collect_path_faults(config: CollectConfig) -> list[str]:
+    """Broken rules about the files of `collect`."""
+    faults = _model_faults(config.models)
+    if config.student is not None:
+        faults += _tokenizer_faults(config.teacher.model, config.student.model)
+    if config.teacher_checkpoint is not None and not (config.teacher_checkpoint / "manifest.json").is_file():
+        faults.append(
+            f"teacher_checkpoint: {config.teacher_checkpoint} holds no checkpoint (no manifest.json); give a folder"
+            " `checkpoints/step-N` of a run"
+        )
+    return [*faults, *_data_faults("data", config.data), *_run_faults(config)]
+
+
+def evaluate_path_faults(config: EvaluateConfig) -> list[str]:
+    """Broken rules about the files of `evaluate`."""
+    faults = [*_model_faults({"model": config.model}), *_run_faults(config)]
+    if needs_hub(config) and find_spec("datasets") is None:
+        faults.append(f"data: {config.data} needs the package `datasets`; pip install 'megatron-rlt[hub]'")
+    elif is_file(config):
+        faults += _row_file_faults("data", Path(config.data))
+    return faults
+
+
 def prepare_path_faults(config: PrepareConfig) -> list[str]:
     """Broken rules about the files of `prepare`."""
     faults = _folder_faults("output_dir", config.output_dir)
     if not config.input:
         faults.append("input: is empty; name at least one .jsonl or .parquet file, or one hf://name[:split]")
-    hub = [source for source in config.input if source.startswith(_HUB)]
+    hub = [source for source in config.input if source.startswith(HUB)]
     if hub and len(config.input) > 1:
         faults.append(f"input: {hub[0]} must be the only input; prepare it and the files one by one")
     elif hub and find_spec("datasets") is None:
         faults.append(f"input: {hub[0]} needs the package `datasets`; pip install 'megatron-rlt[hub]'")
     for source in config.input:
-        if not source.startswith(_HUB):
+        if not source.startswith(HUB):
             faults += _row_file_faults("input", Path(source))
     return faults
 
@@ -111,14 +148,14 @@ def _token_ids(file: Path) -> dict[str, int]:
     return ids | {token["content"]: token["id"] for token in content["added_tokens"]}
 
 
-def _data_faults(path: Path) -> list[str]:
+def _data_faults(key: str, path: Path) -> list[str]:
     if path.is_dir():
         if any(path.rglob("*.tar")):
             return []
-        return [f"data.path: {path} holds no shards (*.tar); run `megatron-rlt prepare` with output_dir={path}"]
+        return [f"{key}: {path} holds no shards (*.tar); run `megatron-rlt prepare` with output_dir={path}"]
     if not path.exists():
-        return [f"data.path: no such folder or file: {path}; `megatron-rlt prepare` writes a folder of shards"]
-    return _row_file_faults("data.path", path)
+        return [f"{key}: no such folder or file: {path}; `megatron-rlt prepare` writes a folder of shards"]
+    return _row_file_faults(key, path)
 
 
 def _row_file_faults(key: str, file: Path) -> list[str]:

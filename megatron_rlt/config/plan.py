@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_rlt.config.jobs import ScoreConfig, SftConfig, TrainConfig
+from megatron_rlt.config.jobs import CollectConfig, EvaluateConfig, RlConfig, ScoreConfig, SftConfig
 from megatron_rlt.config.rules import Shapes, data_parallel_size
 from megatron_rlt.config.sections import ModelConfig, OptimizerConfig
 from megatron_rlt.config.shapes import ModelShape
@@ -50,33 +50,34 @@ class Plan:
     models: tuple[ModelPlan, ...]
 
 
-def plan_train(config: TrainConfig, shapes: Shapes) -> Plan:
-    """The plan of `train`; the configuration must break no rule."""
-    grpo = config.grpo
+def plan_train(config: RlConfig, shapes: Shapes) -> Plan:
+    """The plan of `train`, whatever its reward; the configuration must break no rule."""
+    grpo, policy = config.grpo, config.policy_name
     completions = grpo.questions_per_step * grpo.group_size
     per_update = completions // grpo.updates_per_batch
-    teacher_dp = _replicas(config.teacher, config.world_size)
-    student_dp = _replicas(config.student, config.world_size)
+    replicas = {name: _replicas(model, config.world_size) for name, model in config.models.items()}
     tokens = config.prompts.max_prompt_tokens + config.rollout.max_completion_tokens
     updates = num_updates(config)
     numbers = (
         ("groups per step", grpo.questions_per_step),
         ("completions per step", completions),
         ("completions per optimizer step", per_update),
-        ("teacher sequences per data-parallel rank and step, at most", math.ceil(completions / teacher_dp)),
-        ("student sequences per data-parallel rank and step, at most", math.ceil(completions / student_dp)),
+        *(
+            (f"{name} sequences per data-parallel rank and step, at most", math.ceil(completions / dp))
+            for name, dp in replicas.items()
+        ),
         (
             "micro-batches per rank and step",
-            grpo.updates_per_batch * math.ceil(math.ceil(per_update / teacher_dp) / grpo.micro_batch_size),
+            grpo.updates_per_batch * math.ceil(math.ceil(per_update / replicas[policy]) / grpo.micro_batch_size),
         ),
         ("optimizer steps", updates),
         ("warm-up steps", num_warmup_updates(config.optimizer, updates)),
-        ("teacher tokens per step, at most", completions * tokens),
+        (f"{policy} tokens per step, at most", completions * tokens),
     )
-    use: Use = "trained with reference" if grpo.beta > 0 else "trained"
-    models = (
-        _model_plan("teacher", config.teacher, shapes["teacher"], config.world_size, use=use),
-        _model_plan("student", config.student, shapes["student"], config.world_size, use="frozen"),
+    trained: Use = "trained with reference" if grpo.beta > 0 else "trained"
+    models = tuple(
+        _model_plan(name, model, shapes[name], config.world_size, use=trained if name == policy else "frozen")
+        for name, model in config.models.items()
     )
     return Plan(numbers, models)
 
@@ -113,7 +114,56 @@ def plan_score(config: ScoreConfig, shapes: Shapes) -> Plan:
     return Plan(tuple(numbers), tuple(plans))
 
 
-def num_updates(config: TrainConfig) -> int:
+def plan_collect(config: CollectConfig, shapes: Shapes, *, num_rows: int | None) -> Plan:
+    """The plan of `collect`; the configuration must break no rule.
+
+    Args:
+        num_rows: rows of the data set; None where unknown, then numbers that need it are left out.
+    """
+    questions = config.questions_per_part if num_rows is None else min(config.questions_per_part, num_rows)
+    per_part = questions * config.num_explanations
+    numbers = [("explanations of each question", config.num_explanations)]
+    if num_rows is not None:
+        numbers += [
+            ("questions, at most", num_rows),
+            ("explanations, at most", num_rows * config.num_explanations),
+            ("saved parts", math.ceil(num_rows / config.questions_per_part)),
+        ]
+    numbers += [
+        ("explanations in a saved part", per_part),
+        ("sampled tokens per part, at most", per_part * config.rollout.max_completion_tokens),
+    ]
+    for name, model in config.models.items():
+        share = math.ceil(per_part / _replicas(model, config.world_size))
+        numbers.append((f"{name} sequences per data-parallel rank and part, at most", share))
+    plans = (
+        _model_plan(name, model, shapes[name], config.world_size, use="frozen") for name, model in config.models.items()
+    )
+    return Plan(tuple(numbers), tuple(plans))
+
+
+def plan_evaluate(config: EvaluateConfig, shapes: Shapes, *, num_questions: int | None) -> Plan:
+    """The plan of `evaluate`; the configuration must break no rule.
+
+    Args:
+        num_questions: of the set; None where only reading it would tell, then numbers that need it are left out.
+    """
+    k, dp = config.sampling.num_samples, _replicas(config.model, config.world_size)
+    numbers = [("answers to each question", k)]
+    part = config.questions_per_part
+    if num_questions is not None:
+        part = min(part, num_questions)
+        numbers += [("questions, at most", num_questions), ("answers, at most", num_questions * k)]
+    numbers += [
+        ("answers in a saved part", part * k),
+        ("answers per data-parallel rank and part, at most", math.ceil(part * k / dp)),
+        ("sampled tokens per part, at most", part * k * config.sampling.max_completion_tokens),
+    ]
+    model = _model_plan("model", config.model, shapes["model"], config.world_size, use="frozen")
+    return Plan(tuple(numbers), (model,))
+
+
+def num_updates(config: RlConfig) -> int:
     """Optimizer steps of a whole RL run."""
     return config.num_steps * config.grpo.updates_per_batch
 

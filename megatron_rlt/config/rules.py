@@ -9,19 +9,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from megatron_rlt.config.jobs import ScoreConfig, SftConfig, TrainConfig
-from megatron_rlt.config.sections import GrpoConfig, LayoutConfig, ModelConfig, OptimizerConfig
+from megatron_rlt.config.evaluation_sets import data_faults
+from megatron_rlt.config.jobs import CollectConfig, EvaluateConfig, RlConfig, ScoreConfig, SftConfig
+from megatron_rlt.config.sections import (
+    CountdownConfig,
+    GrpoConfig,
+    LayoutConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RewardConfig,
+    ScoringConfig,
+)
 from megatron_rlt.config.shapes import ModelShape, position_limit
 
 Shapes = Mapping[str, ModelShape]  # by the model's section name; a model that could not be read is left out
 
 
-def train_faults(config: TrainConfig, shapes: Shapes) -> list[str]:
-    """Broken rules of `train`."""
-    models = {"teacher": config.teacher, "student": config.student}
+def train_faults(config: RlConfig, shapes: Shapes) -> list[str]:
+    """Broken rules of `train`, whatever its reward."""
     tokens = config.prompts.max_prompt_tokens + config.rollout.max_completion_tokens
     return [
-        *layout_faults(models, shapes, config.world_size),
+        *layout_faults(config.models, shapes, config.world_size),
         *_batch_faults(config),
         *_grpo_faults(config.grpo),
         *_length_faults(
@@ -60,6 +68,46 @@ def sft_faults(config: SftConfig, shapes: Shapes) -> list[str]:
 def score_faults(config: ScoreConfig, shapes: Shapes) -> list[str]:
     """Broken rules of `score`."""
     return layout_faults({"teacher": config.teacher, "student": config.student}, shapes, config.world_size)
+
+
+def collect_faults(config: CollectConfig, shapes: Shapes) -> list[str]:
+    """Broken rules of `collect`."""
+    tokens = config.prompts.max_prompt_tokens + config.rollout.max_completion_tokens
+    return [
+        *layout_faults(config.models, shapes, config.world_size),
+        # A student may read less than its teacher: what is too long for it is collected without a reward.
+        *_length_faults(
+            {name: shape for name, shape in shapes.items() if name == "teacher"},
+            tokens,
+            what=f"prompts.max_prompt_tokens + rollout.max_completion_tokens = {config.prompts.max_prompt_tokens}"
+            f" + {config.rollout.max_completion_tokens} = {tokens}",
+            remedy="lower rollout.max_completion_tokens or prompts.max_prompt_tokens",
+        ),
+        *_selection_faults(config),
+    ]
+
+
+def evaluate_faults(config: EvaluateConfig, shapes: Shapes) -> list[str]:
+    """Broken rules of `evaluate`."""
+    sampling, faults = config.sampling, data_faults(config)
+    if sampling.greedy and sampling.num_samples > 1:
+        faults.append(
+            f"sampling.num_samples={sampling.num_samples}: greedy answers to one question are all equal;"
+            " set num_samples=1, or greedy=false to sample"
+        )
+    tokens = config.prompts.max_prompt_tokens + sampling.max_completion_tokens
+    return [
+        *layout_faults({"model": config.model}, shapes, config.world_size),
+        *faults,
+        *_length_faults(
+            shapes,
+            tokens,
+            what=f"prompts.max_prompt_tokens + sampling.max_completion_tokens = {config.prompts.max_prompt_tokens}"
+            f" + {sampling.max_completion_tokens} = {tokens}",
+            remedy="lower sampling.max_completion_tokens or prompts.max_prompt_tokens",
+        ),
+        *_countdown_faults(config.countdown),
+    ]
 
 
 def data_parallel_size(layout: LayoutConfig, world_size: int) -> int | None:
@@ -107,7 +155,7 @@ def _split_faults(name: str, layout: LayoutConfig, shape: ModelShape) -> list[st
     return faults
 
 
-def _batch_faults(config: TrainConfig) -> list[str]:
+def _batch_faults(config: RlConfig) -> list[str]:
     grpo, faults = config.grpo, []
     if grpo.questions_per_step % grpo.updates_per_batch != 0:
         valid = _nearest(grpo.updates_per_batch, _divisors(grpo.questions_per_step))
@@ -115,8 +163,8 @@ def _batch_faults(config: TrainConfig) -> list[str]:
             f"grpo.updates_per_batch={grpo.updates_per_batch}: must divide questions_per_step"
             f" {grpo.questions_per_step}; nearest valid: {valid}"
         )
-    shares = {"teacher": (config.teacher, grpo.updates_per_batch), "student": (config.student, 1)}
-    for name, (model, parts) in shares.items():
+    for name, model in config.models.items():
+        parts = grpo.updates_per_batch if name == config.policy_name else 1
         dp = data_parallel_size(model.layout, config.world_size)
         completions = grpo.questions_per_step * grpo.group_size // parts
         if dp is not None and completions < dp:
@@ -156,6 +204,46 @@ def _length_faults(shapes: Shapes, tokens: int, *, what: str, remedy: str) -> li
         f"{what} tokens: longer than {name}.model's {limit} positions; {remedy} by at least {tokens - limit}"
         for name, limit in ((name, position_limit(shape)) for name, shape in shapes.items())
         if tokens > limit
+    ]
+
+
+def _selection_faults(config: CollectConfig) -> list[str]:
+    selection, faults = config.selection, []
+    if selection.rule == "best_of_n" and config.num_explanations == 1:
+        faults.append(
+            "num_explanations=1: leaves selection.rule=best_of_n nothing to choose from; set num_explanations=8, or"
+            " rule=first"
+        )
+    if selection.rule == "fits" and selection.max_student_tokens is None:
+        faults.append(
+            "selection.max_student_tokens=null: selection.rule=fits needs it; set the student's context length"
+        )
+    if selection.rule != "fits" and selection.max_student_tokens is not None:
+        faults.append(
+            f"selection.max_student_tokens={selection.max_student_tokens}: has no effect with"
+            f" selection.rule={selection.rule}; use rule=fits, or leave max_student_tokens out"
+        )
+    if config.student is not None:
+        return faults
+    without_effect = {
+        "selection.rule=best_of_n": selection.rule == "best_of_n",
+        f"placebo={config.placebo}": config.placebo != "none",
+        "reward": config.reward != RewardConfig(),
+        "scoring": config.scoring != ScoringConfig(),
+    }
+    return faults + [
+        f"{setting}: explanations are scored only by a student; set student.model, or leave it out"
+        for setting, is_set in without_effect.items()
+        if is_set
+    ]
+
+
+def _countdown_faults(countdown: CountdownConfig) -> list[str]:
+    if countdown.smallest_target <= countdown.largest_target:
+        return []
+    return [
+        f"countdown.smallest_target={countdown.smallest_target}: must not exceed"
+        f" countdown.largest_target={countdown.largest_target}; nearest valid: {countdown.largest_target}"
     ]
 
 

@@ -91,7 +91,7 @@ class PromptConfig(Section):
     student_system: str | None = None
     """The student's system prompt; None takes the tag set's own, an empty string sends none."""
     max_prompt_tokens: PositiveInt = 16384
-    """Longest teacher prompt in tokens; a longer row is rejected by name."""
+    """Longest prompt in tokens (the teacher's; in `evaluate` the student's); a longer row is rejected by name."""
 
 
 class RolloutConfig(Section):
@@ -109,6 +109,40 @@ class RolloutConfig(Section):
     """Completions decoded together on one data-parallel rank."""
     max_prefill_tokens: PositiveInt = 16384
     """Prompt tokens, padding included, that go through the model together; a longer prompt goes alone."""
+
+
+class AnswerSamplingConfig(Section):
+    """How a student's answers are sampled; they end with its turn."""
+
+    greedy: bool = False
+    """One answer of most probable tokens; num_samples must be 1, temperature and top_p are not used."""
+    num_samples: PositiveInt = 1
+    """Answers to each question: the k of avg@k, maj@k and pass@k."""
+    temperature: PositiveFloat = 0.7
+    """Sampling temperature."""
+    top_p: Fraction = 1.0
+    """Nucleus mass kept at each step; 1.0 samples from the whole distribution."""
+    max_completion_tokens: PositiveInt = 16384
+    """Longest answer in tokens, thought and end of turn included; a longer one counts as truncated."""
+    max_batch_size: PositiveInt = 256
+    """Answers decoded together on one data-parallel rank."""
+    max_prefill_tokens: PositiveInt = 16384
+    """Prompt tokens, padding included, that go through the model together; a longer prompt goes alone."""
+
+
+class CountdownConfig(Section):
+    """Problems that `countdown:N:SEED` generates: reach a target from given numbers by + - * /."""
+
+    num_numbers: Annotated[int, Field(ge=2, le=8)] = 4
+    """Numbers in a problem."""
+    largest_number: PositiveInt = 99
+    """Numbers are drawn from 1 to this one."""
+    smallest_target: PositiveInt = 10
+    """Smallest target."""
+    largest_target: PositiveInt = 100
+    """Largest target."""
+    use_all: bool = True
+    """Every number must be used exactly once; False: at most once."""
 
 
 class ScoringConfig(Section):
@@ -167,8 +201,11 @@ class GrpoConfig(Section):
     """Ratio clipped above at 1 + clip_high; None: not clipped."""
     beta: NonNegativeFloat = 0.04
     """Weight of the k3 KL to the reference in the loss; 0 keeps no reference model."""
-    aggregation: Literal["sequence_mean", "token_mean"] = "sequence_mean"
-    """Loss over tokens: mean per completion then over completions (paper), or over all tokens of the batch."""
+    aggregation: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean"
+    """Loss over tokens: mean per completion then over completions (paper), over all tokens of the batch (DAPO), or
+    sum per completion over the token budget (Dr.GRPO, with normalize_std false)."""
+    mask_truncated: bool = False
+    """Leave completions that ran out of tokens out of the loss (DAPO); they still count in their group's mean."""
     normalize_std: bool = True
     """Divide advantages by the group's standard deviation."""
     std_epsilon: PositiveFloat = 1e-4

@@ -21,6 +21,7 @@ class RejectReason(StrEnum):
     TOO_LONG = "too_long"
     DUPLICATE_ID = "duplicate_id"
     UNUSABLE_PROMPT = "unusable_prompt"  # no prompt can be made of it: too many tokens, or text of a special token
+    UNREADABLE_ANSWER = "unreadable_answer"  # no answer could be judged by the reference answer
     BAD_CONVERSATION = "bad_conversation"  # turns or markers are not those of a Bespoke-Stratos row
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +26,8 @@ from megatron_rlt.data.rejection import RejectedRow, RejectReason
 HUB_PREFIX = "hf://"
 DEFAULT_SPLIT = "train"  # of `hf://name` without a split; what the hub calls a data set's main part
 SUFFIXES = (".jsonl", ".parquet")
+SelectColumns = Callable[[list[str]], list[str]]
+"""Which of the columns that a Parquet or hub source has are read; raises ValueError where it lacks one it needs."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PARQUET_BATCH_ROWS = 256  # reasoning traces reach 100 kB, so a batch stays near 25 MB
 
@@ -39,12 +43,25 @@ class SourceRow:
 
 def read_rows(source: str, columns: ColumnConfig) -> Iterator[SourceRow | RejectedRow]:
     """Every row of one source in its order. Raises ValueError for a source that `check_source` refuses."""
-    check_source(source, columns)
+    return read_columns(source, partial(_wanted_columns, source, columns), streaming=True)
+
+
+def read_columns(source: str, select: SelectColumns, *, streaming: bool) -> Iterator[SourceRow | RejectedRow]:
+    """Every row of one source in its order, with other columns than those of `prepare`.
+
+    Args:
+        streaming: fetch the rows of a hub data set as they are read, and keep nothing. False fetches all of it first
+            into the hub's cache on disk, where it is found again without network.
+
+    Raises:
+        ValueError: as `check_source`, or from `select`.
+    """
+    _check_source(source, select)
     if source.startswith(HUB_PREFIX):
-        return _read_hub(source, columns)
+        return _read_hub(source, select, streaming=streaming)
     if source.endswith(".jsonl"):
         return _read_jsonl(source)
-    return _read_parquet(source, columns)
+    return _read_parquet(source, select)
 
 
 def check_source(source: str, columns: ColumnConfig) -> None:
@@ -52,13 +69,17 @@ def check_source(source: str, columns: ColumnConfig) -> None:
 
     No such file, unknown suffix, no Parquet file, columns it lacks; for the hub: `datasets` not installed.
     """
+    _check_source(source, partial(_wanted_columns, source, columns))
+
+
+def _check_source(source: str, select: SelectColumns) -> None:
     if source.startswith(HUB_PREFIX):
         if importlib.util.find_spec("datasets") is None:
             raise ValueError(
                 f"input {source!r} needs the package `datasets`, which is not installed: "
                 "pip install 'megatron-rlt[hub]'"
             )
-        _hub_name_and_split(source)
+        _hub_address(source)
         return
     path = Path(source)
     if not path.is_file():
@@ -71,7 +92,7 @@ def check_source(source: str, columns: ColumnConfig) -> None:
         )
     if path.suffix == ".parquet":
         with _readable_parquet(source), pq.ParquetFile(source) as file:
-            _wanted_columns(source, file.schema_arrow.names, columns)
+            select(file.schema_arrow.names)
 
 
 def source_digest(source: str) -> str:
@@ -107,10 +128,10 @@ def _parse_line(source: str, number: int, line: bytes) -> SourceRow | RejectedRo
     return SourceRow(source, number, values)
 
 
-def _read_parquet(source: str, columns: ColumnConfig) -> Iterator[SourceRow | RejectedRow]:
+def _read_parquet(source: str, select: SelectColumns) -> Iterator[SourceRow | RejectedRow]:
     number = 0
     with _readable_parquet(source), pq.ParquetFile(source) as file:
-        wanted = _wanted_columns(source, file.schema_arrow.names, columns)
+        wanted = select(file.schema_arrow.names)
         for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=wanted):
             for index in range(batch.num_rows):
                 number += 1
@@ -137,28 +158,37 @@ def _parquet_row(source: str, number: int, batch: pa.RecordBatch, index: int) ->
     return SourceRow(source, number, values)
 
 
-def _read_hub(source: str, columns: ColumnConfig) -> Iterator[SourceRow | RejectedRow]:
-    from datasets import load_dataset  # optional package; check_source has seen that it is there
-
-    name, split = _hub_name_and_split(source)
-    try:
-        rows = load_dataset(name, split=split, streaming=True)
-    except (OSError, ValueError) as error:  # not found, no network, no such split
-        raise ValueError(f"input {source!r} cannot be loaded: {error}; check name, split and network") from error
+def _read_hub(source: str, select: SelectColumns, *, streaming: bool) -> Iterator[SourceRow | RejectedRow]:
+    rows = _open_hub(source, streaming=streaming)
     if rows.column_names is not None:
-        rows = rows.select_columns(_wanted_columns(source, rows.column_names, columns))
+        rows = rows.select_columns(select(rows.column_names))
     for number, values in enumerate(rows, start=1):
         yield SourceRow(source, number, values)
 
 
-def _hub_name_and_split(source: str) -> tuple[str, str]:
-    name, colon, split = source.removeprefix(HUB_PREFIX).partition(":")
-    if not name or (colon and not split):
+def _open_hub(source: str, *, streaming: bool) -> Any:  # noqa: ANN401 - a data set of an optional, untyped package
+    from datasets import load_dataset  # check_source has seen that it is there
+
+    name, configuration, split = _hub_address(source)
+    try:
+        return load_dataset(name, configuration, split=split, streaming=streaming)
+    except (OSError, ValueError) as error:  # not found, not allowed, no network, no such split
+        again = "" if streaming else "; a set fetched once with network is found again without"
+        raise ValueError(f"input {source!r} cannot be loaded: {error}; check name, split and network{again}") from error
+
+
+def _hub_address(source: str) -> tuple[str, str | None, str]:
+    """Name, configuration (None: the only one) and split of `hf://owner/name[/configuration][:split]`."""
+    address, colon, split = source.removeprefix(HUB_PREFIX).partition(":")
+    if not address or (colon and not split):
         raise ValueError(f"input {source!r} names no data set or no split: write {HUB_PREFIX}name[:split]")
-    return name, split or DEFAULT_SPLIT
+    owner_and_name, slash, configuration = address.rpartition("/")
+    if slash and owner_and_name.count("/") == 1 and not address.startswith("/"):
+        return owner_and_name, configuration, split or DEFAULT_SPLIT
+    return address, None, split or DEFAULT_SPLIT
 
 
-def _wanted_columns(source: str, present: list[str], columns: ColumnConfig) -> list[str]:
+def _wanted_columns(source: str, columns: ColumnConfig, present: list[str]) -> list[str]:
     """The columns to read of those present; ValueError where neither kind of row can be made of them."""
     if not {columns.question, columns.solution} <= set(present) and columns.conversations not in present:
         raise ValueError(

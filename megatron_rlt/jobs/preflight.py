@@ -10,16 +10,21 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from megatron_rlt.config.jobs import PrepareConfig, ScoreConfig, SftConfig, TrainConfig
+from megatron_rlt.config.evaluation_sets import evaluation_set
+from megatron_rlt.config.jobs import CollectConfig, EvaluateConfig, PrepareConfig, ScoreConfig, SftConfig, TrainConfig
 from megatron_rlt.config.path_rules import (
+    collect_path_faults,
+    evaluate_path_faults,
     prepare_path_faults,
     score_path_faults,
     sft_path_faults,
+    solver_path_faults,
     train_path_faults,
 )
-from megatron_rlt.config.rules import Shapes, score_faults, sft_faults, train_faults
+from megatron_rlt.config.rules import Shapes, collect_faults, evaluate_faults, score_faults, sft_faults, train_faults
 from megatron_rlt.config.sections import ModelConfig
 from megatron_rlt.config.shapes import ModelShape
+from megatron_rlt.config.solver import SolverConfig
 from megatron_rlt.models.architecture import Architecture
 
 
@@ -27,6 +32,13 @@ def check_train(config: TrainConfig) -> Shapes:
     """Check `train`; raises ValueError with one line a broken rule."""
     shapes, unreadable = _read_shapes({"teacher": config.teacher, "student": config.student})
     _raise_if_any([*train_path_faults(config), *unreadable, *train_faults(config, shapes)])
+    return shapes
+
+
+def check_solver(config: SolverConfig) -> Shapes:
+    """Check `train` with a verifiable reward; raises ValueError with one line a broken rule."""
+    shapes, unreadable = _read_shapes(config.models)
+    _raise_if_any([*solver_path_faults(config), *unreadable, *train_faults(config, shapes)])
     return shapes
 
 
@@ -41,6 +53,20 @@ def check_score(config: ScoreConfig) -> Shapes:
     """Check `score`; raises ValueError with one line a broken rule."""
     shapes, unreadable = _read_shapes({"teacher": config.teacher, "student": config.student})
     _raise_if_any([*score_path_faults(config), *unreadable, *score_faults(config, shapes)])
+    return shapes
+
+
+def check_collect(config: CollectConfig) -> Shapes:
+    """Check `collect`; raises ValueError with one line a broken rule."""
+    shapes, unreadable = _read_shapes(config.models)
+    _raise_if_any([*collect_path_faults(config), *unreadable, *collect_faults(config, shapes)])
+    return shapes
+
+
+def check_evaluate(config: EvaluateConfig) -> Shapes:
+    """Check `evaluate`; raises ValueError with one line a broken rule."""
+    shapes, unreadable = _read_shapes({"model": config.model})
+    _raise_if_any([*evaluate_path_faults(config), *unreadable, *evaluate_faults(config, shapes)])
     return shapes
 
 
@@ -59,6 +85,14 @@ def count_rows(data: Path) -> int | None:
         return None
     counts: dict[str, int] = json.loads(index.read_text(encoding="utf-8"))["shard_counts"]
     return sum(counts.values())
+
+
+def count_questions(config: EvaluateConfig) -> int | None:
+    """Questions that `evaluate` will find, good or bad; None where only reading would tell."""
+    asked = evaluation_set(config)
+    if asked.source is None:
+        return asked.num_generated
+    return count_rows(Path(asked.source))
 
 
 def _read_shapes(models: Mapping[str, ModelConfig]) -> tuple[dict[str, ModelShape], list[str]]:

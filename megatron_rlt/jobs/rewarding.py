@@ -7,16 +7,47 @@ In: models in their layouts, scoring pairs. Out: one `RewardParts` a pair, the s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from megatron_rlt.config.sections import LayoutConfig, RewardConfig, ScoringConfig
+from megatron_rlt.metrics.phases import PhaseTimer
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.layout import Layout, build_layout
 from megatron_rlt.rewards.rlt import KlEstimator, rlt_reward
 from megatron_rlt.scoring.divergence import DivergenceEngine
 from megatron_rlt.scoring.engine import LogprobEngine
 from megatron_rlt.types import FormatFlag, Logprobs, OnProgress, RewardParts, ScoringPair
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Two frozen models and all that their log-probs become a reward with."""
+
+    teacher: LogprobEngine
+    student: LogprobEngine
+    divergence: DivergenceEngine | None  # only for the exact KL
+    reward: RewardConfig
+    penalties: Mapping[FormatFlag, float]
+
+    def rewards(self, pairs: Sequence[ScoringPair], timer: PhaseTimer) -> tuple[RewardParts, ...]:
+        """Ask teacher and student, reward. Collective: every rank passes the same pairs and gets all rewards."""
+        with timer.phase("teacher") as phase:
+            teacher = self.teacher.logprobs([pair.teacher for pair in pairs])
+            phase.tokens = sum(len(pair.teacher) for pair in pairs)
+        with timer.phase("student") as phase:
+            student = self.student.logprobs([pair.student for pair in pairs])
+            phase.tokens = sum(len(pair.student) for pair in pairs)
+        with timer.phase("reward"):
+            return reward_explanations(
+                pairs,
+                teacher,
+                student,
+                divergence=self.divergence,
+                reward=self.reward,
+                penalties=self.penalties,
+            )
 
 
 def build_layouts(teacher: LayoutConfig, student: LayoutConfig) -> tuple[Layout, Layout]:

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from megatron_rlt.algorithm.variance import advantage_variance_shares
 from megatron_rlt.config.sections import GrpoConfig
-from megatron_rlt.jobs.rl_step import StepResult, loss_sums
+from megatron_rlt.jobs.grpo import logprob_metrics, update_metrics
+from megatron_rlt.jobs.rl_step import StepResult
 from megatron_rlt.metrics.completions import CompletionRow
 from megatron_rlt.metrics.reduce import Tally
 from megatron_rlt.rewards.rlt import reward_terms, why_invalid
@@ -27,7 +27,8 @@ def step_metrics(result: StepResult, grpo: GrpoConfig, *, lambda_kl: float) -> d
     metrics["dropped_completions"] = float(len(result.rewards) - len(kept))
     metrics["advantage_std"] = float(result.advantages.std())
     metrics |= _variance_shares(result, grpo, lambda_kl=lambda_kl)
-    return metrics | _form(result) | _logprob_metrics(result) | _update_metrics(result)
+    metrics |= _form(result) | logprob_metrics(result.completions, result.old_policy)
+    return metrics | update_metrics(result.updates)
 
 
 def completion_rows(result: StepResult, *, step: int) -> list[CompletionRow]:
@@ -77,28 +78,3 @@ def _form(result: StepResult) -> dict[str, float]:
     metrics["prompt_tokens"] = Tally.of(len(group.prompt.token_ids) for group in result.groups).mean
     metrics["well_formed_share"] = sum(pair.well_formed for pair in result.pairs) / count
     return metrics
-
-
-def _logprob_metrics(result: StepResult) -> dict[str, float]:
-    """Entropy of the policy, and how far the sampling engine's log-probs are from the trainer's (per token)."""
-    sampled = torch.cat([completion.rollout_logprobs for completion in result.completions])
-    gap: Tensor = (sampled - torch.cat(result.old_policy.values)).abs()
-    return {
-        "entropy": float(torch.cat(result.old_policy.entropy).mean()),
-        "rollout_gap_mean": float(gap.mean()),
-        "rollout_gap_max": float(gap.max()),
-    }
-
-
-def _update_metrics(result: StepResult) -> dict[str, float]:
-    sums = loss_sums(result.updates)
-    num_tokens = max(float(sums.num_tokens), 1.0)  # 0 only if every completion was dropped
-    return {
-        "loss": float(sums.loss) / len(result.updates),
-        "ratio_mean": float(sums.token_ratio) / num_tokens,
-        "clip_share": float(sums.token_clipped) / num_tokens,
-        "kl_to_reference": float(sums.token_kl) / num_tokens,
-        "grad_norm": Tally.of(update.grad_norm for update in result.updates).mean,
-        "lr": result.updates[-1].lr,
-        "skipped_updates": float(sum(update.skipped for update in result.updates)),
-    }

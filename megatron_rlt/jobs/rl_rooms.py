@@ -31,6 +31,7 @@ class RlRooms:
     reward: RewardConfig
     penalties: dict[FormatFlag, float]
     pairs: PairBuilder
+    max_completion_tokens: int
     rollout: MegatronEngine
     policy: Policy
     old_policy: LogprobEngine  # the policy's weights before the update
@@ -54,6 +55,7 @@ def build_rooms(config: TrainConfig, pairs: PairBuilder, on_progress: OnProgress
         reward=config.reward,
         penalties=penalty_table(config.reward.penalties),
         pairs=pairs,
+        max_completion_tokens=config.rollout.max_completion_tokens,
         rollout=_rollout_engine(
             config,
             model,

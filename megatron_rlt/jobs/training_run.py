@@ -16,6 +16,7 @@ from megatron_rlt.checkpoint.folders import find_resumable
 from megatron_rlt.checkpoint.rank_state import RankState
 from megatron_rlt.checkpoint.training_state import POLICY, SharedState, load_training_state, save_training_state
 from megatron_rlt.config.jobs import SftConfig, TrainConfig
+from megatron_rlt.config.solver import SolverConfig
 from megatron_rlt.data.loader import ProblemStream
 from megatron_rlt.jobs.signals import EndRequest
 from megatron_rlt.metrics.memory import MemoryLedger
@@ -54,7 +55,7 @@ class TrainingRun:
     """One start of the program on one run folder. Create it first, before data and models."""
 
     def __init__(
-        self, config: TrainConfig | SftConfig, command: str, heartbeat: Heartbeat, *, source_model: Path
+        self, config: TrainConfig | SolverConfig | SftConfig, command: str, heartbeat: Heartbeat, *, source_model: Path
     ) -> None:
         """
         Args:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from megatron_rlt.types import Completion, FinishReason, FormatFlag, RewardParts, ScoringPair, TeacherPrompt
+from megatron_rlt.types import Completion, FinishReason, FormatFlag, RewardParts, ScoringPair, Prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class CompletionRow:
     @classmethod
     def of(
         cls,
-        prompt: TeacherPrompt,
+        prompt: Prompt,
         completion: Completion,
         pair: ScoringPair,
         parts: RewardParts,

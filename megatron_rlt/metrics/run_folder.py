@@ -56,18 +56,25 @@ def check_run_folder(folder: Path, command: str, config: JobConfig) -> None:
     """
     if not (folder / CONFIG_FILE).is_file():
         return
-    held = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["command"]
-    if held != command:
-        raise ValueError(
-            f"a folder holds one run; output_dir {folder} holds a run of `{held}`, not of `{command}`: "
-            "choose another output_dir"
-        )
+    check_command(folder, command)
     old = lasting_values(yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")))
     changes = describe_changes(old, lasting_values(config.model_dump(mode="json")))
     if changes:
         raise ValueError(
             f"a folder holds one run; output_dir {folder} holds one with another configuration: {changes}. "
             "Put the values back to resume it, or choose another output_dir"
+        )
+
+
+def check_command(folder: Path, command: str) -> None:
+    """Raise ValueError if the folder holds a run of another command."""
+    if not (folder / RUN_FILE).is_file():
+        return
+    held = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["command"]
+    if held != command:
+        raise ValueError(
+            f"a folder holds one run; output_dir {folder} holds a run of `{held}`, not of `{command}`: "
+            "choose another output_dir"
         )
 
 

@@ -33,6 +33,7 @@ def install_platform() -> None:
     for message in _LIBRARY_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     if not torch.cuda.is_available():
+        warnings.filterwarnings("ignore", message="When using .* parallelism it is recommended to set .* CUDA_DEVICE")
         install_cpu_platform()
 
 

@@ -5,7 +5,7 @@ In: a teacher's prompt and completion, or the text of an explanation that alread
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from megatron_rlt.types import (
     ScoringPair,
     Span,
     SpannedSequence,
-    TeacherPrompt,
+    Prompt,
 )
 
 
@@ -37,7 +37,7 @@ class PairBuilder:
         self.teacher.prompt(problem)
         self.student.splice(problem, torch.empty(0, dtype=torch.int64))
 
-    def pair(self, prompt: TeacherPrompt, completion: Completion) -> ScoringPair:
+    def pair(self, prompt: Prompt, completion: Completion) -> ScoringPair:
         """One sampled completion as teacher and student see it; a missing end tag is flagged, not an error."""
         sampled: list[int] = completion.token_ids.tolist()
         parts = split_completion(self.teacher.tokenizer, sampled, self.teacher.tags.explanation_close)
@@ -49,13 +49,16 @@ class PairBuilder:
         The completion is the explanation, the separator, the end tag and the end of turn, as a teacher would end
         it. An explanation that holds an end tag keeps all its tokens and is flagged.
         """
-        explanation_ids = self.teacher.tokenizer.encode(explanation)
+        return self.pair_from_ids(problem, self.teacher.tokenizer.encode(explanation))
+
+    def pair_from_ids(self, problem: Problem, explanation_ids: Sequence[int]) -> ScoringPair:
+        """As `pair_from_text`, of an explanation given as ids, which are taken over as they are."""
         parts = CompletionParts(len(explanation_ids), has_end_tag=True, text_after_end_tag="")
         prompt = self.teacher.prompt(problem)
-        return self._build(prompt, explanation_ids + self.teacher.ending(), parts, truncated=False)
+        return self._build(prompt, [*explanation_ids, *self.teacher.ending()], parts, truncated=False)
 
     def _build(
-        self, prompt: TeacherPrompt, completion_ids: list[int], parts: CompletionParts, *, truncated: bool
+        self, prompt: Prompt, completion_ids: list[int], parts: CompletionParts, *, truncated: bool
     ) -> ScoringPair:
         completion = torch.tensor(completion_ids, dtype=torch.int64)
         explanation_ids = completion_ids[: parts.num_explanation_tokens]

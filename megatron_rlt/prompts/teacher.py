@@ -11,7 +11,7 @@ from megatron_rlt.prompts.checks import check_tags, check_text
 from megatron_rlt.prompts.stopping import StopCondition
 from megatron_rlt.prompts.tags import TagSet
 from megatron_rlt.prompts.tokenizer import ChatTokenizer
-from megatron_rlt.types import Problem, Span, SpannedSequence, TeacherPrompt
+from megatron_rlt.types import Problem, Span, SpannedSequence, Prompt
 
 
 class TeacherFormat:
@@ -25,7 +25,7 @@ class TeacherFormat:
         self.system = system
         self.max_prompt_tokens = max_prompt_tokens
 
-    def prompt(self, problem: Problem) -> TeacherPrompt:
+    def prompt(self, problem: Problem) -> Prompt:
         """Chat prefix and the pre-filled solution, ending where the explanation begins.
 
         Raises ValueError naming the problem if the prompt is longer than `max_prompt_tokens`, or if the question
@@ -39,7 +39,7 @@ class TeacherFormat:
                 f"problem {problem.problem_id}: its teacher prompt has {len(token_ids)} tokens, more than"
                 f" prompts.max_prompt_tokens = {self.max_prompt_tokens}; drop the row or raise the limit"
             )
-        return TeacherPrompt(problem, torch.tensor(token_ids))
+        return Prompt(problem, torch.tensor(token_ids))
 
     def ending(self) -> list[int]:
         """Ids that close an explanation which was not sampled: separator, end tag, end of turn."""

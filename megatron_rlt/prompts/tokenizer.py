@@ -73,6 +73,12 @@ class ChatTokenizer:
         marked = {token_id: str(token) for token_id, token in added.items() if token.special}
         return marked | dict(zip(self.hf.all_special_ids, self.hf.all_special_tokens, strict=True))
 
+    @cached_property
+    def num_ids(self) -> int:
+        """One more than the largest id that is a token; models have padding rows above it, which mean nothing."""
+        vocabulary: dict[str, int] = self.hf.get_vocab()
+        return max(vocabulary.values()) + 1
+
     def special_token_in(self, text: str) -> str | None:
         """The first special token whose string occurs in `text`."""
         return next((token for token in self.special_tokens.values() if token in text), None)

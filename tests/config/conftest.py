@@ -24,6 +24,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "rows.jsonl").write_text(
         '{"question": "1+1?", "solution": "2"}\n\n{"question": "2+2?", "solution": "4"}\n'
     )
+    (tmp_path / "questions.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n' * 3)
     (tmp_path / "rows.csv").write_text("question,solution\n")
     (tmp_path / "empty_folder").mkdir()
     for command, text in VALID.items():

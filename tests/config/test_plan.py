@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rlt.config.jobs import ScoreConfig, SftConfig, TrainConfig
+from megatron_rlt.config.jobs import EvaluateConfig, ScoreConfig, SftConfig, TrainConfig
 from megatron_rlt.config.loading import load_config
 from megatron_rlt.config.plan import (
     max_rank_parameters,
     num_parameters,
     num_warmup_updates,
+    plan_evaluate,
     plan_score,
     plan_sft,
     plan_train,
@@ -99,6 +100,23 @@ def test_the_numbers_of_scoring(workplace: Path) -> None:
         "teacher sequences per data-parallel rank and part, at most": 17,  # 100 / 6
         "student sequences per data-parallel rank and part, at most": 50,
     }
+
+
+def test_the_numbers_of_an_evaluation(workplace: Path) -> None:
+    overrides = ["world_size=3", "sampling.num_samples=4", "questions_per_part=2"]
+    config = load_config(EvaluateConfig, Path("evaluate.yaml"), overrides)
+    shapes = {"model": Architecture.from_folder(workplace / "teacher")}
+    part = {
+        "answers to each question": 4,
+        "answers in a saved part": 8,
+        "answers per data-parallel rank and part, at most": 3,  # 8 / 3
+        "sampled tokens per part, at most": 2400,  # 8 x 300
+    }
+    assert dict(plan_evaluate(config, shapes, num_questions=None).numbers) == part
+    known = dict(plan_evaluate(config, shapes, num_questions=3).numbers)
+    assert known == part | {"questions, at most": 3, "answers, at most": 12}
+    one = dict(plan_evaluate(config, shapes, num_questions=1).numbers)
+    assert one["sampled tokens per part, at most"] == 1200
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rlt.config.jobs import PrepareConfig, ScoreConfig, SftConfig, TrainConfig
+from megatron_rlt.config.jobs import EvaluateConfig, PrepareConfig, ScoreConfig, SftConfig, TrainConfig
 from megatron_rlt.config.loading import load_config
 from megatron_rlt.config.shapes import position_limit
-from megatron_rlt.jobs.preflight import check_prepare, check_score, check_sft, check_train, count_rows
+from megatron_rlt.jobs.preflight import check_evaluate, check_prepare, check_score, check_sft, check_train, count_rows
 from megatron_rlt.models.architecture import Architecture
 
 
@@ -18,6 +18,7 @@ def test_valid_configurations_break_no_rule(workplace: Path) -> None:
     check_train(load_config(TrainConfig, Path("train.yaml"), []))
     check_sft(load_config(SftConfig, Path("sft.yaml"), []))
     check_score(load_config(ScoreConfig, Path("score.yaml"), []))
+    check_evaluate(load_config(EvaluateConfig, Path("evaluate.yaml"), []))
     check_prepare(load_config(PrepareConfig, Path("prepare.yaml"), []))
 
 
@@ -63,3 +64,19 @@ def test_rows_are_counted_in_a_file_and_in_an_index(workplace: Path) -> None:
     meta.mkdir()
     (meta / ".info.json").write_text('{"shard_counts": {"a.tar": 5, "b.tar": 2}}')
     assert count_rows(workplace / "empty_folder") == 7
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data=countdown:5:0", "kind=null", "countdown.num_numbers=3"],
+        ["data=countdown:5:0", "kind=countdown"],
+        ["sampling.greedy=true"],
+        ["sampling.num_samples=64"],
+        ["sampling.max_completion_tokens=312"],  # 200 + 312 = 512 positions
+        ["kind=choice", "columns.answer=solution", "question_template='{question} Only the letter.'"],
+        ["world_size=4", "model.layout={tp: 2, sp: true}"],
+    ],
+)
+def test_what_an_evaluation_may_ask(workplace: Path, overrides: list[str]) -> None:
+    check_evaluate(load_config(EvaluateConfig, Path("evaluate.yaml"), overrides))

@@ -8,10 +8,18 @@ import pytest
 
 from megatron_rlt.config.jobs import PrepareConfig, SftConfig, TrainConfig
 from megatron_rlt.config.loading import load_config
+from megatron_rlt.config.solver import SolverConfig
 
 FOLDER = Path(__file__).parents[2] / "configs"
 FILES = sorted(FOLDER.rglob("*.yaml"))
-CLASSES = {"prepare": PrepareConfig, "rlt": TrainConfig, "sft": SftConfig, "scorer": SftConfig, "warmup": SftConfig}
+CLASSES = {
+    "prepare": PrepareConfig,
+    "rlt": TrainConfig,
+    "sft": SftConfig,
+    "scorer": SftConfig,
+    "warmup": SftConfig,
+    "solver": SolverConfig,
+}
 
 
 def test_there_are_configurations() -> None:

@@ -24,6 +24,14 @@ max_tokens: 512
 input: rows.jsonl
 output: scores.parquet
 """,
+    "evaluate": """
+model: {model: teacher}
+data: questions.jsonl
+kind: exact
+output_dir: run
+prompts: {max_prompt_tokens: 200}
+sampling: {max_completion_tokens: 300}
+""",
     "prepare": """
 input: [rows.jsonl]
 output_dir: shards

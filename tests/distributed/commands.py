@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from megatron_rlt.checkpoint.folders import list_checkpoints
-from megatron_rlt.metrics.writer import read_metrics
+from megatron_rlt.metrics.writer import METRICS_FILE, read_metrics
 from tests.distributed.tiny_runs import ROOT
 
 _TIMEOUT_SECONDS = 240.0
@@ -66,10 +66,17 @@ class Command:
             max(steps, default=0),
         )
 
-    def at_step(self, step: int, rng: random.Random) -> Command:
-        """Wait until a step is logged, and then for a moment somewhere in the next one."""
-        self._wait_until(lambda: any(record["step"] >= step for record in read_metrics(self._output_dir)))
-        time.sleep(rng.random() * 0.2)
+    def after_steps(self, count: int, rng: random.Random) -> Command:
+        """Wait until it has taken so many steps by itself, and then for a random part of a step."""
+        steps: list[dict[str, float]] = []
+
+        def taken() -> bool:
+            steps[:] = read_metrics(self._output_dir)
+            # Before it resumes, lines of the start before may still be there.
+            return self._has_resumed() and len(steps) >= self._found_step + count
+
+        self._wait_until(taken)
+        time.sleep(rng.random() * sum(value for name, value in steps[-1].items() if name.startswith("seconds/")))
         return self
 
     def tell(self, number: signal.Signals) -> Command:
@@ -98,6 +105,11 @@ class Command:
             if half_written(self._output_dir):
                 return self.kill()
             os.killpg(self._process.pid, signal.SIGCONT)
+
+    def _has_resumed(self) -> bool:
+        """Whether metrics.jsonl is this start's: at the beginning it is cut back to the checkpoint."""
+        file = self._output_dir / METRICS_FILE
+        return file.is_file() and file.stat().st_mtime > self._started
 
     def _wait_until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _TIMEOUT_SECONDS

@@ -17,18 +17,18 @@ from megatron_rlt.types import (
     FinishReason,
     FormatFlag,
     Problem,
+    Prompt,
     RewardParts,
     ScoringPair,
     Span,
     SpannedSequence,
-    TeacherPrompt,
 )
 
 
 def _row(seed: int, *, num_tokens: int, flags: frozenset[FormatFlag], reward: float) -> CompletionRow:
     generator = torch.Generator().manual_seed(seed)
     problem = Problem(f"problem {seed}", "2 + 2 = ?", "4")
-    prompt = TeacherPrompt(problem, torch.tensor([5, 6, 7]))
+    prompt = Prompt(problem, torch.tensor([5, 6, 7]))
     tokens = torch.randint(0, 200_000, (num_tokens,), generator=generator)
     explanation = torch.randn(max(num_tokens - 1, 0), generator=generator)
     completion = Completion(tokens, torch.randn(num_tokens, generator=generator), 0.7, FinishReason.LENGTH, 2**62, 3)

@@ -1,0 +1,155 @@
+"""Reading questions whose answers can be checked: rows `id, question, answer` and what else a kind of answer needs.
+
+In: a file or a hub data set, the kind, column names. Out, row by row in its order: an `Exercise`, or a `RejectedRow`
+that says why not. Whether an answer can be judged, and whether a question is too long, is left to those who know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from megatron_rlt.config.jobs import AnswerKind, ColumnConfig, QuestionColumnConfig
+from megatron_rlt.data.rejection import RejectedRow, RejectReason, UnusableRowError
+from megatron_rlt.data.rows import read_columns
+from megatron_rlt.data.validation import RowValidator
+from megatron_rlt.types import Problem
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+StateCountdown = Callable[[Sequence[int], int], str]
+"""Numbers and a target to the text of a question."""
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """A question and its reference answer."""
+
+    row: int  # 1-based in its source
+    problem: Problem  # its solution is the reference answer: of a choice, the letter
+    choices: tuple[str, ...]  # by letter; empty where the question states them itself, or has none
+
+
+def read_exercises(
+    source: str, kind: AnswerKind, columns: QuestionColumnConfig, *, state_countdown: StateCountdown
+) -> Iterator[Exercise | RejectedRow]:
+    """Every row of a source.
+
+    Args:
+        state_countdown: words a countdown row that has numbers and a target, but no question.
+
+    Raises:
+        ValueError: the source cannot be read at all or lacks a column.
+    """
+    reader = _ExerciseReader(kind, columns, state_countdown)
+    for row in read_columns(source, partial(_wanted_columns, source, kind, columns), streaming=False):
+        if isinstance(row, RejectedRow):
+            yield row
+            continue
+        try:
+            yield reader.exercise(row.values, row.row)
+        except UnusableRowError as error:
+            yield RejectedRow(row.file, row.row, error.reason, error.column, error.detail)
+
+
+class _ExerciseReader:
+    """Applies the rules of a kind, then those of `prepare`'s rows."""
+
+    def __init__(self, kind: AnswerKind, columns: QuestionColumnConfig, state_countdown: StateCountdown) -> None:
+        self._kind, self._columns, self._state_countdown = kind, columns, state_countdown
+        plain = ColumnConfig(question=columns.question, solution=columns.answer, problem_id=columns.problem_id)
+        self._validator = RowValidator(plain, max_characters=sys.maxsize)
+
+    def exercise(self, values: Mapping[str, object], row: int) -> Exercise:
+        """One row; raises UnusableRowError."""
+        columns = self._columns
+        question, answer = values.get(columns.question), _as_text(values.get(columns.answer))
+        choices: tuple[str, ...] = ()
+        if self._kind == "choice":
+            choices = self._choices(values)
+            answer = _letter(answer, choices, columns.answer)
+        if self._kind == "countdown" and values.get(columns.numbers) is not None:
+            numbers, target = self._task(values)
+            question = self._state_countdown(numbers, target) if question is None else question
+            answer = str(target) if answer is None else answer
+        cells = {columns.question: question, columns.answer: answer, columns.problem_id: values.get(columns.problem_id)}
+        return Exercise(row, self._validator.problem(cells, position=row), choices)
+
+    def _choices(self, values: Mapping[str, object]) -> tuple[str, ...]:
+        """The choices in the order of their letters."""
+        columns = self._columns
+        if columns.wrong_answers:
+            named = [_required_text(values, name) for name in (columns.answer, *columns.wrong_answers)]
+            question = _required_text(values, columns.question)
+            order = random.Random(hashlib.sha256(question.encode("utf-8", "replace")).digest())
+            return tuple(order.sample(named, len(named)))
+        listed = values.get(columns.choices)
+        if listed is None:
+            return ()
+        texts = [_as_text(choice) for choice in listed] if isinstance(listed, list) else []
+        choices = tuple(text for text in texts if isinstance(text, str) and text.strip())
+        if not 2 <= len(choices) <= len(_LETTERS) or len(choices) != len(texts):
+            detail = f"{str(listed)[:80]!r} instead of a list of 2 to {len(_LETTERS)} texts"
+            raise UnusableRowError(RejectReason.WRONG_TYPE, columns.choices, detail)
+        return choices
+
+    def _task(self, values: Mapping[str, object]) -> tuple[list[int], int]:
+        numbers, target = values[self._columns.numbers], values.get(self._columns.target)
+        if not isinstance(numbers, list) or not numbers or not all(_is_whole(number) for number in numbers):
+            detail = f"{str(numbers)[:80]!r} instead of a list of whole numbers"
+            raise UnusableRowError(RejectReason.WRONG_TYPE, self._columns.numbers, detail)
+        if not _is_whole(target):
+            detail = f"{str(target)[:80]!r} instead of a whole number"
+            raise UnusableRowError(RejectReason.WRONG_TYPE, self._columns.target, detail)
+        assert isinstance(target, int)
+        return numbers, target
+
+
+def _as_text(value: object) -> object:
+    """Numbers are as good as their digits; anything else stays what it is."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return repr(value) if isinstance(value, float) and math.isfinite(value) else value
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _required_text(values: Mapping[str, object], column: str) -> str:
+    value = _as_text(values.get(column))
+    if isinstance(value, str) and value.strip():
+        return value
+    reason = RejectReason.MISSING if value is None else RejectReason.WRONG_TYPE
+    raise UnusableRowError(reason, column, f"{str(value)[:80]!r} instead of text")
+
+
+def _letter(answer: object, choices: Sequence[str], column: str) -> object:
+    """The letter of an answer given as a letter or as the text of a choice; unchanged where no choices are known."""
+    if not choices or not isinstance(answer, str):
+        return answer
+    letter = answer.strip().upper()
+    if letter in _LETTERS[: len(choices)] and len(letter) == 1 and answer not in choices:
+        return letter
+    if choices.count(answer) == 1:
+        return _LETTERS[choices.index(answer)]
+    detail = f"{answer[:80]!r} is neither a letter up to {_LETTERS[len(choices) - 1]} nor the text of one choice"
+    raise UnusableRowError(RejectReason.UNREADABLE_ANSWER, column, detail)
+
+
+def _wanted_columns(source: str, kind: AnswerKind, columns: QuestionColumnConfig, present: list[str]) -> list[str]:
+    """The columns to read of those present; ValueError where no row could be used."""
+    needed = {columns.question, columns.answer, *(columns.wrong_answers if kind == "choice" else ())}
+    states_task = kind == "countdown" and {columns.numbers, columns.target} <= set(present)
+    missing = sorted(needed - set(present))
+    if missing and not states_task:
+        raise ValueError(
+            f"data {source!r} lacks the columns {', '.join(missing)} and has {', '.join(present)}; name yours under"
+            " `columns`"
+        )
+    optional = {columns.problem_id, columns.choices, columns.numbers, columns.target}
+    return [name for name in present if name in needed | optional]

@@ -1,0 +1,281 @@
+"""`collect` on ranks: every explanation once, with the oracle's rewards, in any layout; nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForCausalLM
+
+from megatron_rlt.config.jobs import CollectConfig, PrepareConfig
+from megatron_rlt.data.prepare import prepare_shards
+from megatron_rlt.jobs.collect import run_collect
+from megatron_rlt.metrics.writer import read_metrics
+from megatron_rlt.parallel.watchdog import Heartbeat
+from megatron_rlt.prompts.formats import pair_builder
+from megatron_rlt.prompts.pairs import PairBuilder
+from megatron_rlt.types import Completion, FinishReason, Problem, ScoringPair
+from tests.jobs.tiny_collect import (
+    NUM_EXPLANATIONS,
+    NUM_PARTS,
+    NUM_QUESTIONS,
+    QUESTIONS_PER_PART,
+    CollectInputs,
+    collect_inputs,
+    collect_on_ranks,
+    rows_of,
+)
+from tests.oracle import dense_distributions, dense_reward
+from tests.ranks import run_ranks
+
+TP2, DP2 = {"tp": 2, "sp": True}, {"tp": 1}
+PER_TOKEN = (
+    "rollout_logprobs",
+    "student_explanation_logprobs",
+    "student_solution_logprobs",
+    "teacher_explanation_logprobs",
+    "kl_per_token",
+)
+PARTS = ("reward", "r_ss", "r_ss_mean", "r_ss_min", "r_kl", "r_kl_mean", "r_kl_max", "penalty")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> CollectInputs:
+    return collect_inputs(tmp_path_factory.mktemp("collect"))
+
+
+@pytest.fixture(scope="module")
+def collected(inputs: CollectInputs, tmp_path_factory: pytest.TempPathFactory) -> CollectConfig:
+    """A run on one rank that nobody interrupted."""
+    config = inputs.config(tmp_path_factory.mktemp("collected"))
+    ((status, phases),) = run_ranks(collect_on_ranks, 1, config)
+    assert (status, phases.count("rollout"), phases.count("student")) == (0, NUM_PARTS, NUM_PARTS)
+    return config
+
+
+def _copy(config: CollectConfig, folder: Path, **changes: Any) -> CollectConfig:
+    """The same collection in another place, with settings of its own."""
+    shutil.copytree(config.output_dir, folder / "run")
+    return CollectConfig.model_validate(config.model_dump() | {"output_dir": folder / "run"} | changes)
+
+
+def test_every_explanation_is_there_once_in_order_with_its_origin(
+    inputs: CollectInputs, collected: CollectConfig
+) -> None:
+    rows = rows_of(collected)
+    places = [(question, member) for question in range(NUM_QUESTIONS) for member in range(NUM_EXPLANATIONS)]
+    assert [(row["row"] - 1, row["explanation_index"]) for row in rows] == places
+    assert [row["id"] for row in rows] == [f"q{question}" for question, _ in places]
+    assert len({row["seed"] for row in rows}) == len(rows)
+    origins = {(row["teacher"], row["student"], row["placebo"], row["run_seed"], row["temperature"]) for row in rows}
+    assert origins == {(str(inputs.teacher), str(inputs.student), "none", 5, 0.7)}
+    ((teacher, student),) = {(row["teacher_fingerprint"], row["student_fingerprint"]) for row in rows}
+    assert teacher != student
+    assert len(teacher) == len(student) == 16
+    reasons = {(row["finish_reason"], "missing_end_tag" in row["flags"]) for row in rows}
+    assert {("stop", False), ("length", True)} <= reasons
+    assert ("length", False) not in reasons
+    assert len(read_metrics(collected.output_dir / "samples")) == NUM_PARTS
+    assert [record["step"] for record in read_metrics(collected.output_dir / "scored")] == [1, 2, 3, 4]
+    assert not (collected.output_dir / "scored" / "parts").exists()
+
+
+def test_texts_lengths_and_rewards_are_those_of_the_oracle(inputs: CollectInputs, collected: CollectConfig) -> None:
+    pairs = pair_builder(inputs.teacher, inputs.student, collected.prompts)
+    teacher, student = (
+        AutoModelForCausalLM.from_pretrained(model).eval() for model in (inputs.teacher, inputs.student)
+    )
+    compared = 0
+    for row in rows_of(collected):
+        pair = _pair(pairs, row)
+        assert row["explanation"] == pairs.teacher.tokenizer.decode(pair.explanation_ids.tolist())
+        assert row["student_tokens"] == len(pair.student)
+        assert row["flags"] == sorted(pair.flags)
+        if pair.num_explanation_tokens == 0:
+            assert (row["reward"], row["dropped"]) == (None, "empty explanation")
+            continue
+        penalty = -1.0 if "missing_end_tag" in row["flags"] else 0.0
+        settings = {"alpha": 0.01, "lambda_kl": 3.0, "kl_estimator": "k1", "penalty": penalty}
+        expected = dense_reward(teacher, student, pair, temperature=0.7, **settings)
+        assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-5, abs=1e-5)
+        assert row["rollout_logprobs"] == pytest.approx(_sampled_logprobs(teacher, pair, pairs), abs=1e-4)
+        compared += 1
+    assert compared > NUM_QUESTIONS
+
+
+def _sampled_logprobs(teacher: Any, pair: ScoringPair, pairs: PairBuilder) -> list[float]:
+    """Of every sampled token, among the ids that are tokens: the models' vocabularies are padded."""
+    wanted = dense_distributions(teacher, pair.teacher, 0.7)[:, : pairs.teacher.tokenizer.num_ids].log_softmax(-1)
+    return wanted.gather(1, pair.completion_ids[:, None])[:, 0].tolist()
+
+
+def _pair(pairs: PairBuilder, row: dict[str, Any]) -> ScoringPair:
+    ids = torch.tensor(row["completion_ids"])
+    completion = Completion(ids, torch.zeros(len(ids)), 0.7, FinishReason(row["finish_reason"]), row["seed"], 0)
+    return pairs.pair(pairs.teacher.prompt(Problem(row["id"], row["question"], row["solution"])), completion)
+
+
+@pytest.mark.parametrize(("teacher", "student"), [(TP2, DP2), (DP2, TP2)], ids=["tp2+sp, dp2", "dp2, tp2+sp"])
+def test_the_rows_are_the_same_in_other_layouts(
+    inputs: CollectInputs, collected: CollectConfig, tmp_path: Path, teacher: dict[str, Any], student: dict[str, Any]
+) -> None:
+    config = inputs.config(
+        tmp_path,
+        world_size=2,
+        teacher={"model": inputs.teacher, "dtype": "float32", "layout": teacher},
+        student={"model": inputs.student, "dtype": "float32", "layout": student},
+    )
+    assert [status for status, _ in run_ranks(collect_on_ranks, 2, config)] == [0, 0]
+
+    for found, expected in zip(rows_of(config), rows_of(collected), strict=True):
+        for name, value in expected.items():
+            if name in PER_TOKEN or name in PARTS:
+                value = None if value is None else pytest.approx(value, rel=1e-4, abs=1e-4)
+            assert found[name] == value, (expected["id"], name)
+
+
+def _several(configs: list[CollectConfig]) -> list[list[str]]:
+    """The phases of several runs, one after another."""
+    phases = []
+    for config in configs:
+        status, seen = collect_on_ranks(config)
+        assert status == 0
+        phases.append(seen)
+    return phases
+
+
+def test_another_selection_samples_and_scores_nothing_anew(collected: CollectConfig, tmp_path: Path) -> None:
+    first = _copy(collected, tmp_path)
+    rows = rows_of(first)
+    limit = sorted(row["student_tokens"] for row in rows)[len(rows) // 3]
+    selections = [{"rule": "best_of_n"}, {"rule": "fits", "max_student_tokens": limit}, {"rule": "all"}]
+    configs = [first, *(first.model_copy(update={"selection": _selection(s)}) for s in selections)]
+    before = (first.output_dir / "scored" / "explanations.parquet").stat()
+
+    (phases,) = run_ranks(_several, 1, configs)
+
+    assert [set(seen) for seen in phases] == [{"validate", "select"}] * 4
+    after = (first.output_dir / "scored" / "explanations.parquet").stat()
+    assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
+    folder = first.output_dir / "scored"
+    assert _training_rows(folder / "sft_first.jsonl") == _by_hand(rows, lambda row: 0.0)
+    assert _training_rows(folder / "sft_best_of_n.jsonl") == _by_hand(rows, _reward)
+    fits = _training_rows(folder / f"sft_fits_{limit}.jsonl")
+    assert fits == _by_hand(rows, lambda row: _reward(row) + (1e6 if row["student_tokens"] <= limit else 0.0))
+    assert fits != _training_rows(folder / "sft_best_of_n.jsonl") != _training_rows(folder / "sft_first.jsonl")
+    everything = _training_rows(folder / "sft_all.jsonl")
+    assert NUM_QUESTIONS < len(everything) < len(rows)
+    assert len({row["id"] for row in everything}) == len(everything)
+    for file in ("sft_best_of_n.jsonl", "sft_all.jsonl"):
+        report = prepare_shards(PrepareConfig(input=(str(folder / file),), output_dir=tmp_path / file))
+        assert (report.manifest.num_rows, report.manifest.num_rejected) == (len(_training_rows(folder / file)), 0)
+
+
+def _selection(settings: dict[str, Any]) -> Any:
+    return type(CollectConfig.model_fields["selection"].default).model_validate(settings)
+
+
+def _reward(row: dict[str, Any]) -> float:
+    return -1e3 if row["reward"] is None else row["reward"]
+
+
+def _by_hand(rows: list[dict[str, Any]], worth: Any) -> list[dict[str, str]]:
+    """One row a question: not blank, well-formed if there is one, then the most worth, then the earliest."""
+    chosen = []
+    for number in range(NUM_QUESTIONS):
+        group = [row for row in rows if row["id"] == f"q{number}" and row["explanation"].strip()]
+        best = min(group, key=lambda row: (bool(row["flags"]), -worth(row), row["explanation_index"]))
+        columns = {"id": "id", "question": "question", "solution": "solution", "reasoning_trace": "explanation"}
+        chosen.append({name: best[column] for name, column in columns.items()})
+    return chosen
+
+
+def _training_rows(file: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_placebos_are_scored_on_the_same_samples(collected: CollectConfig, tmp_path: Path) -> None:
+    names = ("shuffled", "no_explanation", "other_question")
+    base = _copy(collected, tmp_path)
+    configs = [base.model_copy(update={"placebo": name}) for name in names]
+
+    (phases,) = run_ranks(_several, 1, configs)
+
+    assert all("rollout" not in seen and seen.count("student") == NUM_PARTS for seen in phases)
+    real = rows_of(base)
+    own = [row["completion_ids"][: row["explanation_tokens"]] for row in real]
+    shuffled, nothing, others = (rows_of(base, f"placebo_{name}") for name in names)
+    assert [sorted(row["placebo_ids"]) for row in shuffled] == [sorted(ids) for ids in own]
+    assert [row["placebo_ids"] for row in shuffled] != own
+    assert {tuple(row["placebo_ids"]) for row in nothing} == {()}
+    assert {(row["reward"], row["dropped"]) for row in nothing} == {(None, "empty explanation")}
+    # Without an explanation all scores of a question are one: that of its solution after the bare question.
+    assert len({(row["id"], row["r_ss"]) for row in nothing}) == NUM_QUESTIONS
+    places = {
+        (other["row"] - row["row"]) % NUM_QUESTIONS
+        for row in others
+        for other in real
+        if other["explanation_index"] == row["explanation_index"]
+        and other["completion_ids"][: other["explanation_tokens"]] == row["placebo_ids"] != []
+    }
+    assert 0 not in places
+    assert places
+    for row, expected in zip(others, real, strict=True):
+        for name in ("id", "explanation", "flags", "completion_ids", "student_tokens", "penalty"):
+            assert row[name] == expected[name] or (name == "penalty" and row[name] is None), name
+    assert sum(row["r_ss"] != expected["r_ss"] for row, expected in zip(others, real, strict=True)) > len(real) / 2
+
+
+def test_an_unscored_collection_can_be_scored_later(
+    inputs: CollectInputs, collected: CollectConfig, tmp_path: Path
+) -> None:
+    unscored = inputs.config(tmp_path, student=None, selection={"rule": "fits", "max_student_tokens": 40})
+    later = inputs.config(tmp_path)
+
+    (phases,) = run_ranks(_several, 1, [unscored, later])
+
+    assert phases[0].count("rollout") == NUM_PARTS
+    assert "student" not in phases[0]
+    assert "rollout" not in phases[1]
+    assert rows_of(later) == rows_of(collected)
+    rows = rows_of(unscored, "unscored")
+    assert [row["completion_ids"] for row in rows] == [row["completion_ids"] for row in rows_of(collected)]
+    assert {(row["reward"], row["dropped"], row["student"]) for row in rows} == {(None, None, None)}
+    assert len(_training_rows(unscored.output_dir / "unscored" / "sft_fits_40.jsonl")) == NUM_QUESTIONS
+
+
+def _told_to_end(config: CollectConfig, phase: str, count: int) -> tuple[int, list[str]]:
+    """A run whose last rank gets a SIGTERM when a phase begins for the n-th time."""
+    seen: list[str] = []
+
+    def on_phase(name: str) -> None:
+        seen.append(name)
+        if name == phase and seen.count(name) == count and dist.get_rank() == dist.get_world_size() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    heartbeat = Heartbeat(rank=dist.get_rank(), folder=config.output_dir, timeout_seconds=600, on_phase=on_phase)
+    return run_collect(config, heartbeat), seen
+
+
+def _ended_twice(config: CollectConfig) -> list[tuple[int, list[str]]]:
+    return [_told_to_end(config, "rollout", 3), _told_to_end(config, "student", 2), collect_on_ranks(config)]
+
+
+def test_a_run_that_is_told_to_end_goes_on_where_it_was(
+    inputs: CollectInputs, collected: CollectConfig, tmp_path: Path
+) -> None:
+    config = inputs.config(tmp_path)
+    ((first, second, third),) = run_ranks(_ended_twice, 1, config)
+    assert [status for status, _ in (first, second, third)] == [75, 75, 0]
+    done = [tuple(phases.count(name) for name in ("rollout", "student")) for _, phases in (first, second, third)]
+    assert done == [(3, 0), (1, 2), (0, 2)]
+    assert rows_of(config) == rows_of(collected)
+    assert [record["step"] for record in read_metrics(config.output_dir / "scored")] == [1, 2, 3, 4]
+    assert QUESTIONS_PER_PART * NUM_PARTS >= NUM_QUESTIONS

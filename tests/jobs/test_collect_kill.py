@@ -1,0 +1,141 @@
+"""`collect` killed by SIGKILL at random moments ends with the rows of a run that nobody disturbed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from megatron_rlt.config.jobs import CollectConfig
+from megatron_rlt.config.loading import to_yaml
+from megatron_rlt.jobs.collect import run_collect
+from megatron_rlt.metrics.writer import read_metrics
+from megatron_rlt.parallel.launch import run_job
+from megatron_rlt.parallel.watchdog import Heartbeat
+from tests.jobs.tiny_collect import CollectInputs, collect_inputs, rows_of
+from tests.jobs.tiny_scores import write_rows
+from tests.ranks import forkserver
+
+ROOT = Path(__file__).parents[2]
+NUM_KILLS = 5
+# A run of 7 parts begins 28 phases while it samples, 42 while it scores, and a few around them. Each start of these
+# kills begins 3 to 15, so that they spread over both, and no start ends before its kill.
+NUM_PARTS, PHASES = 7, (3, 16)
+BEST = {"selection": {"rule": "best_of_n"}}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> CollectInputs:
+    return collect_inputs(tmp_path_factory.mktemp("collect"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(inputs: CollectInputs, tmp_path_factory: pytest.TempPathFactory) -> CollectConfig:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    rows = [
+        {"id": f"q{n}", "question": f"What is {n} and four?", "solution": f"the answer is {n + 4}"} for n in range(13)
+    ]
+    config = inputs.config(folder, data=write_rows(folder / "rows.jsonl", rows), **BEST)
+    assert _start(config, kill_at=None) == 0
+    return config
+
+
+def _start(config: CollectConfig, kill_at: tuple[str | int, float] | None) -> int:
+    """One start in a process of its own; returns how it ended."""
+    process = forkserver().Process(target=_collect, args=(config, kill_at))
+    process.start()
+    process.join(timeout=120)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _collect(config: CollectConfig, kill_at: tuple[str | int, float] | None) -> None:
+    """What a rank of the command runs; so long after a phase, given by name or number, the process kills itself."""
+    seen: list[str] = []
+
+    def on_phase(name: str) -> None:
+        seen.append(name)
+        if kill_at is not None and kill_at[0] in (name, len(seen)):
+            threading.Timer(kill_at[1], os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+    def job(config: CollectConfig, heartbeat: Heartbeat) -> int:
+        return run_collect(config, Heartbeat(rank=0, folder=config.output_dir, timeout_seconds=600, on_phase=on_phase))
+
+    os._exit(run_job(job, config, 1))
+
+
+def _outcome(config: CollectConfig) -> Any:
+    folder = config.output_dir / "scored"
+    table = pq.read_table(folder / "explanations.parquet")
+    return table, (folder / "sft_best_of_n.jsonl").read_bytes(), sorted(path.name for path in folder.iterdir())
+
+
+def test_five_kills_at_random_moments_lose_at_most_a_part_each_and_duplicate_nothing(
+    inputs: CollectInputs, undisturbed: CollectConfig, tmp_path: Path
+) -> None:
+    config, rng = inputs.config(tmp_path, data=undisturbed.data, **BEST), random.Random(5)
+    parts: dict[Path, int] = {}
+    for _ in range(NUM_KILLS):
+        assert _start(config, (rng.randrange(*PHASES), 0.005 * rng.random())) == -signal.SIGKILL
+        found = {path: path.stat().st_mtime_ns for path in config.output_dir.rglob("part-*.parquet")}
+        assert found | parts == found, "a part that was complete was lost or done again"
+        parts = found
+    assert _start(config, ("select", 0.0)) == -signal.SIGKILL
+    assert _start(config, None) == 0
+
+    assert {path.parent.name for path in parts} == {"samples", "parts"}, "all kills came while it sampled"
+    assert _outcome(config) == _outcome(undisturbed)
+    for folder in ("samples", "scored"):
+        assert [record["step"] for record in read_metrics(config.output_dir / folder)] == list(range(1, NUM_PARTS + 1))
+
+
+def test_the_command_on_two_ranks_goes_on_after_a_kill(inputs: CollectInputs, tmp_path: Path) -> None:
+    models = {
+        "teacher": {"model": inputs.teacher, "dtype": "float32", "layout": {"tp": 2, "sp": True}},
+        "student": {"model": inputs.student, "dtype": "float32"},
+    }
+    config = inputs.config(tmp_path, world_size=2, **models, **BEST)
+    first = _command(config, tmp_path)
+    deadline = time.monotonic() + 120
+    while not (config.output_dir / "samples" / "part-000001.parquet").exists():
+        assert first.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait(timeout=60)
+    kept = (config.output_dir / "samples" / "part-000001.parquet").stat().st_mtime_ns
+
+    second = _command(config, tmp_path)
+
+    output, _ = second.communicate(timeout=120)
+    assert second.returncode == 0, output
+    assert "parts sampled" in output
+    assert "Training rows: " in output
+    assert (config.output_dir / "samples" / "part-000001.parquet").stat().st_mtime_ns == kept
+    rows = rows_of(config)
+    assert len({(row["id"], row["explanation_index"]) for row in rows}) == len(rows) == 21
+
+
+def _command(config: CollectConfig, folder: Path) -> subprocess.Popen[str]:
+    """As a user starts it, in a session of its own, so that a signal reaches all of it and nothing else."""
+    file = folder / "collect.yaml"
+    file.write_text(to_yaml(config))
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "megatron_rlt", "collect", str(file)],
+        cwd=ROOT,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )

@@ -1,0 +1,126 @@
+"""A student's own RL: verdicts become rewards and advantages, questions without spread are replaced and counted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_rlt.config.loading import load_config
+from megatron_rlt.config.solver import SolverConfig
+from megatron_rlt.jobs.grpo import compare_within_groups
+from megatron_rlt.jobs.judging import AnswerJudge
+from megatron_rlt.jobs.solver import build_solver_rooms, run_solver
+from megatron_rlt.jobs.solver_step import _judge_group, draw_groups
+from megatron_rlt.metrics.memory import MemoryLedger
+from megatron_rlt.metrics.phases import PhaseTimer
+from megatron_rlt.metrics.writer import read_metrics
+from megatron_rlt.parallel.watchdog import Heartbeat
+from megatron_rlt.prompts.formats import student_format
+from megatron_rlt.types import Completion, FinishReason, Problem, Prompt, RolloutGroup, tell_nobody
+from tests.distributed.tiny_runs import ROOT, TinyInputs, tiny_inputs
+from tests.ranks import run_ranks
+
+CONFIG = ROOT / "configs" / "demo" / "solver_2cpu_tp2sp.yaml"
+PROBLEM = Problem("one", "5 +5 *5 *6 +4", "3")
+COMPLETIONS = ("5 ; <sol> 3", "5 ; <sol> 4", "5 ; <sol> 3", "so we get 3")  # right, wrong, right, no solution section
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the ranks found out about the group above, and about a draw by an untrained model."""
+
+    correct: list[bool]
+    rewards: list[float]
+    advantages: list[float]
+    has_spread: bool
+    drawn: list[str]  # problem ids of the groups that are trained on
+    num_replaced: int
+    questions_asked: int
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> TinyInputs:
+    return tiny_inputs(tmp_path_factory.mktemp("solver"), num_rows=10)
+
+
+def config_of(inputs: TinyInputs, output_dir: Path, *settings: str) -> SolverConfig:
+    small = ["grpo.questions_per_step=2", "grpo.group_size=4", "rollout.max_completion_tokens=6", "num_steps=2"]
+    paths = [f"student.model={inputs.model}", f"data.path={inputs.shards}", f"output_dir={output_dir}"]
+    return load_config(SolverConfig, CONFIG, [*small, *paths, "metrics.tensorboard=false", *settings])
+
+
+def judge_and_draw(inputs: TinyInputs, output_dir: Path) -> Outcome:
+    config = config_of(inputs, output_dir, "verifier.malformed=-0.5", "verifier.max_sampling_rounds=3")
+    student = student_format(config.student.model, config.prompts)
+    asked: list[Problem] = []
+
+    def next_problems(count: int) -> list[Problem]:
+        new = [Problem(f"{len(asked) + n}", PROBLEM.question, PROBLEM.solution) for n in range(count)]
+        asked.extend(new)
+        return new
+
+    with AnswerJudge(config.verifier.kind, student.tags, timeout_seconds=5.0) as judge:
+        rooms = build_solver_rooms(config, student, judge, tell_nobody)
+        group = RolloutGroup(
+            Prompt(PROBLEM, torch.tensor([1])), tuple(_completion(rooms.student, t) for t in COMPLETIONS)
+        )
+        verdicts = [judge.verdict(PROBLEM, text) for text in COMPLETIONS]
+        judged = _judge_group(rooms, group, COMPLETIONS, verdicts)
+        advantages = compare_within_groups(
+            torch.tensor(judged.rewards, dtype=torch.float64), torch.ones(4, dtype=torch.bool), rooms.grpo
+        )
+        timer = PhaseTimer(heartbeat=tell_nobody, memory=MemoryLedger())
+        drawn, num_replaced = draw_groups(rooms, next_problems, 0, timer)
+    return Outcome(
+        [verdict.correct for verdict in judged.verdicts],
+        list(judged.rewards),
+        advantages.tolist(),
+        judged.has_spread,
+        [one.group.prompt.problem.problem_id for one in drawn],
+        num_replaced,
+        len(asked),
+    )
+
+
+def _completion(student: Any, text: str) -> Completion:
+    ids = torch.tensor(student.tokenizer.encode(text))
+    return Completion(ids, torch.zeros(len(ids)), 1.0, FinishReason.STOP, seed=0, policy_version=0)
+
+
+def test_verdicts_become_rewards_and_advantages_and_flat_questions_are_replaced(
+    inputs: TinyInputs, tmp_path: Path
+) -> None:
+    for outcome in run_ranks(judge_and_draw, 2, inputs, tmp_path / "run"):
+        assert outcome.correct == [True, False, True, True]  # without a solution section the whole text is judged
+        assert outcome.rewards == [1.0, 0.0, 1.0, 0.5]  # the last one is right but malformed: 1 - 0.5
+        # mean 0.625, deviations (.375, -.625, .375, -.125), std sqrt((.1406 * 2 + .3906 + .0156) / 3) = .478714
+        expected = [0.783184, -1.305307, 0.783184, -0.261061]
+        assert outcome.advantages == pytest.approx(expected, abs=1e-5)
+        assert outcome.has_spread
+        # The untrained model's answers are all wrong: three rounds of two questions, the last two fill the batch.
+        assert (outcome.questions_asked, outcome.num_replaced) == (6, 4)
+        assert outcome.drawn == ["4", "5"]
+
+
+def train(inputs: TinyInputs, output_dir: Path) -> int:
+    config = config_of(inputs, output_dir, "verifier.kind=exact", "grpo.beta=0.1", "grpo.aggregation=constant")
+    heartbeat = Heartbeat(rank=0, folder=output_dir, timeout_seconds=600)
+    return run_solver(config, heartbeat)
+
+
+def test_a_run_writes_its_metrics_and_the_student(inputs: TinyInputs, tmp_path: Path) -> None:
+    assert run_ranks(train, 2, inputs, tmp_path / "run") == [0, 0]
+    steps = read_metrics(tmp_path / "run")
+    assert [step["step"] for step in steps] == [1, 2]
+    for step in steps:
+        assert step["rollout_gap_max"] < 1e-4
+        assert 0 <= step["accuracy"] <= 1
+        assert step["accuracy"] == pytest.approx(step["reward"])  # 1 for a right answer, 0 for any other
+        assert step["groups_with_spread"] <= 2
+    assert (tmp_path / "run" / "hf" / "model.safetensors").is_file()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["command"] == "train"
