@@ -205,8 +205,8 @@ class _Collection:
 
     def _part_run(self, what: str, folder: Path) -> PartRun:
         """Sampling and scoring have a folder of metrics each."""
-        config = self._config.model_copy(update={"output_dir": folder})
-        return PartRun(config, f"{_COMMAND}: {what}", self._heartbeat, self._end)
+        title = f"{_COMMAND}: {what}"
+        return PartRun(title, folder, self._config.metrics, heartbeat=self._heartbeat, end=self._end)
 
     def _other_questions(self, shards: Path, survey: Survey) -> list[int]:
         """By the number of a usable question: whose explanation is scored in its explanation's place."""

@@ -76,7 +76,7 @@ def run_evaluate(config: EvaluateConfig, heartbeat: Heartbeat) -> int:
     store.check()
     is_finished = holds_rows_of(config.output_dir / VERDICTS, identity)
     dist.barrier()  # every rank has looked before one writes
-    run = PartRun(config, _COMMAND, heartbeat, end)
+    run = PartRun(_COMMAND, config.output_dir, config.metrics, heartbeat=heartbeat, end=end)
     if not is_finished and not _answer_all(config, asked, store, run, heartbeat):
         return ENDED_EARLY
     if dist.get_rank() == 0:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import torch.distributed as dist
 from rich.console import Console
 
-from megatron_rlt.config.jobs import JobConfig
+from megatron_rlt.config.sections import MetricsConfig
 from megatron_rlt.jobs.signals import EndRequest
 from megatron_rlt.metrics.memory import MemoryLedger
 from megatron_rlt.metrics.phases import PhaseTimer
@@ -31,10 +32,17 @@ logger = logging.getLogger(__name__)
 
 
 class PartRun:
-    """One start of a command on a run folder."""
+    """One start of work in parts."""
 
-    def __init__(self, config: JobConfig, command: str, heartbeat: Heartbeat, end: EndRequest) -> None:
-        self._config, self._command = config, command
+    def __init__(
+        self, title: str, folder: Path, metrics: MetricsConfig, *, heartbeat: Heartbeat, end: EndRequest
+    ) -> None:
+        """
+        Args:
+            title: what runs, for people.
+            folder: where the metrics go, a line a part.
+        """
+        self._title, self._folder, self._metrics = title, folder, metrics
         self._heartbeat, self._end = heartbeat, end
         self._memory = MemoryLedger()
         self.totals: Counter[str] = Counter()  # seconds and tokens of this start by phase, as `PhaseTimer` names them
@@ -46,19 +54,18 @@ class PartRun:
             shown: metrics that a person watches.
         """
         is_reporter = dist.get_rank() == 0
-        metrics_config = self._config.metrics
         writer = MetricsWriter(
-            self._config.output_dir,
+            self._folder,
             is_writer=is_reporter,
             resumed_step=num_done,
-            tensorboard=metrics_config.tensorboard,
-            wandb=metrics_config.wandb,
+            tensorboard=self._metrics.tensorboard,
+            wandb=self._metrics.wandb,
         )
         progress = Progress(
-            title=self._command,
+            title=self._title,
             first_step=num_done,
             num_steps=num_parts,
-            console=Console() if metrics_config.progress else None,
+            console=Console() if self._metrics.progress else None,
             is_reporter=is_reporter,
         )
 

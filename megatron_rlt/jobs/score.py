@@ -6,8 +6,7 @@ import hashlib
 import logging
 import math
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,23 +15,20 @@ import torch.distributed as dist
 from rich.console import Console
 
 from megatron_rlt.config.jobs import ScoreConfig
-from megatron_rlt.config.sections import RewardConfig
 from megatron_rlt.config.shapes import position_limit
 from megatron_rlt.data.rows import source_digest
 from megatron_rlt.data.traces import Trace, read_traces
 from megatron_rlt.jobs.models import load_frozen_model
-from megatron_rlt.jobs.rewarding import build_layouts, divergence_engine, logprob_engine, reward_explanations
+from megatron_rlt.jobs.part_run import PartRun
+from megatron_rlt.jobs.rewarding import Scorer, build_layouts, divergence_engine, logprob_engine
 from megatron_rlt.jobs.row_survey import Survey, survey_rows, write_rejected
 from megatron_rlt.jobs.score_report import print_scores
 from megatron_rlt.jobs.score_rows import LengthCheck, usable_traces
 from megatron_rlt.jobs.signals import EndRequest
-from megatron_rlt.metrics.memory import MemoryLedger
 from megatron_rlt.metrics.phases import PhaseTimer
-from megatron_rlt.metrics.progress import Progress
-from megatron_rlt.metrics.reduce import Tally, largest
+from megatron_rlt.metrics.reduce import Tally
 from megatron_rlt.metrics.run_folder import check_run_folder, lasting_values, write_run_folder
 from megatron_rlt.metrics.scores import PARTS, ScoredRow, ScoreStore
-from megatron_rlt.metrics.writer import MetricsWriter
 from megatron_rlt.models.architecture import Architecture
 from megatron_rlt.parallel.collectives import broadcast_record
 from megatron_rlt.parallel.failures import ENDED_EARLY
@@ -42,13 +38,10 @@ from megatron_rlt.prompts.formats import pair_builder
 from megatron_rlt.prompts.pairs import PairBuilder
 from megatron_rlt.rewards.penalties import penalty_table
 from megatron_rlt.rewards.rlt import why_invalid
-from megatron_rlt.scoring.divergence import DivergenceEngine
-from megatron_rlt.scoring.engine import LogprobEngine
-from megatron_rlt.types import FormatFlag, OnProgress
+from megatron_rlt.types import OnProgress
 
 _COMMAND = "score"
 _SHOWN = ("reward", "r_ss", "r_kl")
-_ADDED_UP = ("seconds/", "tokens/")
 _DIGITS = 16  # of a hash that a person may have to read: 64 bits
 _NOT_IDENTITY = ("input", "output")  # a file may move: the input counts by its content, and the output is the place
 
@@ -60,11 +53,7 @@ class ScoreRooms:
     """Everything that scoring a part calls."""
 
     pairs: PairBuilder
-    teacher: LogprobEngine
-    student: LogprobEngine
-    divergence: DivergenceEngine | None  # only for the exact KL
-    reward: RewardConfig
-    penalties: dict[FormatFlag, float]
+    scorer: Scorer
 
 
 def run_score(config: ScoreConfig, heartbeat: Heartbeat) -> int:
@@ -96,8 +85,16 @@ def run_score(config: ScoreConfig, heartbeat: Heartbeat) -> int:
     rooms = build_score_rooms(config, pairs, lambda detail: heartbeat.beat(heartbeat.phase, detail))
     traces = islice(usable_traces(config.input, survey), num_done * config.rows_per_part, None)
     num_parts = math.ceil(survey.num_usable / config.rows_per_part)
-    run = _PartRun(config, heartbeat, end, store, num_parts)
-    if not run.score(rooms, traces, num_done):
+
+    def take_part(number: int, timer: PhaseTimer) -> dict[str, float]:
+        rows = score_part(rooms, list(islice(traces, config.rows_per_part)), timer)
+        with timer.phase("write"):
+            if store is not None:
+                store.write_part(number, rows)
+        return _means(rows)
+
+    run = PartRun(_COMMAND, config.output_dir, config.metrics, heartbeat=heartbeat, end=end)
+    if not run.run(take_part, num_done=num_done, num_parts=num_parts, shown=_SHOWN):
         return ENDED_EARLY
     if store is not None:
         heartbeat.beat("write")
@@ -134,83 +131,22 @@ def build_score_rooms(config: ScoreConfig, pairs: PairBuilder, on_progress: OnPr
         )
         for model, layout in ((config.teacher, teacher_layout), (config.student, student_layout))
     )
-    return ScoreRooms(
-        pairs=pairs,
+    scorer = Scorer(
         teacher=teacher,
         student=student,
         divergence=divergence_engine(teacher, student, estimator=config.reward.kl_estimator, scoring=config.scoring),
         reward=config.reward,
         penalties=penalty_table(config.reward.penalties),
     )
+    return ScoreRooms(pairs, scorer)
 
 
 def score_part(rooms: ScoreRooms, traces: Sequence[Trace], timer: PhaseTimer) -> list[ScoredRow]:
     """Ask teacher and student, reward. Collective: every rank passes the same rows and gets all of them back."""
     with timer.phase("prompts"):
         pairs = [rooms.pairs.pair_from_text(trace.problem, trace.explanation) for trace in traces]
-    with timer.phase("teacher") as phase:
-        teacher = rooms.teacher.logprobs([pair.teacher for pair in pairs])
-        phase.tokens = sum(len(pair.teacher) for pair in pairs)
-    with timer.phase("student") as phase:
-        student = rooms.student.logprobs([pair.student for pair in pairs])
-        phase.tokens = sum(len(pair.student) for pair in pairs)
-    with timer.phase("reward"):
-        rewards = reward_explanations(
-            pairs, teacher, student, divergence=rooms.divergence, reward=rooms.reward, penalties=rooms.penalties
-        )
+    rewards = rooms.scorer.rewards(pairs, timer)
     return [ScoredRow(pair, parts, why_invalid(parts)) for pair, parts in zip(pairs, rewards, strict=True)]
-
-
-class _PartRun:
-    """The loop over parts: score, record, write, end on request."""
-
-    def __init__(
-        self, config: ScoreConfig, heartbeat: Heartbeat, end: EndRequest, store: ScoreStore | None, num_parts: int
-    ) -> None:
-        """`store` is None on ranks that do not write."""
-        self._config, self._heartbeat, self._end = config, heartbeat, end
-        self._store, self._num_parts = store, num_parts
-        self._memory = MemoryLedger()
-        self.totals: Counter[str] = Counter()  # seconds and tokens of this start by phase, as `PhaseTimer` names them
-
-    def score(self, rooms: ScoreRooms, traces: Iterator[Trace], num_done: int) -> bool:
-        """Score the parts that are not done yet; False if the run was asked to end before the last. Collective."""
-        writer = MetricsWriter(
-            self._config.output_dir,
-            is_writer=self._store is not None,
-            resumed_step=num_done,
-            tensorboard=self._config.metrics.tensorboard,
-            wandb=self._config.metrics.wandb,
-        )
-        progress = Progress(
-            title=_COMMAND,
-            first_step=num_done,
-            num_steps=self._num_parts,
-            console=Console() if self._config.metrics.progress else None,
-            is_reporter=self._store is not None,
-        )
-
-        def begin_phase(name: str) -> None:
-            self._heartbeat.beat(name)
-            progress.show_phase(name)
-
-        timer = PhaseTimer(heartbeat=begin_phase, memory=self._memory)
-        with progress:
-            for number in range(num_done, self._num_parts):
-                if self._end.agreed():
-                    writer.close()
-                    logger.info("ended on request; the same command continues after part %d", number)
-                    return False
-                rows = score_part(rooms, list(islice(traces, self._config.rows_per_part)), timer)
-                with timer.phase("write"):
-                    if self._store is not None:
-                        self._store.write_part(number, rows)
-                metrics = _means(rows) | largest(timer.take() | self._memory.take(), world())
-                self.totals.update({name: value for name, value in metrics.items() if name.startswith(_ADDED_UP)})
-                writer.log(number + 1, metrics)
-                progress.finish_step(number + 1, {name: metrics[name] for name in _SHOWN})
-        writer.close()
-        return True
 
 
 def _begin(config: ScoreConfig, store: ScoreStore, survey: Survey) -> int:

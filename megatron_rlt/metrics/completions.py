@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from megatron_rlt.types import Completion, FinishReason, FormatFlag, RewardParts, ScoringPair, Prompt
+from megatron_rlt.types import Completion, FinishReason, FormatFlag, Prompt, RewardParts, ScoringPair
 
 
 @dataclass(frozen=True, eq=False)

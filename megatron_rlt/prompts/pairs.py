@@ -18,10 +18,10 @@ from megatron_rlt.types import (
     FinishReason,
     FormatFlag,
     Problem,
+    Prompt,
     ScoringPair,
     Span,
     SpannedSequence,
-    Prompt,
 )
 
 

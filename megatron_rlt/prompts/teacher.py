@@ -11,7 +11,7 @@ from megatron_rlt.prompts.checks import check_tags, check_text
 from megatron_rlt.prompts.stopping import StopCondition
 from megatron_rlt.prompts.tags import TagSet
 from megatron_rlt.prompts.tokenizer import ChatTokenizer
-from megatron_rlt.types import Problem, Span, SpannedSequence, Prompt
+from megatron_rlt.types import Problem, Prompt, Span, SpannedSequence
 
 
 class TeacherFormat:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -150,3 +151,17 @@ def test_a_parquet_file_without_a_needed_column_is_refused_as_a_whole(tmp_path: 
         _read(file, "choice", wrong_answers=["wrong"])
     pq.write_table(pa.table({"nums": [[3, 5]], "target": [8]}), file)
     assert _read(file, "countdown", numbers="nums") == [Exercise(1, Problem("row-1", "reach 8 with [3, 5]", "8"), ())]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="needs the package datasets")
+def test_a_hub_set_is_read_by_its_column_names(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    write_lines(tmp_path / "set" / "test.jsonl", {"unique_id": "u1", "problem": "1+2?", "answer": "3", "level": 5})
+    columns = QuestionColumnConfig(question="problem", problem_id="unique_id")
+    source = f"hf://{tmp_path / 'set'}"
+    found = list(read_exercises(f"{source}:test", "math", columns, state_countdown=_state))
+    assert found == [Exercise(1, Problem("u1", "1+2?", "3"), ())]
+    with pytest.raises(ValueError, match="lacks the columns question and has unique_id, problem"):
+        list(read_exercises(f"{source}:test", "math", QuestionColumnConfig(), state_countdown=_state))
+    with pytest.raises(ValueError, match="a set fetched once with network is found again without"):
+        list(read_exercises(f"{source}:absent", "math", columns, state_countdown=_state))
