@@ -39,7 +39,7 @@ def test_a_dry_run_prints_the_resolved_yaml_then_the_derived_numbers(
     assert not (workplace / "run").exists()
 
 
-@pytest.mark.parametrize("command", ["sft", "score", "evaluate"])
+@pytest.mark.parametrize("command", ["sft", "collect", "score", "evaluate"])
 def test_other_jobs_have_a_dry_run_too(workplace: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert main([command, f"{command}.yaml", "--dry-run"]) == 0
     output = capsys.readouterr().out
@@ -50,7 +50,7 @@ def test_other_jobs_have_a_dry_run_too(workplace: Path, capsys: pytest.CaptureFi
 def test_help_names_every_command_and_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     output = capsys.readouterr().out
-    assert all(f"│ {command} " in output for command in ("prepare", "sft", "train", "score", "evaluate"))
+    assert all(f"│ {command} " in output for command in ("prepare", "sft", "train", "collect", "score", "evaluate"))
     assert main(["train", "--help"]) == 0
     output = capsys.readouterr().out
     assert all(word in output for word in ("CONFIG.yaml", "KEY=VALUE", "--dry-run", "--help-config"))

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rlt.config.jobs import EvaluateConfig, ScoreConfig, SftConfig, TrainConfig
+from megatron_rlt.config.jobs import CollectConfig, EvaluateConfig, ScoreConfig, SftConfig, TrainConfig
 from megatron_rlt.config.loading import load_config
 from megatron_rlt.config.plan import (
     max_rank_parameters,
     num_parameters,
     num_warmup_updates,
+    plan_collect,
     plan_evaluate,
     plan_score,
     plan_sft,
@@ -100,6 +101,25 @@ def test_the_numbers_of_scoring(workplace: Path) -> None:
         "teacher sequences per data-parallel rank and part, at most": 17,  # 100 / 6
         "student sequences per data-parallel rank and part, at most": 50,
     }
+
+
+def test_the_numbers_of_a_collection(workplace: Path) -> None:
+    overrides = ["world_size=6", "student.layout.tp=3", "questions_per_part=10"]
+    config = load_config(CollectConfig, Path("collect.yaml"), overrides)
+    shapes = {name: Architecture.from_folder(workplace / name) for name in ("teacher", "student")}
+    part = {
+        "explanations of each question": 4,
+        "explanations in a saved part": 40,
+        "sampled tokens per part, at most": 12_000,  # 40 x 300
+        "teacher sequences per data-parallel rank and part, at most": 7,  # 40 / 6
+        "student sequences per data-parallel rank and part, at most": 20,
+    }
+    assert dict(plan_collect(config, shapes, num_rows=None).numbers) == part
+    whole = {"questions, at most": 25, "explanations, at most": 100, "saved parts": 3}
+    assert dict(plan_collect(config, shapes, num_rows=25).numbers) == part | whole
+    alone = load_config(CollectConfig, Path("collect.yaml"), ["student=null"])
+    assert [model.name for model in plan_collect(alone, shapes, num_rows=2).models] == ["teacher"]
+    assert dict(plan_collect(alone, shapes, num_rows=2).numbers)["explanations in a saved part"] == 8
 
 
 def test_the_numbers_of_an_evaluation(workplace: Path) -> None:

@@ -24,6 +24,12 @@ max_tokens: 512
 input: rows.jsonl
 output: scores.parquet
 """,
+    "collect": f"""{_MODELS}
+data: rows.jsonl
+num_explanations: 4
+prompts: {{max_prompt_tokens: 200}}
+rollout: {{max_completion_tokens: 300}}
+""",
     "evaluate": """
 model: {model: teacher}
 data: questions.jsonl
