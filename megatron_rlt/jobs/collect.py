@@ -197,8 +197,8 @@ class _Collection:
                     self._stores.scores.write_scores(number, self._stores.samples, scores)
             return scoring_metrics(scores) | {_RATE: len(scores) / (time.monotonic() - started)}
 
-        run = self._part_run("score", self._stores.folder)
-        shown = (_RATE,) if rooms.scorer is None else _SHOWN_SCORING
+        what, shown = ("write", (_RATE,)) if rooms.scorer is None else ("score", _SHOWN_SCORING)
+        run = self._part_run(what, self._stores.folder)
         is_done = run.run(take_part, num_done=num_done, num_parts=num_parts, shown=shown)
         self.totals.update(run.totals)
         return is_done

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rlt.config.jobs import EvaluateConfig, PrepareConfig, SftConfig, TrainConfig
+from megatron_rlt.config.jobs import CollectConfig, EvaluateConfig, PrepareConfig, SftConfig, TrainConfig
 from megatron_rlt.config.loading import load_config
 from megatron_rlt.config.solver import SolverConfig
 
@@ -19,6 +19,7 @@ CLASSES = {
     "scorer": SftConfig,
     "warmup": SftConfig,
     "solver": SolverConfig,
+    "collect": CollectConfig,
     "evaluate": EvaluateConfig,
 }
 
