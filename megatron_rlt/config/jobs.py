@@ -17,6 +17,7 @@ from megatron_rlt.config.sections import (
     ModelConfig,
     NonEmptyText,
     OptimizerConfig,
+    Placebo,
     PositiveFloat,
     PositiveInt,
     PromptConfig,
@@ -144,6 +145,8 @@ class ScoreConfig(JobConfig):
     """Packing and block sizes."""
     reward: RewardConfig = RewardConfig()
     """RLT reward."""
+    placebo: Placebo = "none"
+    """Scored in an explanation's place: another question's, its tokens shuffled, or nothing; none: no such control."""
 
 
 AnswerKind = Literal["math", "choice", "countdown", "exact"]
@@ -193,9 +196,6 @@ class EvaluateConfig(JobConfig):
     """Processor time for one comparison by math-verify; an answer that takes longer is wrong."""
     questions_per_part: PositiveInt = 64
     """Questions answered between two saves; a run started again continues after the last save."""
-
-
-Placebo = Literal["none", "other_question", "shuffled", "no_explanation"]
 
 
 class SelectionConfig(Section):

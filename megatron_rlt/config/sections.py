@@ -17,6 +17,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 NonEmptyText = Annotated[str, Field(pattern=r"\S")]
+Placebo = Literal["none", "other_question", "shuffled", "no_explanation"]
 
 
 class Section(BaseModel):

@@ -92,6 +92,7 @@ def run_collect(config: CollectConfig, heartbeat: Heartbeat) -> int:
         return ENDED_EARLY
     if is_writer:
         heartbeat.beat("select")
+        stores.scores.remove()  # also what a start that was killed at its end has left
         if is_finished:
             logger.info("%s holds these explanations already: only selecting", stores.explanations)
         report = write_selection(
@@ -149,7 +150,6 @@ class _Collection:
         if self._is_writer:
             self._heartbeat.beat("write")
             self._stores.scores.join(self._stores.explanations, num_parts)
-            self._stores.scores.remove()
         return True
 
     def _begin(self, survey: Survey) -> tuple[int, int]:

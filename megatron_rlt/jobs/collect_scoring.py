@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from torch import Tensor
-
-from megatron_rlt.config.jobs import Placebo
+from megatron_rlt.config.sections import Placebo
+from megatron_rlt.jobs.placebos import placebo_ids, placebo_pair
 from megatron_rlt.jobs.rewarding import Scorer
 from megatron_rlt.metrics.collected import PARTS, ExplanationScore, SampledExplanation
 from megatron_rlt.metrics.phases import PhaseTimer
 from megatron_rlt.metrics.reduce import Tally
 from megatron_rlt.prompts.pairs import PairBuilder
-from megatron_rlt.rewards.placebo import nothing, shuffled
 from megatron_rlt.rewards.rlt import why_invalid
 from megatron_rlt.types import ScoringPair
 
@@ -43,8 +41,16 @@ def score_part(
     """
     with timer.phase("pairs"):
         own = [rooms.pairs.pair(rooms.pairs.teacher.prompt(s.problem), s.completion) for s in samples]
-        placebos = _placebos(rooms.placebo, samples, others)
-        read = [_placebo_pair(rooms.pairs, pair, ids) for pair, ids in zip(own, placebos, strict=True)]
+        placebos = [
+            placebo_ids(
+                rooms.placebo,
+                sample.explanation_ids,
+                seed=sample.completion.seed,
+                other_ids=None if others is None else others[index].explanation_ids,
+            )
+            for index, sample in enumerate(samples)
+        ]
+        read = [placebo_pair(rooms.pairs, pair, ids) for pair, ids in zip(own, placebos, strict=True)]
     lengths = [len(pair.student) for pair in own]
     if rooms.scorer is None:
         return [ExplanationScore(length, None, None, None) for length in lengths]
@@ -65,25 +71,6 @@ def scoring_metrics(scores: Sequence[ExplanationScore]) -> dict[str, float]:
     dropped = Counter(score.dropped for score in scores if score.dropped is not None)
     means = {name: Tally.of(parts[name] for parts in kept).mean for name in PARTS}
     return {"explanations": float(len(scores)), "dropped": float(dropped.total()), **means}
-
-
-def _placebos(
-    placebo: Placebo, samples: Sequence[SampledExplanation], others: Sequence[SampledExplanation] | None
-) -> list[Tensor | None]:
-    """The ids in place of each explanation; None where it is scored itself."""
-    if placebo == "shuffled":
-        return [shuffled(sample.explanation_ids, seed=sample.completion.seed) for sample in samples]
-    if placebo == "no_explanation":
-        return [nothing(sample.explanation_ids) for sample in samples]
-    if placebo == "other_question":
-        assert others is not None, "the job looks the others up"
-        return [other.explanation_ids for other in others]
-    return [None] * len(samples)
-
-
-def _placebo_pair(pairs: PairBuilder, own: ScoringPair, ids: Tensor | None) -> ScoringPair:
-    """What both models read. A penalty stays that of the explanation's own form, so that only the content differs."""
-    return own if ids is None else replace(pairs.pair_from_ids(own.problem, ids.tolist()), flags=own.flags)
 
 
 def _too_long(rooms: ScoringRooms, pair: ScoringPair) -> str | None:

@@ -23,7 +23,7 @@ from megatron_rlt.jobs.part_run import PartRun
 from megatron_rlt.jobs.rewarding import Scorer, build_layouts, divergence_engine, logprob_engine
 from megatron_rlt.jobs.row_survey import Survey, survey_rows, write_rejected
 from megatron_rlt.jobs.score_report import print_scores
-from megatron_rlt.jobs.score_rows import LengthCheck, usable_traces
+from megatron_rlt.jobs.score_rows import LengthCheck, TracePairs, trace_pairs, usable_traces
 from megatron_rlt.jobs.signals import EndRequest
 from megatron_rlt.metrics.phases import PhaseTimer
 from megatron_rlt.metrics.reduce import Tally
@@ -35,7 +35,6 @@ from megatron_rlt.parallel.failures import ENDED_EARLY
 from megatron_rlt.parallel.platform import world
 from megatron_rlt.parallel.watchdog import Heartbeat
 from megatron_rlt.prompts.formats import pair_builder
-from megatron_rlt.prompts.pairs import PairBuilder
 from megatron_rlt.rewards.penalties import penalty_table
 from megatron_rlt.rewards.rlt import why_invalid
 from megatron_rlt.types import OnProgress
@@ -52,7 +51,7 @@ logger = logging.getLogger(__name__)
 class ScoreRooms:
     """Everything that scoring a part calls."""
 
-    pairs: PairBuilder
+    pairs: TracePairs
     scorer: Scorer
 
 
@@ -72,7 +71,12 @@ def run_score(config: ScoreConfig, heartbeat: Heartbeat) -> int:
             store.clean_up()
             print(f"Nothing to do: {config.output} holds these scores already")
         return 0
-    pairs = pair_builder(config.teacher.model, config.student.model, config.prompts)
+    pairs = trace_pairs(
+        config.input,
+        pair_builder(config.teacher.model, config.student.model, config.prompts),
+        placebo=config.placebo,
+        seed=config.seed,
+    )
     survey = survey_rows(
         str(config.input),
         read_traces(config.input),
@@ -118,7 +122,7 @@ def rejected_file(output: Path) -> Path:
     return output.with_name(f"{output.name}.rejected.jsonl")
 
 
-def build_score_rooms(config: ScoreConfig, pairs: PairBuilder, on_progress: OnProgress) -> ScoreRooms:
+def build_score_rooms(config: ScoreConfig, pairs: TracePairs, on_progress: OnProgress) -> ScoreRooms:
     """Load both models, each in its layout. Collective; raises ValueError for folders that do not fit."""
     teacher_layout, student_layout = build_layouts(config.teacher.layout, config.student.layout)
     teacher, student = (
@@ -144,7 +148,7 @@ def build_score_rooms(config: ScoreConfig, pairs: PairBuilder, on_progress: OnPr
 def score_part(rooms: ScoreRooms, traces: Sequence[Trace], timer: PhaseTimer) -> list[ScoredRow]:
     """Ask teacher and student, reward. Collective: every rank passes the same rows and gets all of them back."""
     with timer.phase("prompts"):
-        pairs = [rooms.pairs.pair_from_text(trace.problem, trace.explanation) for trace in traces]
+        pairs = [rooms.pairs(trace) for trace in traces]
     rewards = rooms.scorer.rewards(pairs, timer)
     return [ScoredRow(pair, parts, why_invalid(parts)) for pair, parts in zip(pairs, rewards, strict=True)]
 
@@ -163,7 +167,7 @@ def _begin(config: ScoreConfig, store: ScoreStore, survey: Survey) -> int:
     return num_done
 
 
-def _length_check(config: ScoreConfig, pairs: PairBuilder) -> LengthCheck:
+def _length_check(config: ScoreConfig, pairs: TracePairs) -> LengthCheck:
     return LengthCheck(
         pairs,
         max_teacher_tokens=position_limit(Architecture.from_folder(config.teacher.model)),

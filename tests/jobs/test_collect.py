@@ -251,6 +251,32 @@ def test_an_unscored_collection_can_be_scored_later(
     assert len(_training_rows(unscored.output_dir / "unscored" / "sft_fits_40.jsonl")) == NUM_QUESTIONS
 
 
+def test_what_is_too_long_for_the_student_is_kept_without_a_reward(
+    inputs: CollectInputs, collected: CollectConfig, tmp_path: Path
+) -> None:
+    limit = sorted(row["student_tokens"] for row in rows_of(collected))[10]
+    student = tmp_path / "student"
+    shutil.copytree(inputs.student, student)
+    settings = json.loads((student / "config.json").read_text())
+    (student / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": limit}))
+    selection = {"rule": "fits", "max_student_tokens": limit}
+    config = inputs.config(tmp_path, student={"model": student, "dtype": "float32"}, selection=selection)
+
+    assert [status for status, _ in run_ranks(collect_on_ranks, 1, config)] == [0]
+
+    for found, expected in zip(rows_of(config), rows_of(collected), strict=True):
+        assert found["completion_ids"] == expected["completion_ids"]
+        assert found["student_tokens"] == expected["student_tokens"]
+        if found["student_tokens"] > limit:
+            assert (found["reward"], found["dropped"]) == (None, f"longer than the student's {limit} positions")
+        else:
+            assert (found["reward"], found["dropped"]) == (pytest.approx(expected["reward"]), expected["dropped"])
+    rows = _training_rows(config.output_dir / "scored" / f"sft_fits_{limit}.jsonl")
+    assert rows == _by_hand(
+        rows_of(config), lambda row: _reward(row) + (1e6 if row["student_tokens"] <= limit else 0.0)
+    )
+
+
 def _told_to_end(config: CollectConfig, phase: str, count: int) -> tuple[int, list[str]]:
     """A run whose last rank gets a SIGTERM when a phase begins for the n-th time."""
     seen: list[str] = []
