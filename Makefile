@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 DEMO_DIR ?= runs/demo
 TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m tools.demo.run $(DEMO_DIR)
@@ -22,6 +22,12 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(INSTALLED)
+	$(BIN)/python -m tools.docs.configuration
+	$(BIN)/python -m tools.docs.commands
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "Open build/docs/index.html"
 
 # torch comes first and pinned: an open range would replace the CPU build by gigabytes of CUDA packages.
 $(INSTALLED): pyproject.toml

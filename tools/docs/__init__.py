@@ -1,0 +1,1 @@
+"""The documentation's tools: reference pages from the code, and a model to try the tutorial's commands on."""
