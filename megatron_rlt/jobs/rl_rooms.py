@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from megatron_rlt.config.jobs import TrainConfig
-from megatron_rlt.config.plan import num_updates
 from megatron_rlt.config.sections import GrpoConfig, RewardConfig
 from megatron_rlt.jobs.models import load_frozen_model, load_model
+from megatron_rlt.jobs.policy_engines import build_policy, sampling_engine
 from megatron_rlt.jobs.rewarding import build_layouts, divergence_engine, logprob_engine
 from megatron_rlt.models.language_model import LanguageModel
-from megatron_rlt.parallel.layout import Layout
 from megatron_rlt.policy.policy import Policy
 from megatron_rlt.prompts.formats import pair_builder
 from megatron_rlt.prompts.pairs import PairBuilder
@@ -56,24 +55,17 @@ def build_rooms(config: TrainConfig, pairs: PairBuilder, on_progress: OnProgress
         penalties=penalty_table(config.reward.penalties),
         pairs=pairs,
         max_completion_tokens=config.rollout.max_completion_tokens,
-        rollout=_rollout_engine(
+        rollout=sampling_engine(
             config,
             model,
             teacher_layout,
-            pairs,
-            num_token_ids=min(model.unpadded_vocab_size, student.model.unpadded_vocab_size),
-            on_progress=on_progress,
-        ),
-        policy=Policy(
-            model,
-            teacher_layout,
-            optimizer=config.optimizer,
-            blocks=config.scoring,
             temperature=config.temperature,
-            micro_batch_size=config.grpo.micro_batch_size,
-            num_updates=num_updates(config),
+            # Models padded to different vocabulary sizes share a tokenizer: the student cannot score ids it lacks.
+            num_token_ids=min(model.unpadded_vocab_size, student.model.unpadded_vocab_size),
+            stop=pairs.teacher.stop_condition(stop_at_end_tag=config.rollout.stop_at_end_tag),
             on_progress=on_progress,
         ),
+        policy=build_policy(config, model, teacher_layout, temperature=config.temperature, on_progress=on_progress),
         old_policy=old_policy,
         student=student,
         divergence=divergence_engine(old_policy, student, estimator=config.reward.kl_estimator, scoring=config.scoring),
@@ -85,27 +77,3 @@ def build_rooms(config: TrainConfig, pairs: PairBuilder, on_progress: OnProgress
 def build_pairs(config: TrainConfig) -> PairBuilder:
     """Both prompt formats; raises ValueError for tokenizers or tags that cannot work, before any model loads."""
     return pair_builder(config.teacher.model, config.student.model, config.prompts)
-
-
-def _rollout_engine(
-    config: TrainConfig,
-    model: LanguageModel,
-    layout: Layout,
-    pairs: PairBuilder,
-    *,
-    num_token_ids: int,
-    on_progress: OnProgress,
-) -> MegatronEngine:
-    return MegatronEngine(
-        model,
-        layout,
-        temperature=config.temperature,
-        top_p=config.rollout.top_p,
-        greedy=False,
-        num_token_ids=num_token_ids,
-        max_completion_tokens=config.rollout.max_completion_tokens,
-        max_batch_size=config.rollout.max_batch_size,
-        max_prefill_tokens=config.rollout.max_prefill_tokens,
-        stop=pairs.teacher.stop_condition(stop_at_end_tag=config.rollout.stop_at_end_tag),
-        on_progress=on_progress,
-    )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from megatron_rlt.config.plan import num_updates
 from megatron_rlt.config.solver import SolverConfig
 from megatron_rlt.jobs.grpo import logprob_metrics, update_metrics
 from megatron_rlt.jobs.judging import AnswerJudge
 from megatron_rlt.jobs.models import load_frozen_model, load_model
+from megatron_rlt.jobs.policy_engines import build_policy, sampling_engine
 from megatron_rlt.jobs.problems import open_problems
 from megatron_rlt.jobs.rewarding import logprob_engine
 from megatron_rlt.jobs.solver_step import SolverResult, SolverRooms, solver_step
@@ -16,11 +16,9 @@ from megatron_rlt.jobs.training_run import TrainingRun, TrainingState
 from megatron_rlt.metrics.reduce import Tally
 from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.parallel.watchdog import Heartbeat
-from megatron_rlt.policy.policy import Policy
 from megatron_rlt.prompts.formats import student_format
 from megatron_rlt.prompts.student import StudentFormat
 from megatron_rlt.rewards.answers import AnswerTags
-from megatron_rlt.rollout.engine import MegatronEngine
 from megatron_rlt.types import OnProgress, Problem
 
 _SHOWN = ("reward", "accuracy", "well_formed_share", "replaced_groups", "completion_tokens")
@@ -83,29 +81,16 @@ def build_solver_rooms(
         student=student,
         tags=AnswerTags(tags.thought_open, tags.thought_close, tags.solution_open, tags.solution_close),
         judge=judge,
-        rollout=MegatronEngine(
+        rollout=sampling_engine(
+            config,
             model,
             layout,
             temperature=config.temperature,
-            top_p=config.rollout.top_p,
-            greedy=False,
             num_token_ids=min(student.tokenizer.num_ids, model.unpadded_vocab_size),
-            max_completion_tokens=config.rollout.max_completion_tokens,
-            max_batch_size=config.rollout.max_batch_size,
-            max_prefill_tokens=config.rollout.max_prefill_tokens,
             stop=student.solving_stop(),
             on_progress=on_progress,
         ),
-        policy=Policy(
-            model,
-            layout,
-            optimizer=config.optimizer,
-            blocks=config.scoring,
-            temperature=config.temperature,
-            micro_batch_size=config.grpo.micro_batch_size,
-            num_updates=num_updates(config),
-            on_progress=on_progress,
-        ),
+        policy=build_policy(config, model, layout, temperature=config.temperature, on_progress=on_progress),
         old_policy=old_policy,
         reference=reference,
         reference_model=reference_model,
