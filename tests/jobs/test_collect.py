@@ -21,6 +21,7 @@ from megatron_rlt.metrics.writer import read_metrics
 from megatron_rlt.parallel.watchdog import Heartbeat
 from megatron_rlt.prompts.formats import pair_builder
 from megatron_rlt.prompts.pairs import PairBuilder
+from megatron_rlt.rewards.placebo import other_questions
 from megatron_rlt.types import Completion, FinishReason, Problem, ScoringPair
 from tests.jobs.tiny_collect import (
     NUM_EXPLANATIONS,
@@ -218,15 +219,11 @@ def test_placebos_are_scored_on_the_same_samples(collected: CollectConfig, tmp_p
     assert {(row["reward"], row["dropped"]) for row in nothing} == {(None, "empty explanation")}
     # Without an explanation all scores of a question are one: that of its solution after the bare question.
     assert len({(row["id"], row["r_ss"]) for row in nothing}) == NUM_QUESTIONS
-    places = {
-        (other["row"] - row["row"]) % NUM_QUESTIONS
-        for row in others
-        for other in real
-        if other["explanation_index"] == row["explanation_index"]
-        and other["completion_ids"][: other["explanation_tokens"]] == row["placebo_ids"] != []
-    }
-    assert 0 not in places
-    assert places
+    questions = [row["question"] for row in real[::NUM_EXPLANATIONS]]
+    places = other_questions(questions, seed=base.seed)
+    assert all(questions[place] != question for place, question in zip(places, questions, strict=True))
+    theirs = [own[place * NUM_EXPLANATIONS + member] for place in places for member in range(NUM_EXPLANATIONS)]
+    assert [row["placebo_ids"] for row in others] == theirs
     for row, expected in zip(others, real, strict=True):
         for name in ("id", "explanation", "flags", "completion_ids", "student_tokens", "penalty"):
             assert row[name] == expected[name] or (name == "penalty" and row[name] is None), name
