@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -68,9 +69,9 @@ class RlConfig(JobConfig):
     """Saving and resuming."""
 
     @property
+    @abstractmethod
     def models(self) -> dict[str, ModelConfig]:
         """The models it runs, by their section's name."""
-        raise NotImplementedError
 
 
 class TrainConfig(RlConfig):
