@@ -100,11 +100,18 @@ class Command:
     def kill_while_it_saves(self) -> Command:
         """SIGKILL everything at a moment when a checkpoint is half written: frozen first, to be sure of it."""
         while True:
-            self._wait_until(lambda: bool(half_written(self._output_dir)))
+            self._wait_until(self._is_saving)
             os.killpg(self._process.pid, signal.SIGSTOP)
-            if half_written(self._output_dir):
+            if self._is_saving():
                 return self.kill()
             os.killpg(self._process.pid, signal.SIGCONT)
+
+    def _is_saving(self) -> bool:
+        """Whether a checkpoint of this start is half written; one of an earlier, killed start may still lie there."""
+        try:
+            return any(folder.stat().st_mtime > self._started for folder in half_written(self._output_dir))
+        except FileNotFoundError:  # it was completed between the two looks
+            return False
 
     def _has_resumed(self) -> bool:
         """Whether metrics.jsonl is this start's: at the beginning it is cut back to the checkpoint."""
