@@ -6,10 +6,14 @@ INSTALLED := .venv/.installed
 DEMO_DIR ?= runs/demo
 TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: demo test lint format docs clean
+.PHONY: demo demo-ablation test lint format docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m tools.demo.run $(DEMO_DIR)
+
+# Continues where the demo ended: a teacher without r_KL, and the best of several explanations without RL.
+demo-ablation: $(INSTALLED)
+	$(BIN)/python -m tools.demo.run $(DEMO_DIR) --ablation
 
 test: $(INSTALLED) lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest

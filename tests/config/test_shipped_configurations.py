@@ -17,6 +17,7 @@ CLASSES = {
     "rlt": TrainConfig,
     "sft": SftConfig,
     "scorer": SftConfig,
+    "student": SftConfig,
     "warmup": SftConfig,
     "solver": SolverConfig,
     "collect": CollectConfig,

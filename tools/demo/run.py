@@ -1,6 +1,7 @@
-"""The demo: warm a tiny teacher up, train it with RLT on two CPU ranks, and say what changed.
+"""The demo: the paper's experiment in miniature on two CPU ranks, from a random model to three distilled students.
 
-    python -m tools.demo.run runs/demo
+    python -m tools.demo.run runs/demo --seed 0
+    python -m tools.demo.run runs/demo --seed 0 --ablation
 
 Each stage is one `megatron-rlt` command on a readable configuration of `configs/demo/`; a stage that is done is not
 done again. Everything it reads is an ordinary data set and ordinary Hugging Face folders: nothing in the trainer
@@ -14,97 +15,81 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
 from tools.demo.make_assets import make_assets
+from tools.demo.picture import draw
 from tools.demo.report import print_report
+from tools.demo.results import read_results
+from tools.demo.stages import NUM_ROWS, Stage, ablation, experiment
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "demo"
-NUM_ROWS = 4000
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One command of the demo."""
-
-    title: str
-    command: str
-    config: str
-    result: str  # exists, below the demo's folder, once the stage is done
-    overrides: tuple[str, ...]
-
-
-def stages(folder: Path) -> tuple[Stage, ...]:
-    """The demo's commands in their order, each reading what an earlier one wrote."""
-    data = f"data.path={folder / 'shards'}"
-    scorer, warm_teacher = folder / "scorer" / "hf", folder / "warmup" / "hf"
-    return (
-        Stage(
-            "Rows to shards",
-            "prepare",
-            "prepare.yaml",
-            "shards",
-            (f"input=[{folder / 'assets' / 'train.jsonl'}]", f"output_dir={folder / 'shards'}"),
-        ),
-        Stage(
-            "The frozen student: SFT on the noisy traces (DP2)",
-            "sft",
-            "scorer_2cpu_dp2.yaml",
-            "scorer/hf",
-            (data, f"model.model={folder / 'assets' / 'model'}", f"output_dir={folder / 'scorer'}"),
-        ),
-        Stage(
-            "The teacher's warm-up: SFT in the teacher's format (DP2)",
-            "sft",
-            "warmup_2cpu_dp2.yaml",
-            "warmup/hf",
-            (data, f"model.model={scorer}", f"output_dir={folder / 'warmup'}"),
-        ),
-        Stage(
-            "RLT: teacher TP2 + sequence parallelism, student DP2",
-            "train",
-            "rlt_2cpu_tp2sp_dp2.yaml",
-            "rlt/hf",
-            (data, f"teacher.model={warm_teacher}", f"student.model={scorer}", f"output_dir={folder / 'rlt'}"),
-        ),
-    )
+SECONDS, RESULTS, PICTURE = "stages.json", "results.json", "demo.png"
+"""Files in the demo's folder."""
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/demo"), help="where everything is written")
-    folder = parser.parse_args().folder
-    console = Console()
+    parser.add_argument("--seed", type=int, default=0, help="of rows, weights, data order and sampling")
+    parser.add_argument("--ablation", action="store_true", help="also lambda = 0, and best of n without RL")
+    arguments = parser.parse_args()
+    return run_demo(arguments.folder, seed=arguments.seed, with_ablation=arguments.ablation, console=Console())
+
+
+def run_demo(folder: Path, *, seed: int, with_ablation: bool, console: Console) -> int:
+    """Run what is not done yet, then print the tables, write numbers and picture. Returns the exit status."""
+    stages = experiment(folder, seed) + (ablation(folder, seed) if with_ablation else ())
+    console.print(plan(stages))
     if not (folder / "assets" / "model").is_dir():
-        make_assets(folder / "assets", seed=0, num_rows=NUM_ROWS)
-    for number, stage in enumerate(stages(folder), start=1):
-        console.rule(f"{number}. {stage.title}", align="left")
-        if (folder / stage.result).exists():
-            console.print(f"done before: {folder / stage.result}")
+        make_assets(folder / "assets", seed=seed, num_rows=NUM_ROWS)
+    for number, stage in enumerate(stages, start=1):
+        console.rule(f"{number}/{len(stages)}. {stage.title}", align="left")
+        if stage.result.exists():
+            console.print(f"done before: {stage.result}")
             continue
-        status, seconds = _run(stage)
+        status = _run(folder, stage)
         if status != 0:
             return status
-        _note_seconds(folder, stage, seconds)
-    print_report(folder, console)
+    results = read_results(folder)
+    (folder / RESULTS).write_text(json.dumps(asdict(results), indent=2) + "\n")
+    draw(results, folder / PICTURE)
+    print_report(folder, results, console)
+    console.print(f"The numbers: {folder / RESULTS}; the picture: {folder / PICTURE}")
     return 0
 
 
-def _run(stage: Stage) -> tuple[int, float]:
-    command = [sys.executable, "-m", "megatron_rlt", stage.command, str(CONFIGS / stage.config), *stage.overrides]
+def plan(stages: Sequence[Stage]) -> Table:
+    """What will run, and for how long on two quiet cores."""
+    table = Table(title="Plan", title_justify="left")
+    for column in ("", "stage", "command", "seconds"):
+        table.add_column(column, justify="right" if column in ("", "seconds") else "left")
+    for number, stage in enumerate(stages, start=1):
+        seconds = "done" if stage.result.exists() else str(stage.expected_seconds)
+        table.add_row(str(number), stage.title, stage.command, seconds)
+    table.add_section()
+    ahead = sum(stage.expected_seconds for stage in stages if not stage.result.exists())
+    table.add_row("", "in all, on two quiet cores", "", f"{ahead}")
+    return table
+
+
+def _run(folder: Path, stage: Stage) -> int:
     start = time.monotonic()
-    status = subprocess.run(command, check=False).returncode
-    return status, time.monotonic() - start
+    status = subprocess.run([sys.executable, "-m", "megatron_rlt", *stage.arguments], check=False).returncode
+    if status == 0:
+        _note_seconds(folder, stage, time.monotonic() - start)
+    return status
 
 
 def _note_seconds(folder: Path, stage: Stage, seconds: float) -> None:
     """Keep a stage's wall time, so that the report of a second run still knows it."""
-    file = folder / "stages.json"
+    file = folder / SECONDS
     known = json.loads(file.read_text()) if file.is_file() else {}
-    file.write_text(json.dumps(known | {stage.title: round(seconds, 1)}, indent=2) + "\n")
+    file.write_text(json.dumps(known | {stage.name: round(seconds, 1)}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

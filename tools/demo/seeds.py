@@ -1,0 +1,90 @@
+"""The demo and its ablation over several seeds: one JSON of all that the README claims about them.
+
+python -m tools.demo.seeds runs/demo-seeds --seeds 0 1 2 --out docs/results/demo.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from tools.demo.chain_arithmetic import MODULUS, Style
+from tools.demo.results import Accuracy, DemoResults, RlCurves, read_results
+from tools.demo.run import run_demo
+
+MARGIN, NEAR_CHANCE = 0.30, 0.05
+"""What is asked: the RL teacher's student ahead of both others by so much, lambda = 0 within so much of chance."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="one folder a seed is made here; what is done is not done again")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
+    arguments = parser.parse_args()
+    console = Console()
+    folders = {seed: arguments.folder / f"seed-{seed}" for seed in arguments.seeds}
+    for with_ablation in (False, True):  # the experiment of every seed first
+        for seed, folder in folders.items():
+            status = run_demo(folder, seed=seed, with_ablation=with_ablation, console=console)
+            if status != 0:
+                return status
+    record = {
+        "command": " ".join(["python -m tools.demo.seeds", *map(str, sys.argv[1:])]),
+        "machine": f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}",
+        "chance": round(1 / MODULUS, 4),
+        "seeds": {str(seed): summary(read_results(folder)) for seed, folder in folders.items()},
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    console.print(f"Written: {arguments.out}")
+    return 0
+
+
+def summary(results: DemoResults) -> dict[str, Any]:
+    """One seed's figures, and whether they are what was asked."""
+    greedy = {name: student.greedy.mean for name, student in results.students.items()}
+    margin = greedy["rlt"] - max(greedy["original"], greedy["warm"])
+    from_chance = greedy["lambda0"] - 1 / MODULUS
+    return {
+        "rlt_ahead_of_both_greedy": round(margin, 4),
+        "rlt_ahead_as_asked": margin >= MARGIN,
+        "lambda0_from_chance_greedy": round(from_chance, 4),
+        "lambda0_near_chance_as_asked": abs(from_chance) <= NEAR_CHANCE,
+        "students": {
+            name: {
+                "greedy": _accuracy(student.greedy),
+                "sampled": _accuracy(student.sampled),
+                "trace_styles": _rounded(student.trace_styles),
+            }
+            for name, student in results.students.items()
+        },
+        "rl": {name: _ends(run) for name, run in results.rl.items()},
+    }
+
+
+def _ends(run: RlCurves) -> dict[str, list[float]]:
+    """First steps against last, see `results.NUM_FIRST` and `NUM_LAST`."""
+    curves = {name: run.ends(name) for name in run.curves}
+    styles = {f"{style.value}_share": run.style_ends(style) for style in Style}
+    return {name: [round(value, 6) for value in ends] for name, ends in (curves | styles).items()}
+
+
+def _accuracy(accuracy: Accuracy) -> dict[str, float]:
+    return _rounded(asdict(accuracy))
+
+
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in values.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""The demo's commands: the paper's experiment as a list of stages, each one `megatron-rlt` command on a shipped file.
+
+The experiment: base scorer, teacher's warm-up, RLT, explanations of the warm and of the RL teacher, three fresh
+students of one budget on the noisy traces and on either teacher's, all evaluated. The ablation: a teacher trained
+with lambda = 0, and the best of n explanations of the warm teacher ranked by reward, without RL.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "demo"
+NUM_ROWS = 4000
+NUM_RANKED = 4  # explanations of a question that best-of-n chooses from
+TRACES = {
+    "original": "the noisy traces",
+    "warm": "the warm teacher's",
+    "rlt": "the RL teacher's",
+    "lambda0": "the lambda = 0 teacher's",
+    "best": f"best of {NUM_RANKED}, no RL",
+}
+"""Students by what they are distilled on."""
+EXPERIMENT, ABLATION = ("original", "warm", "rlt"), ("lambda0", "best")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of the demo."""
+
+    name: str  # unique; of its folder, too
+    title: str
+    command: str
+    config: str
+    result: Path  # exists once the stage is done
+    overrides: tuple[str, ...]
+    expected_seconds: int  # on two quiet cores
+
+    @property
+    def arguments(self) -> list[str]:
+        """What follows `megatron-rlt`."""
+        return [self.command, str(CONFIGS / self.config), *self.overrides]
+
+
+def experiment(folder: Path, seed: int) -> tuple[Stage, ...]:
+    """The demo's stages in their order, each reading what an earlier one wrote."""
+    shards, scorer, warm = folder / "shards", folder / "scorer" / "hf", folder / "warmup" / "hf"
+    data = (f"data.path={shards}", f"seed={seed}")
+    rows = (f"input=[{folder / 'assets' / 'train.jsonl'}]", f"output_dir={shards}")
+    return (
+        Stage("shards", "Rows to shards", "prepare", "prepare.yaml", shards, rows, 5),
+        Stage(
+            "scorer",
+            "The frozen student: SFT on the noisy traces (DP2)",
+            "sft",
+            "scorer_2cpu_dp2.yaml",
+            scorer,
+            (*data, f"model.model={folder / 'assets' / 'model'}", f"output_dir={folder / 'scorer'}"),
+            50,
+        ),
+        Stage(
+            "warmup",
+            "The teacher's warm-up: SFT in the teacher's format (DP2)",
+            "sft",
+            "warmup_2cpu_dp2.yaml",
+            warm,
+            (*data, f"model.model={scorer}", f"output_dir={folder / 'warmup'}"),
+            40,
+        ),
+        _rlt(folder, seed, name="rlt", title="RLT: teacher TP2 + sequence parallelism, student DP2", overrides=()),
+        _collect(folder, seed, name="warm", teacher=warm),
+        _collect(folder, seed, name="rlt", teacher=folder / "rlt" / "hf"),
+        *_students(folder, seed, EXPERIMENT),
+    )
+
+
+def ablation(folder: Path, seed: int) -> tuple[Stage, ...]:
+    """What `experiment` does not answer: no r_KL, and ranking without RL."""
+    ranked = (
+        f"student={{model: {folder / 'scorer' / 'hf'}, dtype: float32}}",
+        f"num_explanations={NUM_RANKED}",
+        "selection.rule=best_of_n",
+    )
+    return (
+        _rlt(folder, seed, name="rlt_lambda0", title="RLT with lambda = 0", overrides=("reward.lambda_kl=0",)),
+        _collect(folder, seed, name="lambda0", teacher=folder / "rlt_lambda0" / "hf"),
+        _collect(folder, seed, name="best", teacher=folder / "warmup" / "hf", overrides=ranked),
+        *_students(folder, seed, ABLATION),
+    )
+
+
+def traces_file(folder: Path, traces: str) -> Path:
+    """The rows that a student is distilled on."""
+    if traces == "original":
+        return folder / "shards"
+    return (
+        folder
+        / f"collect_{traces}"
+        / ("scored/sft_best_of_n.jsonl" if traces == "best" else "unscored/sft_first.jsonl")
+    )
+
+
+def evaluation_name(traces: str, *, greedy: bool) -> str:
+    """Folder of a student's evaluation."""
+    return f"evaluate_{traces}_{'greedy' if greedy else 'sampled'}"
+
+
+def _rlt(folder: Path, seed: int, *, name: str, title: str, overrides: tuple[str, ...]) -> Stage:
+    models = (f"teacher.model={folder / 'warmup' / 'hf'}", f"student.model={folder / 'scorer' / 'hf'}")
+    places = (f"data.path={folder / 'shards'}", f"output_dir={folder / name}", f"seed={seed}")
+    return Stage(
+        name, title, "train", "rlt_2cpu_tp2sp_dp2.yaml", folder / name / "hf", (*models, *places, *overrides), 90
+    )
+
+
+def _collect(folder: Path, seed: int, *, name: str, teacher: Path, overrides: tuple[str, ...] = ()) -> Stage:
+    places = (f"teacher.model={teacher}", f"data={folder / 'shards'}", f"output_dir={folder / f'collect_{name}'}")
+    return Stage(
+        f"collect_{name}",
+        f"Explanations to learn from: {TRACES[name]}",
+        "collect",
+        "collect_2cpu_dp2.yaml",
+        traces_file(folder, name),
+        (*places, f"seed={seed}", *overrides),
+        30,
+    )
+
+
+def _students(folder: Path, seed: int, names: tuple[str, ...]) -> list[Stage]:
+    trained = [_student(folder, seed, name) for name in names]
+    return trained + [_evaluation(folder, seed, name, greedy=greedy) for name in names for greedy in (True, False)]
+
+
+def _student(folder: Path, seed: int, traces: str) -> Stage:
+    """Equal beginnings, equal order of questions, equal number of steps: only the explanations differ."""
+    target = folder / f"student_{traces}"
+    places = (f"data.path={traces_file(folder, traces)}", f"output_dir={target}", f"seed={seed}")
+    return Stage(
+        target.name,
+        f"A fresh student distilled on {TRACES[traces]}",
+        "sft",
+        "student_2cpu_dp2.yaml",
+        target / "hf",
+        (f"model.model={folder / 'assets' / 'model'}", *places),
+        45,
+    )
+
+
+def _evaluation(folder: Path, seed: int, traces: str, *, greedy: bool) -> Stage:
+    target = folder / evaluation_name(traces, greedy=greedy)
+    sampling = () if greedy else ("sampling.greedy=false", "sampling.num_samples=4")
+    places = (f"data={folder / 'assets' / 'held_out.jsonl'}", f"output_dir={target}", f"seed={seed}")
+    return Stage(
+        target.name,
+        f"The student of {TRACES[traces]} on held-out questions, {'greedy' if greedy else 'sampled'}",
+        "evaluate",
+        "evaluate_2cpu_dp2.yaml",
+        target / "results.json",
+        (f"model.model={folder / f'student_{traces}' / 'hf'}", *places, *sampling),
+        12,
+    )
