@@ -38,15 +38,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of rows, weights, data order and sampling")
     parser.add_argument("--ablation", action="store_true", help="also lambda = 0, and best of n without RL")
     arguments = parser.parse_args()
-    return run_demo(arguments.folder, seed=arguments.seed, with_ablation=arguments.ablation, console=Console())
+    folder, seed = arguments.folder, arguments.seed
+    stages = experiment(folder, seed) + (ablation(folder, seed) if arguments.ablation else ())
+    return run_demo(folder, stages, seed=seed, num_rows=NUM_ROWS, console=Console())
 
 
-def run_demo(folder: Path, *, seed: int, with_ablation: bool, console: Console) -> int:
+def run_demo(folder: Path, stages: Sequence[Stage], *, seed: int, num_rows: int, console: Console) -> int:
     """Run what is not done yet, then print the tables, write numbers and picture. Returns the exit status."""
-    stages = experiment(folder, seed) + (ablation(folder, seed) if with_ablation else ())
     console.print(plan(stages))
     if not (folder / "assets" / "model").is_dir():
-        make_assets(folder / "assets", seed=seed, num_rows=NUM_ROWS)
+        make_assets(folder / "assets", seed=seed, num_rows=num_rows)
     for number, stage in enumerate(stages, start=1):
         console.rule(f"{number}/{len(stages)}. {stage.title}", align="left")
         if stage.result.exists():

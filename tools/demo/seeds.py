@@ -19,6 +19,7 @@ from rich.console import Console
 from tools.demo.chain_arithmetic import MODULUS, Style
 from tools.demo.results import Accuracy, DemoResults, RlCurves, read_results
 from tools.demo.run import run_demo
+from tools.demo.stages import NUM_ROWS, ablation, experiment
 
 MARGIN, NEAR_CHANCE = 0.30, 0.05
 """What is asked: the RL teacher's student ahead of both others by so much, lambda = 0 within so much of chance."""
@@ -34,7 +35,8 @@ def main() -> int:
     folders = {seed: arguments.folder / f"seed-{seed}" for seed in arguments.seeds}
     for with_ablation in (False, True):  # the experiment of every seed first
         for seed, folder in folders.items():
-            status = run_demo(folder, seed=seed, with_ablation=with_ablation, console=console)
+            stages = experiment(folder, seed) + (ablation(folder, seed) if with_ablation else ())
+            status = run_demo(folder, stages, seed=seed, num_rows=NUM_ROWS, console=console)
             if status != 0:
                 return status
     record = {
