@@ -43,7 +43,7 @@ def test_the_first_loss_is_the_cross_entropy_of_the_wanted_tokens(tmp_path: Path
     rows = [json.loads(line) for line in (inputs.model.parent / "train.jsonl").read_text().splitlines()]
     for role, text in TEXTS.items():
         (step,) = read_metrics(tmp_path / role)
-        loss, num_targets = _dense_loss(inputs.model, [text.format(**row) for row in rows])
+        loss, num_targets = dense_loss(inputs.model, [text.format(**row) for row in rows])
         assert step["loss"] == pytest.approx(loss, abs=1e-5)
         assert step["target_tokens"] == num_targets
     assert len(set(messages)) == 1
@@ -51,7 +51,7 @@ def test_the_first_loss_is_the_cross_entropy_of_the_wanted_tokens(tmp_path: Path
     assert "problem train-0000" in messages[0]
 
 
-def _dense_loss(model_folder: Path, texts: list[str]) -> tuple[float, int]:
+def dense_loss(model_folder: Path, texts: list[str]) -> tuple[float, int]:
     """Mean cross-entropy of everything after `<exp>`, one text at a time; and the number of those tokens."""
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     model = AutoModelForCausalLM.from_pretrained(model_folder)
