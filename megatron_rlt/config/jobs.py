@@ -114,6 +114,8 @@ class SftConfig(JobConfig):
     """Loss on held-out rows, logged as evaluation_loss; None: not evaluated. Training does not depend on it."""
     role: Literal["teacher", "student"] = "teacher"
     """Sequence format: the teacher's (loss on the explanation) or the student's (loss on explanation and solution)."""
+    loss_on: Literal["explanation_and_solution", "assistant_turn"] = "explanation_and_solution"
+    """Student's tokens in the loss: from the explanation's first to the end of turn, or also the tag that opens it."""
     prompts: PromptConfig = PromptConfig()
     """Tags, system prompts, prompt length."""
     max_tokens: PositiveInt = 16384

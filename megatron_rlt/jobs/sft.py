@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -95,11 +96,15 @@ def mean_cross_entropy(engine: LogprobEngine, sequences: Sequence[SpannedSequenc
 
 def _sequence_maker(config: SftConfig) -> Callable[[Problem], SpannedSequence]:
     """What a row becomes in the format of the configured role; raises ValueError for one that cannot be used."""
-    make_format = teacher_format if config.role == "teacher" else student_format
-    prompt_format = make_format(config.model.model, config.prompts)
+    make_sequence: Callable[[Problem], SpannedSequence]
+    if config.role == "teacher":
+        make_sequence = teacher_format(config.model.model, config.prompts).sft_sequence
+    else:
+        student = student_format(config.model.model, config.prompts)
+        make_sequence = partial(student.sft_sequence, whole_turn=config.loss_on == "assistant_turn")
 
     def sequence_of(problem: Problem) -> SpannedSequence:
-        sequence = prompt_format.sft_sequence(problem)
+        sequence = make_sequence(problem)
         if len(sequence) > config.max_tokens:
             raise ValueError(
                 f"problem {problem.problem_id}: its sequence has {len(sequence)} tokens, more than max_tokens = "
