@@ -94,6 +94,15 @@ class TrainConfig(RlConfig):
         return {"teacher": self.teacher, "student": self.student}
 
 
+class EvaluationLossConfig(Section):
+    """Loss on rows that are not trained on."""
+
+    data: Path
+    """Held-out rows with question, solution and reasoning_trace: shards written by `prepare`, or one file of rows."""
+    interval_steps: PositiveInt = 25
+    """Steps between evaluations; the last step is always evaluated."""
+
+
 class SftConfig(JobConfig):
     """`megatron-rlt sft`: supervised training of one model on rows with a `reasoning_trace`."""
 
@@ -101,8 +110,12 @@ class SftConfig(JobConfig):
     """The model that is trained."""
     data: DataConfig
     """Rows with question, solution and reasoning_trace."""
+    evaluation: EvaluationLossConfig | None = None
+    """Loss on held-out rows, logged as evaluation_loss; None: not evaluated. Training does not depend on it."""
     role: Literal["teacher", "student"] = "teacher"
     """Sequence format: the teacher's (loss on the explanation) or the student's (loss on explanation and solution)."""
+    loss_on: Literal["explanation_and_solution", "assistant_turn"] = "explanation_and_solution"
+    """Student's tokens in the loss: from the explanation's first to the end of turn, or also the tag that opens it."""
     prompts: PromptConfig = PromptConfig()
     """Tags, system prompts, prompt length."""
     max_tokens: PositiveInt = 16384

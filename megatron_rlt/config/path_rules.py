@@ -44,7 +44,13 @@ def solver_path_faults(config: SolverConfig) -> list[str]:
 
 def sft_path_faults(config: SftConfig) -> list[str]:
     """Broken rules about the files of `sft`."""
-    return [*_model_faults({"model": config.model}), *_data_faults("data.path", config.data.path), *_run_faults(config)]
+    faults = [*_model_faults({"model": config.model}), *_data_faults("data.path", config.data.path)]
+    if config.evaluation is not None:
+        held_out = config.evaluation.data
+        faults += _data_faults("evaluation.data", held_out)
+        if held_out.resolve() == config.data.path.resolve():
+            faults.append(f"evaluation.data: {held_out} is data.path itself, so nothing is held out; give other rows")
+    return [*faults, *_run_faults(config)]
 
 
 def score_path_faults(config: ScoreConfig) -> list[str]:

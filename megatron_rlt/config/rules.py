@@ -57,6 +57,11 @@ def sft_faults(config: SftConfig, shapes: Shapes) -> list[str]:
         faults.append(
             f"num_epochs={config.num_epochs:g}: has no effect beside num_steps={config.num_steps}; set one of the two"
         )
+    if config.role == "teacher" and config.loss_on != SftConfig.model_fields["loss_on"].default:
+        faults.append(
+            f"loss_on={config.loss_on}: has no effect with role=teacher, whose loss is on the explanation;"
+            " set role=student, or leave loss_on out"
+        )
     what = f"max_tokens={config.max_tokens}"
     return [
         *faults,

@@ -1,10 +1,11 @@
-"""Opens a run's data: shards made where needed, every row checked on the CPU, then the endless stream."""
+"""Opens a run's data: shards made where needed, every row checked on the CPU, then the endless stream; or all rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch.distributed as dist
 
@@ -15,6 +16,8 @@ from megatron_rlt.data.scan import scan_problems
 from megatron_rlt.parallel.collectives import broadcast_record
 from megatron_rlt.parallel.platform import world
 from megatron_rlt.types import Problem
+
+T = TypeVar("T")
 
 _NUM_FAULTS_SHOWN = 3
 
@@ -29,12 +32,30 @@ def open_problems(data: DataConfig, *, seed: int, work_dir: Path, check: Callabl
     Raises:
         ValueError: rows that `check` refused, the first of them by name; or as `ensure_shards` does.
     """
-    folder = data.path
-    if dist.get_rank() == 0:
-        folder = ensure_shards(data.path, work_dir)
-    folder = broadcast_record(folder, source_rank=0, group=world())
+    folder = _shards_of(data.path, work_dir)
     _refuse_unusable(folder, check)
     return ProblemStream(folder, seed=seed, shuffle_buffer_size=data.shuffle_buffer_size, num_workers=data.num_workers)
+
+
+def read_problems(path: Path, *, work_dir: Path, use: Callable[[Problem], T]) -> tuple[T, ...]:
+    """What `use` makes of every row of a data set that fits into memory. Collective on the whole job; loads no model.
+
+    Args:
+        path: folder of shards, or a file whose shards are made in `work_dir`.
+        use: raises ValueError for a row that the run could not use.
+
+    Raises:
+        ValueError: as `open_problems`.
+    """
+    folder = _shards_of(path, work_dir)
+    _refuse_unusable(folder, use)
+    return tuple(use(problem) for problem in scan_problems(folder, part=0, num_parts=1))
+
+
+def _shards_of(path: Path, work_dir: Path) -> Path:
+    """The folder of shards; one rank makes it if need be."""
+    folder = ensure_shards(path, work_dir) if dist.get_rank() == 0 else path
+    return broadcast_record(folder, source_rank=0, group=world())
 
 
 def _refuse_unusable(folder: Path, check: Callable[[Problem], object]) -> None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 from torch import Tensor
 
-from megatron_rlt.config.jobs import SftConfig
+from megatron_rlt.config.jobs import EvaluationLossConfig, SftConfig
 from megatron_rlt.config.plan import num_sft_updates
 from megatron_rlt.jobs.models import load_model
-from megatron_rlt.jobs.problems import open_problems
+from megatron_rlt.jobs.problems import open_problems, read_problems
+from megatron_rlt.jobs.rewarding import logprob_engine
 from megatron_rlt.jobs.training_run import TrainingRun, TrainingState
 from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.parallel.watchdog import Heartbeat
 from megatron_rlt.policy.policy import Policy
 from megatron_rlt.prompts.formats import student_format, teacher_format
+from megatron_rlt.scoring.engine import LogprobEngine
 from megatron_rlt.types import PackedBatch, Problem, SpannedSequence
 
 _TEMPERATURE = 1.0  # the loss is the model's own cross-entropy
-_SHOWN = ("loss", "lr")
+_SHOWN = ("loss", "evaluation_loss", "lr")
 
 
 def run_sft(config: SftConfig, heartbeat: Heartbeat) -> int:
@@ -27,18 +32,11 @@ def run_sft(config: SftConfig, heartbeat: Heartbeat) -> int:
     """
     run = TrainingRun(config, "sft", heartbeat, source_model=config.model.model)
     with run.timer.phase("setup"):
-        make_format = teacher_format if config.role == "teacher" else student_format
-        prompt_format = make_format(config.model.model, config.prompts)
-
-        def sequence_of(problem: Problem) -> SpannedSequence:
-            sequence = prompt_format.sft_sequence(problem)
-            if len(sequence) > config.max_tokens:
-                raise ValueError(
-                    f"problem {problem.problem_id}: its sequence has {len(sequence)} tokens, more than max_tokens = "
-                    f"{config.max_tokens}; drop the row or raise the limit"
-                )
-            return sequence
-
+        sequence_of = _sequence_maker(config)
+        held_out: tuple[SpannedSequence, ...] = ()
+        if config.evaluation is not None:
+            work_dir = config.output_dir / "evaluation_data"
+            held_out = read_problems(config.evaluation.data, work_dir=work_dir, use=sequence_of)
         stream = open_problems(config.data, seed=config.seed, work_dir=config.output_dir / "data", check=sequence_of)
         num_steps = num_sft_updates(config, num_rows=stream.num_rows)
         layout = build_layout(config.model.layout)
@@ -52,13 +50,21 @@ def run_sft(config: SftConfig, heartbeat: Heartbeat) -> int:
             num_updates=num_steps,
             on_progress=run.on_progress,
         )
+        engine = logprob_engine(
+            policy.model, layout, temperature=_TEMPERATURE, scoring=config.scoring, on_progress=run.on_progress
+        )
 
-    def take_step(_: int) -> dict[str, float]:
+    def take_step(number: int) -> dict[str, float]:
         with run.timer.phase("data"):
             sequences = [sequence_of(problem) for problem in stream.next_batch(config.global_batch_size)]
         with run.timer.phase("update") as phase:
             phase.tokens = sum(len(sequence) for sequence in sequences)
-            return sft_update(policy, sequences)
+            metrics = sft_update(policy, sequences)
+        if _is_due(config.evaluation, number + 1, num_steps):
+            with run.timer.phase("evaluation") as phase:
+                phase.tokens = sum(len(sequence) for sequence in held_out)
+                metrics["evaluation_loss"] = mean_cross_entropy(engine, held_out)
+        return metrics
 
     return run.train(TrainingState(policy, None, stream), take_step, num_steps=num_steps, shown=_SHOWN)
 
@@ -80,3 +86,35 @@ def sft_update(policy: Policy, sequences: list[SpannedSequence]) -> dict[str, fl
         "skipped_updates": float(update.skipped),
         "target_tokens": float(num_targets),
     }
+
+
+def mean_cross_entropy(engine: LogprobEngine, sequences: Sequence[SpannedSequence]) -> float:
+    """Over the wanted tokens of all sequences, under the weights of this moment. Collective."""
+    logprobs = engine.logprobs(sequences).values
+    return -sum(float(values.double().sum()) for values in logprobs) / sum(len(values) for values in logprobs)
+
+
+def _sequence_maker(config: SftConfig) -> Callable[[Problem], SpannedSequence]:
+    """What a row becomes in the format of the configured role; raises ValueError for one that cannot be used."""
+    make_sequence: Callable[[Problem], SpannedSequence]
+    if config.role == "teacher":
+        make_sequence = teacher_format(config.model.model, config.prompts).sft_sequence
+    else:
+        student = student_format(config.model.model, config.prompts)
+        make_sequence = partial(student.sft_sequence, whole_turn=config.loss_on == "assistant_turn")
+
+    def sequence_of(problem: Problem) -> SpannedSequence:
+        sequence = make_sequence(problem)
+        if len(sequence) > config.max_tokens:
+            raise ValueError(
+                f"problem {problem.problem_id}: its sequence has {len(sequence)} tokens, more than max_tokens = "
+                f"{config.max_tokens}; drop the row or raise the limit"
+            )
+        return sequence
+
+    return sequence_of
+
+
+def _is_due(evaluation: EvaluationLossConfig | None, step: int, num_steps: int) -> bool:
+    """Whether the weights after a step, counted from 1, are evaluated."""
+    return evaluation is not None and (step % evaluation.interval_steps == 0 or step == num_steps)

@@ -93,7 +93,7 @@ class TrainingRun:
         Args:
             take_step: takes the step of a number (from 0) and returns its metrics, the same on every rank.
             num_steps: steps of the whole run.
-            shown: metrics that a person watches.
+            shown: metrics that a person watches, at the steps that have them.
         """
         start = self._resume(state)
         if start < num_steps:
@@ -117,7 +117,7 @@ class TrainingRun:
                 metrics = take_step(number)
                 metrics |= largest(self.timer.take() | self._memory.take(), world())
                 writer.log(number + 1, metrics)
-                progress.finish_step(number + 1, {name: metrics[name] for name in shown})
+                progress.finish_step(number + 1, {name: metrics[name] for name in shown if name in metrics})
                 ended, is_last = self._end.agreed(), number + 1 == num_steps
                 if ended or is_last or (number + 1) % self._checkpoint.interval_steps == 0:
                     self._save(state, number + 1)

@@ -22,8 +22,8 @@ from megatron_rlt.config.loading import to_yaml
 
 CONFIG_FILE = "config.yaml"
 RUN_FILE = "run.json"
-# What a resumed run may change: how long it goes on, which machines it runs on, what is kept and shown of it, and the
-# folder's own place. A key covers everything below it; `*` stands for one level.
+# What a resumed run may change: how long it goes on, which machines it runs on, what is kept, shown and measured of it,
+# and the folder's own place. A key covers everything below it; `*` stands for one level.
 _MAY_CHANGE = (
     "num_steps",
     "num_epochs",
@@ -31,6 +31,7 @@ _MAY_CHANGE = (
     "*.layout",
     "*.recompute",
     "checkpoint",
+    "evaluation",
     "metrics",
     "watchdog",
     "output_dir",

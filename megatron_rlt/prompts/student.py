@@ -46,10 +46,15 @@ class StudentFormat:
         pieces = [torch.tensor(prefix), explanation_ids, torch.tensor(bridge + solution + ending)]
         return SpannedSequence(torch.cat(pieces), (explanation, Span(solution_start, solution_start + len(solution))))
 
-    def sft_sequence(self, problem: Problem) -> SpannedSequence:
-        """The same sequence around the problem's reasoning trace; one span from its first token to the end of turn.
+    def sft_sequence(self, problem: Problem, *, whole_turn: bool) -> SpannedSequence:
+        """The same sequence around the problem's reasoning trace, with one span that reaches to the end of turn.
 
-        Raises ValueError naming the problem if it has no trace, or as `splice` does.
+        Args:
+            whole_turn: begin the span with the assistant's turn, at the thought's opening tag; False leaves the tag
+                out and begins with the trace's first token.
+
+        Raises:
+            ValueError: the problem, which it names, has no trace; or as `splice`.
         """
         if not problem.reasoning_trace:
             raise ValueError(
@@ -57,7 +62,8 @@ class StudentFormat:
             )
         trace = torch.tensor(self.tokenizer.encode(problem.reasoning_trace), dtype=torch.int64)
         spliced = self.splice(problem, trace)
-        return SpannedSequence(spliced.token_ids, (Span(spliced.spans[0].start, len(spliced)),))
+        start = len(self._opening(problem.question, prefill_thought=False)) if whole_turn else spliced.spans[0].start
+        return SpannedSequence(spliced.token_ids, (Span(start, len(spliced)),))
 
     def solving_prompt(self, problem_id: str, question: str, *, prefill_thought: bool) -> Tensor:
         """`[P]` int64: what a student continues that is asked a question and shown nothing else.

@@ -79,7 +79,7 @@ def test_sequences_are_as_short_as_the_recipes(pairs: PairBuilder) -> None:
     warm_up = pairs.teacher.sft_sequence(PROBLEM)
     assert decode(warm_up.token_ids.tolist()) == f"<q> 5 +5 *5 *6 +4 <sol> 3 <exp> {TRACE} </exp> <eos>"
     assert (len(warm_up), warm_up.num_targets) == (9 + 14 + 2, 14 + 2)
-    student = pairs.student.sft_sequence(PROBLEM)
+    student = pairs.student.sft_sequence(PROBLEM, whole_turn=False)
     assert decode(student.token_ids.tolist()) == f"<q> 5 +5 *5 *6 +4 <exp> {TRACE} <sol> 3 <eos>"
     assert (len(student), student.num_targets) == (7 + 14 + 3, 14 + 3)
 
@@ -93,7 +93,7 @@ def test_a_sampled_explanation_is_spliced_word_for_word(pairs: PairBuilder) -> N
     assert pair.well_formed
     assert pair.explanation_text == TRACE
     assert [len(span) for span in pair.student.spans] == [14, 1]
-    assert pair.student.token_ids.tolist() == pairs.student.sft_sequence(PROBLEM).token_ids.tolist()
+    assert pair.student.token_ids.tolist() == pairs.student.sft_sequence(PROBLEM, whole_turn=False).token_ids.tolist()
 
 
 def test_special_tokens_in_the_data_are_not_the_tokens(pairs: PairBuilder) -> None:
@@ -104,5 +104,6 @@ def test_special_tokens_in_the_data_are_not_the_tokens(pairs: PairBuilder) -> No
 
 def test_all_training_sequences_fit_the_model(assets: DemoAssets, pairs: PairBuilder) -> None:
     problems = [Problem(r["id"], r["question"], r["solution"], r["reasoning_trace"]) for r in rows_of(assets.train)]
-    lengths = [len(form.sft_sequence(p)) for p in problems for form in (pairs.teacher, pairs.student)]
+    lengths = [len(pairs.teacher.sft_sequence(p)) for p in problems]
+    lengths += [len(pairs.student.sft_sequence(p, whole_turn=False)) for p in problems]
     assert max(lengths) <= 40 < MAX_POSITIONS

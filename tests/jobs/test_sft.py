@@ -29,6 +29,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> TinyInputs:
 def _one_step_as_each_role(folder: Path, settings: list[str]) -> str:
     for role, layout in LAYOUTS.items():
         sft_here(folder / role, [*settings, f"role={role}", f"model.layout={layout}"])
+    sft_here(folder / "whole_turn", [*settings, "loss_on=assistant_turn"])
     try:
         sft_here(folder / "too_long", [*settings, "max_tokens=20"])
     except ValueError as error:
@@ -41,9 +42,10 @@ def test_the_first_loss_is_the_cross_entropy_of_the_wanted_tokens(tmp_path: Path
     messages = run_ranks(_one_step_as_each_role, 2, tmp_path, settings)
 
     rows = [json.loads(line) for line in (inputs.model.parent / "train.jsonl").read_text().splitlines()]
-    for role, text in TEXTS.items():
-        (step,) = read_metrics(tmp_path / role)
-        loss, num_targets = _dense_loss(inputs.model, [text.format(**row) for row in rows])
+    for run, role in (("student", "student"), ("teacher", "teacher"), ("whole_turn", "student")):
+        (step,) = read_metrics(tmp_path / run)
+        texts = [TEXTS[role].format(**row) for row in rows]
+        loss, num_targets = dense_loss(inputs.model, texts, with_opening=run == "whole_turn")
         assert step["loss"] == pytest.approx(loss, abs=1e-5)
         assert step["target_tokens"] == num_targets
     assert len(set(messages)) == 1
@@ -51,15 +53,15 @@ def test_the_first_loss_is_the_cross_entropy_of_the_wanted_tokens(tmp_path: Path
     assert "problem train-0000" in messages[0]
 
 
-def _dense_loss(model_folder: Path, texts: list[str]) -> tuple[float, int]:
-    """Mean cross-entropy of everything after `<exp>`, one text at a time; and the number of those tokens."""
+def dense_loss(model_folder: Path, texts: list[str], *, with_opening: bool = False) -> tuple[float, int]:
+    """Mean cross-entropy of everything after `<exp>`, or from it on, one text at a time; and the number of tokens."""
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     opening = tokenizer.convert_tokens_to_ids("<exp>")
     losses = []
     for text in texts:
         ids = torch.tensor(tokenizer(text)["input_ids"])
-        start = ids.tolist().index(opening) + 1
+        start = ids.tolist().index(opening) + (0 if with_opening else 1)
         with torch.no_grad():
             logprobs = torch.log_softmax(model(ids[None]).logits[0], dim=-1)
         losses.append(-logprobs[start - 1 : -1].gather(1, ids[start:, None])[:, 0])

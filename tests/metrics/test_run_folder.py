@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_rlt.config.jobs import TrainConfig
+from megatron_rlt.config.jobs import SftConfig, TrainConfig
 from megatron_rlt.config.loading import load_config
 from megatron_rlt.metrics.run_folder import check_run_folder, git_commit, write_run_folder
 
@@ -49,6 +49,12 @@ def test_what_does_not_change_the_training_may_change(tmp_path: Path) -> None:
         metrics={"tensorboard": False},
     )
     check_run_folder(tmp_path, "train", later)
+
+
+def test_a_supervised_run_may_begin_to_be_evaluated(tmp_path: Path) -> None:
+    tree = {"output_dir": "runs/a", "model": {"model": "models/student"}, "data": {"path": "data"}}
+    write_run_folder(tmp_path, "sft", SftConfig.model_validate(tree), world_size=1)
+    check_run_folder(tmp_path, "sft", SftConfig.model_validate(tree | {"evaluation": {"data": "held_out"}}))
 
 
 def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import given
+from transformers import AutoTokenizer
 
 from megatron_rlt.config.sections import PromptConfig
 from megatron_rlt.prompts.formats import student_format
@@ -21,7 +22,7 @@ def test_student_text_is_the_papers(folders: dict[Style, Path]) -> None:
         "<|begin_of_thought|>Count.<|end_of_thought|>\n\n<|begin_of_solution|>It is 4.<|end_of_solution|><|im_end|>"
     )
     assert student.tokenizer.decode(student.splice(problem, explanation).token_ids.tolist()) == expected
-    assert student.tokenizer.decode(student.sft_sequence(problem).token_ids.tolist()) == expected
+    assert student.tokenizer.decode(student.sft_sequence(problem, whole_turn=False).token_ids.tolist()) == expected
     student = student_format(folders["llama"], PromptConfig(tags="r1", student_system=""))
     explanation = torch.tensor(student.tokenizer.encode("Count."))
     assert student.tokenizer.decode(student.splice(problem, explanation).token_ids.tolist()) == (
@@ -54,12 +55,36 @@ def test_spans_decode_to_explanation_and_solution(
 @given(question=questions, solution=solutions, trace=any_text.filter(bool))
 def test_sft_span_runs_from_trace_to_end_of_turn(pairs: PairBuilder, question: str, solution: str, trace: str) -> None:
     student, tokenizer, tags = pairs.student, pairs.student.tokenizer, pairs.student.tags
-    sequence = student.sft_sequence(Problem("p", question, solution, reasoning_trace=trace))
+    sequence = student.sft_sequence(Problem("p", question, solution, reasoning_trace=trace), whole_turn=False)
     (span,) = sequence.spans
     target = span.of(sequence.token_ids).tolist()
     assert target[-1] == tokenizer.end_of_turn_id
     assert tokenizer.decode(target[:-1]) == f"{trace}{tags.student_bridge}{solution}{tags.solution_close}"
     assert tokenizer.decode(sequence.token_ids[: span.start].tolist()).endswith(tags.thought_open)
+
+
+@pytest.mark.parametrize("whole_turn", [False, True])
+def test_the_wanted_tokens_of_a_training_sequence_piece_by_piece(
+    folders: dict[Style, Path], *, whole_turn: bool
+) -> None:
+    student = student_format(folders["qwen"], PromptConfig(student_system="Think."))
+    problem = Problem("p", "2+2?", "It is 4.", reasoning_trace="Count.")
+    sequence = student.sft_sequence(problem, whole_turn=whole_turn)
+    ids = student.tokenizer.encode
+    text = "<|im_start|>system\nThink.<|im_end|>\n<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
+    prompt = AutoTokenizer.from_pretrained(folders["qwen"])(text, add_special_tokens=False)["input_ids"]
+    opening = ids("<|begin_of_thought|>")
+    rest = [
+        *ids("Count."),
+        *ids("<|end_of_thought|>\n\n<|begin_of_solution|>"),
+        *ids("It is 4."),
+        *ids("<|end_of_solution|>"),
+        student.tokenizer.end_of_turn_id,
+    ]
+    assert len(opening) > 0
+    assert sequence.token_ids.tolist() == prompt + opening + rest
+    (span,) = sequence.spans
+    assert span.of(sequence.token_ids).tolist() == (opening + rest if whole_turn else rest)
 
 
 def test_a_solution_of_one_token_has_a_span_of_one(pairs: PairBuilder) -> None:
