@@ -20,11 +20,12 @@ from megatron_rlt.config.jobs import (
     EvaluateConfig,
     JobConfig,
     PrepareConfig,
+    ReweighConfig,
     ScoreConfig,
     SftConfig,
     TrainConfig,
 )
-from megatron_rlt.config.loading import has_section, load_config, to_yaml
+from megatron_rlt.config.loading import has_section, load_config, load_overrides, to_yaml
 from megatron_rlt.config.plan import Plan, plan_collect, plan_evaluate, plan_score, plan_sft, plan_train
 from megatron_rlt.config.sections import Section
 from megatron_rlt.config.solver import SolverConfig
@@ -32,6 +33,7 @@ from megatron_rlt.jobs.preflight import (
     check_collect,
     check_evaluate,
     check_prepare,
+    check_reweigh,
     check_score,
     check_sft,
     check_solver,
@@ -152,6 +154,33 @@ def score(
     if dry_run:
         return _show(config, plan_score(config, shapes))
     return _launch(_score_on_rank, config)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def reweigh(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Parquet file of `score` or `collect`, or a run folder of `train`.")
+    ],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[OUTPUT] [KEY=VALUE]...",
+            help="Parquet file to write, then what the reward gets otherwise, such as reward.lambda_kl=1 or"
+            " --reward.lambda_kl=1.",
+        ),
+    ] = None,
+    _help_config: Annotated[bool, _keys_option(ReweighConfig)] = False,
+) -> int:
+    """Compute stored rewards again with other coefficients, without a model: what would the ranking have been?"""
+    given, overrides = {"source": str(source)}, [word.removeprefix("--") for word in words or []]
+    if overrides and "=" not in overrides[0]:
+        given["output"] = overrides.pop(0)
+    config = load_overrides(ReweighConfig, given, overrides)
+    check_reweigh(config)
+    from megatron_rlt.jobs.reweigh import run_reweigh
+
+    run_reweigh(config)
+    return 0
 
 
 @app.command()

@@ -163,6 +163,17 @@ class ScoreConfig(JobConfig):
     """Scored in an explanation's place: another question's, its tokens shuffled, or nothing; none: no such control."""
 
 
+class ReweighConfig(Section):
+    """`megatron-rlt reweigh`: rewards that were stored with their log-probs, computed again, without a model."""
+
+    source: Path
+    """Parquet file of `score` or `collect`, or the run folder of a `train` with completions/step-N.parquet."""
+    output: Path | None = None
+    """Parquet file to write, rows in the source's order; None: only the table is printed."""
+    reward: RewardConfig = RewardConfig()
+    """RLT reward; what is not named stays as it was when the source was made, whatever the defaults are."""
+
+
 AnswerKind = Literal["math", "choice", "countdown", "exact"]
 
 

@@ -34,14 +34,22 @@ def load_config(config_class: type[Config], path: Path, overrides: Sequence[str]
     Raises:
         ValueError: one line a fault: dotted key, offending value, rule.
     """
-    tree = _read_file(path)
-    from_command_line = [_apply_override(tree, override) for override in overrides]
-    tree = _over_presets(config_class, tree)
-    try:
-        return config_class.model_validate_json(json.dumps(tree, default=str), strict=True)
-    except ValidationError as error:
-        lines = [_fault_line(fault, config_class, path, from_command_line) for fault in error.errors()]
-        raise ValueError("\n".join(lines)) from error
+    return _checked(config_class, _read_file(path), overrides, source=str(path))
+
+
+def load_overrides(config_class: type[Config], given: Mapping[str, Any], overrides: Sequence[str]) -> Config:
+    """As `load_config` for a command without a file; the keys that were named are those of `model_fields_set`.
+
+    Args:
+        given: keys that the command line has its own place for, with their values.
+    """
+    return _checked(config_class, dict(given), overrides, source="command line")
+
+
+def with_changes(below: Config, above: Config) -> Config:
+    """`below` with every value that was named when `above` was loaded; sections are merged key by key."""
+    tree = _overlay(below.model_dump(mode="json"), above.model_dump(mode="json", exclude_unset=True))
+    return type(below).model_validate_json(json.dumps(tree), strict=True)
 
 
 def has_section(path: Path, overrides: Sequence[str], name: str) -> bool:
@@ -73,6 +81,16 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _PLAIN_EXPONENT, list("-+0123456789"))
+
+
+def _checked(config_class: type[Config], tree: Tree, overrides: Sequence[str], *, source: str) -> Config:
+    from_command_line = [_apply_override(tree, override) for override in overrides]
+    tree = _over_presets(config_class, tree)
+    try:
+        return config_class.model_validate_json(json.dumps(tree, default=str), strict=True)
+    except ValidationError as error:
+        lines = [_fault_line(fault, config_class, source, from_command_line) for fault in error.errors()]
+        raise ValueError("\n".join(lines)) from error
 
 
 def _read_file(path: Path) -> Tree:
@@ -141,13 +159,13 @@ def _overlay(below: Tree, above: Tree) -> Tree:
     return result
 
 
-def _fault_line(fault: Mapping[str, Any], config_class: type[Section], path: Path, overridden: Sequence[str]) -> str:
+def _fault_line(fault: Mapping[str, Any], config_class: type[Section], source: str, overridden: Sequence[str]) -> str:
     dotted = ".".join(str(part) for part in fault["loc"])
     at_command_line = any(
         dotted == key or dotted.startswith(f"{key}.") or (key.startswith(f"{dotted}.") and fault["type"] != "missing")
         for key in overridden
     )
-    where = "command line" if at_command_line else str(path)
+    where = "command line" if at_command_line else source
     keys = keys_of(config_class)
     return f"{where}: {dotted}: {_complaint(fault, dotted, keys)}"
 

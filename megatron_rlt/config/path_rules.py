@@ -16,6 +16,7 @@ from megatron_rlt.config.jobs import (
     EvaluateConfig,
     JobConfig,
     PrepareConfig,
+    ReweighConfig,
     ScoreConfig,
     SftConfig,
     TrainConfig,
@@ -65,6 +66,20 @@ def score_path_faults(config: ScoreConfig) -> list[str]:
         faults.append(f"output: {config.output} must be a Parquet file to write; give a name that ends in .parquet")
     if config.output == config.input:
         faults.append(f"output: {config.output} would overwrite input; give another name")
+    return faults
+
+
+def reweigh_path_faults(config: ReweighConfig) -> list[str]:
+    """Broken rules about the files of `reweigh`."""
+    faults, output = [], config.output
+    if not config.source.exists():
+        faults.append(
+            f"source: {config.source} does not exist; give a Parquet file of score or collect, or a run folder"
+        )
+    if output is not None and output.exists():
+        faults.append(f"output: {output} exists, and nothing is overwritten; give another name, or remove it")
+    elif output is not None and output.suffix != ".parquet":
+        faults.append(f"output: {output} must be a Parquet file to write; give a name that ends in .parquet")
     return faults
 
 

@@ -11,11 +11,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from megatron_rlt.config.evaluation_sets import evaluation_set
-from megatron_rlt.config.jobs import CollectConfig, EvaluateConfig, PrepareConfig, ScoreConfig, SftConfig, TrainConfig
+from megatron_rlt.config.jobs import (
+    CollectConfig,
+    EvaluateConfig,
+    PrepareConfig,
+    ReweighConfig,
+    ScoreConfig,
+    SftConfig,
+    TrainConfig,
+)
 from megatron_rlt.config.path_rules import (
     collect_path_faults,
     evaluate_path_faults,
     prepare_path_faults,
+    reweigh_path_faults,
     score_path_faults,
     sft_path_faults,
     solver_path_faults,
@@ -73,6 +82,11 @@ def check_evaluate(config: EvaluateConfig) -> Shapes:
 def check_prepare(config: PrepareConfig) -> None:
     """Check `prepare`; raises ValueError with one line a broken rule."""
     _raise_if_any(prepare_path_faults(config))
+
+
+def check_reweigh(config: ReweighConfig) -> None:
+    """Check `reweigh`; raises ValueError with one line a broken rule."""
+    _raise_if_any(reweigh_path_faults(config))
 
 
 def count_rows(data: Path) -> int | None:

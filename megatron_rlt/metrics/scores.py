@@ -36,6 +36,7 @@ _PER_TOKEN = (
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
+        ("question", pa.string()),
         *((name, pa.float64()) for name in PARTS),
         ("explanation_tokens", pa.int64()),
         ("solution_tokens", pa.int64()),
@@ -61,6 +62,7 @@ class ScoredRow:
         per_token: dict[str, Tensor] = {name: vars(self.parts)[name] for name in _PER_TOKEN}
         return {
             "id": self.pair.problem.problem_id,
+            "question": self.pair.problem.question,
             **{name: None if math.isnan(value) else value for name, value in scalars.items()},
             "explanation_tokens": len(self.parts.student_explanation_logprobs),
             "solution_tokens": len(self.parts.student_solution_logprobs),

@@ -50,7 +50,8 @@ def test_other_jobs_have_a_dry_run_too(workplace: Path, capsys: pytest.CaptureFi
 def test_help_names_every_command_and_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     output = capsys.readouterr().out
-    assert all(f"│ {command} " in output for command in ("prepare", "sft", "train", "collect", "score", "evaluate"))
+    commands = ("prepare", "sft", "train", "collect", "score", "reweigh", "evaluate")
+    assert all(f"│ {command} " in output for command in commands)
     assert main(["train", "--help"]) == 0
     output = capsys.readouterr().out
     assert all(word in output for word in ("CONFIG.yaml", "KEY=VALUE", "--dry-run", "--help-config"))

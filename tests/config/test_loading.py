@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rlt.config.jobs import PrepareConfig, SftConfig, TrainConfig
+from megatron_rlt.config.jobs import PrepareConfig, ReweighConfig, SftConfig, TrainConfig
 from megatron_rlt.config.keys import closest_key, keys_of
-from megatron_rlt.config.loading import load_config, to_yaml
+from megatron_rlt.config.loading import load_config, load_overrides, to_yaml, with_changes
+from megatron_rlt.config.sections import PenaltyConfig, RewardConfig
 
 
 def test_the_last_override_wins_over_earlier_ones_and_the_file(workplace: Path) -> None:
@@ -71,3 +72,13 @@ def test_a_mistyped_key_is_looked_for_by_its_last_name_then_by_spelling() -> Non
     assert closest_key("grpo.clip_hi", keys) == "grpo.clip_high"
     assert closest_key("optimiser.lr", keys) == "optimizer.lr"
     assert closest_key("zzz", keys) is None
+
+
+def test_changes_win_over_what_was_stored_and_what_is_not_named_stays() -> None:
+    """Even where a change names the default: it is not the stored value."""
+    stored = RewardConfig(alpha=0.5, lambda_kl=1.0, penalties=PenaltyConfig(empty=-2.0, truncated=-0.5))
+    named = load_overrides(
+        ReweighConfig, {"source": "scores.parquet"}, ["reward.lambda_kl=3.0", "reward.penalties.empty=0.0"]
+    )
+    changed = with_changes(stored, named.reward)
+    assert changed == RewardConfig(alpha=0.5, lambda_kl=3.0, penalties=PenaltyConfig(empty=0.0, truncated=-0.5))

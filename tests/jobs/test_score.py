@@ -34,7 +34,7 @@ from tests.ranks import run_ranks
 
 NUM_PARTS = 3  # 8 rows, 3 a part
 COLUMNS = [
-    "id", "reward", "r_ss", "r_ss_mean", "r_ss_min", "r_kl", "r_kl_mean", "r_kl_max", "penalty",
+    "id", "question", "reward", "r_ss", "r_ss_mean", "r_ss_min", "r_kl", "r_kl_mean", "r_kl_max", "penalty",
     "explanation_tokens", "solution_tokens", "flags", "dropped", "student_explanation_logprobs",
     "student_solution_logprobs", "teacher_explanation_logprobs", "kl_per_token",
 ]  # fmt: skip

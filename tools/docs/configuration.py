@@ -28,12 +28,13 @@ _INTRODUCTION = """\
 Every command reads one YAML file that lists only what differs from the defaults below. `dotted.key=value` after the
 file's name wins over the file. An unknown key stops the run and names the closest valid one. Relative paths are
 relative to the current directory, not to the file. Where a sentence says None, YAML writes `null`.
-`COMMAND --help-config` prints the same keys in a terminal.
+`reweigh` reads no file: it begins with the settings of its source. `COMMAND --help-config` prints the same keys in a
+terminal.
 
 <!-- Written by `python -m tools.docs.configuration`; change the docstrings in megatron_rlt/config, not this page. -->
 """
 _COMMAND = re.compile(r"^`megatron-rlt (\w+)`([^:]*): ")
-_ORDER = ("prepare", "sft", "train", "score", "collect", "evaluate")
+_ORDER = ("prepare", "sft", "train", "score", "collect", "reweigh", "evaluate")
 _LOWER = (("exclusiveMinimum", "<"), ("minimum", "≤"))
 _UPPER = (("exclusiveMaximum", "<"), ("maximum", "≤"))
 _HEADER = "| key | type | default | meaning |\n|---|---|---|---|\n"
