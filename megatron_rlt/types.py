@@ -136,7 +136,8 @@ class ScoringPair:
     """One completion as its teacher wrote it and as the student reads it.
 
     `teacher` wants the log-probs of the whole completion (one span). `student` wants two spans: explanation,
-    then solution. The explanation's ids are the same sampled ids on both sides.
+    then solution. The explanation's ids are the same sampled ids on both sides, with one exception: a student with
+    another tokenizer reads the explanation's text as that tokenizer writes it (`one_tokenizer` False).
     """
 
     problem: Problem
@@ -144,7 +145,8 @@ class ScoringPair:
     student: SpannedSequence
     num_explanation_tokens: int  # the first so many tokens of the completion are the explanation
     flags: frozenset[FormatFlag]
-    explanation_text: str  # decoded for people, never encoded again
+    explanation_text: str  # decoded for people, and for a student with another tokenizer; else never encoded again
+    one_tokenizer: bool = True  # False: the student's explanation has ids, and a length, of its own
 
     @property
     def completion_ids(self) -> Tensor:
@@ -183,7 +185,9 @@ class Logprobs:
 class RewardParts:
     """The reward of one completion with everything it was computed from.
 
-    The reward is nan where the solution is empty or any value is not finite; an empty explanation has r_kl 0.
+    The reward is nan where solution or explanation is empty or any value is not finite. Of a student with another
+    tokenizer than its teacher's there is no r_KL: all its parts are nan, `kl_per_token` is None, and the reward has no
+    such term. Then E is one number for the teacher's log-probs and another for the student's.
     """
 
     reward: float
@@ -194,7 +198,7 @@ class RewardParts:
     r_kl_mean: float
     r_kl_max: float
     penalty: float
-    kl_per_token: Tensor  # [E] float32
+    kl_per_token: Tensor | None  # [E] float32
     student_solution_logprobs: Tensor  # [S] float32
     student_explanation_logprobs: Tensor  # [E] float32
     teacher_explanation_logprobs: Tensor  # [E] float32

@@ -6,6 +6,7 @@ are cut so that a run of punctuation takes the newlines after it: a token may re
 The same call always gives the same ids.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +29,11 @@ SENTENCES = (
     "<|begin_of_thought|>\n\nbegin of thought<|end_of_thought|>\n\n<|begin_of_solution|>solution<|end_of_solution|>",
 )
 
+OTHER_SENTENCES = (
+    "Whoever writes about weather uses other words: wind, rain, clouds, thunder and frost.",
+    "Yesterday it was raining; tomorrow the wind will be blowing from the north-west.",
+)  # another tokenizer is trained on these
+
 SPECIAL_TOKENS: dict[Style, tuple[str, ...]] = {
     "qwen": ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
     "llama": ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
@@ -48,7 +54,7 @@ CHAT_TEMPLATES: dict[Style, str] = {
 }
 
 
-def tiny_tokenizer(folder: Path, style: Style = "qwen") -> Path:
+def tiny_tokenizer(folder: Path, style: Style = "qwen", sentences: Sequence[str] = SENTENCES) -> Path:
     """Save a tokenizer of fewer than 400 ids into `folder` (made if missing) and return the folder."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
@@ -58,7 +64,7 @@ def tiny_tokenizer(folder: Path, style: Style = "qwen") -> Path:
     trainer = trainers.BpeTrainer(
         vocab_size=BPE_VOCAB_SIZE, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
     )
-    core.train_from_iterator(SENTENCES, trainer)
+    core.train_from_iterator(sentences, trainer)
     core.add_special_tokens(list(SPECIAL_TOKENS[style]))
     named = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     if style == "llama":

@@ -21,7 +21,7 @@ from megatron_rlt.config.jobs import (
     SftConfig,
     TrainConfig,
 )
-from megatron_rlt.config.sections import ModelConfig
+from megatron_rlt.config.sections import ModelConfig, RewardConfig
 from megatron_rlt.config.solver import SolverConfig
 
 _ROW_FILES = (".jsonl", ".parquet")
@@ -32,7 +32,7 @@ def train_path_faults(config: TrainConfig) -> list[str]:
     """Broken rules about the files of `train`."""
     return [
         *_model_faults({"teacher": config.teacher, "student": config.student}),
-        *_tokenizer_faults(config.teacher.model, config.student.model),
+        *_tokenizer_faults(config.teacher.model, config.student.model, config.reward),
         *_data_faults("data.path", config.data.path),
         *_run_faults(config),
     ]
@@ -58,7 +58,7 @@ def score_path_faults(config: ScoreConfig) -> list[str]:
     """Broken rules about the files of `score`."""
     faults = [
         *_model_faults({"teacher": config.teacher, "student": config.student}),
-        *_tokenizer_faults(config.teacher.model, config.student.model),
+        *_tokenizer_faults(config.teacher.model, config.student.model, config.reward),
         *_row_file_faults("input", config.input),
         *_run_faults(config),
     ]
@@ -87,7 +87,7 @@ def collect_path_faults(config: CollectConfig) -> list[str]:
     """Broken rules about the files of `collect`."""
     faults = _model_faults(config.models)
     if config.student is not None:
-        faults += _tokenizer_faults(config.teacher.model, config.student.model)
+        faults += _tokenizer_faults(config.teacher.model, config.student.model, config.reward)
     if config.teacher_checkpoint is not None and not (config.teacher_checkpoint / "manifest.json").is_file():
         faults.append(
             f"teacher_checkpoint: {config.teacher_checkpoint} holds no checkpoint (no manifest.json); give a folder"
@@ -141,8 +141,8 @@ def _model_faults(models: dict[str, ModelConfig]) -> list[str]:
     return faults
 
 
-def _tokenizer_faults(teacher: Path, student: Path) -> list[str]:
-    """The student reads the very ids the teacher sampled, so both must mean the same token by an id."""
+def _tokenizer_faults(teacher: Path, student: Path, reward: RewardConfig) -> list[str]:
+    """r_KL compares the very ids the teacher sampled, so both must mean the same token by an id."""
     files = [folder / "tokenizer.json" for folder in (teacher, student)]
     if not all(file.is_file() for file in files) or files[0].read_bytes() == files[1].read_bytes():
         return []
@@ -152,13 +152,14 @@ def _tokenizer_faults(teacher: Path, student: Path) -> list[str]:
         return [f"student.model: tokenizer.json of teacher or student is not readable ({error}); download it again"]
     differing = sorted(token for token in ours.keys() & theirs.keys() if ours[token] != theirs[token])
     missing = sorted(ours.keys() - theirs.keys())
-    if not differing and not missing:
+    if reward.lambda_kl == 0 or not (differing or missing):
         return []
     token = (differing + missing)[0]
     return [
         f"student.model: its tokenizer differs from the teacher's in {len(differing) + len(missing)} tokens (token"
-        f" {token!r} has id {ours[token]} for the teacher, {theirs.get(token, 'none')} for the student), but the"
-        " student scores the sampled ids themselves; use models that share a tokenizer"
+        f" {token!r} has id {ours[token]} for the teacher, {theirs.get(token, 'none')} for the student), and r_KL"
+        " compares token by token and needs one tokenizer; set reward.lambda_kl=0 to reward r_SS alone, or take a"
+        " student with the teacher's tokenizer"
     ]
 
 

@@ -28,6 +28,7 @@ from megatron_rlt.jobs.collect_rows import open_shards, survey_questions, usable
 from megatron_rlt.jobs.collect_sampling import SamplingRooms, sample_part, sampling_metrics
 from megatron_rlt.jobs.collect_scoring import ScoringRooms, score_part, scoring_metrics
 from megatron_rlt.jobs.part_run import PartRun
+from megatron_rlt.jobs.rewarding import build_pairs, shown_parts
 from megatron_rlt.jobs.row_survey import Survey, write_rejected
 from megatron_rlt.jobs.signals import EndRequest
 from megatron_rlt.metrics.collected import ExplanationStore, Origin, SampledExplanation, SampleStore
@@ -38,14 +39,12 @@ from megatron_rlt.parallel.collectives import broadcast_record
 from megatron_rlt.parallel.failures import ENDED_EARLY
 from megatron_rlt.parallel.platform import world
 from megatron_rlt.parallel.watchdog import Heartbeat
-from megatron_rlt.prompts.formats import pair_builder
 from megatron_rlt.prompts.pairs import PairBuilder
 from megatron_rlt.rewards.placebo import other_questions
 
 _COMMAND = "collect"
 _RATE = "explanations_per_second"
 _SHOWN_SAMPLING = ("well_formed_share", "completion_tokens", _RATE)
-_SHOWN_SCORING = ("reward", "r_ss", "r_kl", _RATE)
 SAMPLES, PARTS, EXPLANATIONS, REJECTED = "samples", "parts", "explanations.parquet", "rejected.jsonl"
 """Folders and files in the run folder, and in the folder of a scoring."""
 
@@ -81,7 +80,7 @@ def run_collect(config: CollectConfig, heartbeat: Heartbeat) -> int:
     heartbeat.beat("validate")
     origin = find_origin(config, lambda name: heartbeat.beat("validate", name))
     student = config.teacher if config.student is None else config.student
-    pairs = pair_builder(config.teacher.model, student.model, config.prompts)
+    pairs = build_pairs(config.teacher.model, student.model, config.prompts, config.reward)
     shards = open_shards(config.data, config.output_dir / "data")
     stores, is_finished = open_stores(config, origin, read_manifest(shards).content_hash)
     dist.barrier()  # every rank has looked before one writes
@@ -197,7 +196,7 @@ class _Collection:
                     self._stores.scores.write_scores(number, self._stores.samples, scores)
             return scoring_metrics(scores) | {_RATE: len(scores) / (time.monotonic() - started)}
 
-        what, shown = ("write", (_RATE,)) if rooms.scorer is None else ("score", _SHOWN_SCORING)
+        what, shown = ("write", (_RATE,)) if rooms.scorer is None else ("score", (*shown_parts(rooms.pairs), _RATE))
         run = self._part_run(what, self._stores.folder)
         is_done = run.run(take_part, num_done=num_done, num_parts=num_parts, shown=shown)
         self.totals.update(run.totals)

@@ -26,15 +26,16 @@ class CollectModels:
         """Make the process groups; loads nothing yet. Collective.
 
         Raises:
-            ValueError: a model has no row for an id of the tokenizer.
+            ValueError: a model has no row for an id of its tokenizer.
         """
         self._config, self._pairs, self._on_progress = config, pairs, on_progress
         for name, model in config.models.items():
             vocab_size = Architecture.from_folder(model.model).vocab_size
-            if vocab_size < pairs.teacher.tokenizer.num_ids:
+            tokenizer = pairs.teacher.tokenizer if name == "teacher" else pairs.student.tokenizer
+            if vocab_size < tokenizer.num_ids:
                 raise ValueError(
                     f"{name}.model: has a vocabulary of {vocab_size} and cannot read the tokenizer's"
-                    f" {pairs.teacher.tokenizer.num_ids} ids; take the model and the tokenizer that belong together"
+                    f" {tokenizer.num_ids} ids; take the model and the tokenizer that belong together"
                 )
         student = config.teacher if config.student is None else config.student
         self._teacher_layout, self._student_layout = build_layouts(config.teacher.layout, student.layout)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
-from megatron_rlt.config.sections import LayoutConfig, RewardConfig, ScoringConfig
+from megatron_rlt.config.sections import LayoutConfig, PromptConfig, RewardConfig, ScoringConfig
 from megatron_rlt.metrics.phases import PhaseTimer
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.layout import Layout, build_layout
+from megatron_rlt.prompts.formats import pair_builder
+from megatron_rlt.prompts.pairs import PairBuilder
 from megatron_rlt.rewards.rlt import KlEstimator, rlt_reward
 from megatron_rlt.scoring.divergence import DivergenceEngine
 from megatron_rlt.scoring.engine import LogprobEngine
@@ -48,6 +51,26 @@ class Scorer:
                 reward=self.reward,
                 penalties=self.penalties,
             )
+
+
+def build_pairs(teacher: Path, student: Path, prompts: PromptConfig, reward: RewardConfig) -> PairBuilder:
+    """Both prompt formats of two model folders, before any model loads.
+
+    Raises:
+        ValueError: tokenizers or tags cannot work; or the tokenizers differ, and the reward compares token by token.
+    """
+    pairs = pair_builder(teacher, student, prompts, needs_one_tokenizer=reward.lambda_kl != 0)
+    if not pairs.one_tokenizer and reward.kl_estimator == "full":
+        raise ValueError(
+            "reward.kl_estimator=full: compares two distributions over one vocabulary, and teacher and student have two"
+            " tokenizers; leave kl_estimator out, with reward.lambda_kl=0 it is not part of the reward"
+        )
+    return pairs
+
+
+def shown_parts(pairs: PairBuilder) -> tuple[str, ...]:
+    """What a person watches of the rewards: r_KL only where there is one."""
+    return ("reward", "r_ss", "r_kl") if pairs.one_tokenizer else ("reward", "r_ss")
 
 
 def build_layouts(teacher: LayoutConfig, student: LayoutConfig) -> tuple[Layout, Layout]:
@@ -99,7 +122,7 @@ def reward_explanations(
 
     Args:
         teacher: of each pair's whole completion.
-        student: of each pair's explanation, then its solution.
+        student: of each pair's explanation, as the student's tokenizer writes it, then its solution.
     """
     assert teacher.temperature == student.temperature, "log-probs of two temperatures cannot be compared"
     divergences: Sequence[Tensor | None] = [None] * len(pairs) if divergence is None else divergence.per_token(pairs)
@@ -117,6 +140,7 @@ def reward_explanations(
                 lambda_kl=reward.lambda_kl,
                 kl_estimator=reward.kl_estimator,
                 penalties=penalties,
+                one_tokenizer=pair.one_tokenizer,
             )
         )
     return tuple(rewards)

@@ -6,14 +6,15 @@ import torch.distributed as dist
 
 from megatron_rlt.config.jobs import TrainConfig
 from megatron_rlt.jobs.problems import open_problems
+from megatron_rlt.jobs.rewarding import build_pairs, shown_parts
 from megatron_rlt.jobs.rl_metrics import completion_rows, step_metrics
-from megatron_rlt.jobs.rl_rooms import build_pairs, build_rooms
+from megatron_rlt.jobs.rl_rooms import build_rooms
 from megatron_rlt.jobs.rl_step import step
 from megatron_rlt.jobs.training_run import TrainingRun, TrainingState
 from megatron_rlt.metrics.completions import CompletionStore
 from megatron_rlt.parallel.watchdog import Heartbeat
 
-_SHOWN = ("reward", "r_ss", "r_kl", "well_formed_share", "completion_tokens")
+_SHOWN = ("well_formed_share", "completion_tokens")  # beside the rewards
 
 
 def run_train(config: TrainConfig, heartbeat: Heartbeat) -> int:
@@ -24,7 +25,7 @@ def run_train(config: TrainConfig, heartbeat: Heartbeat) -> int:
     """
     run = TrainingRun(config, "train", heartbeat, source_model=config.teacher.model)
     with run.timer.phase("setup"):
-        pairs = build_pairs(config)
+        pairs = build_pairs(config.teacher.model, config.student.model, config.prompts, config.reward)
         stream = open_problems(
             config.data, seed=config.seed, work_dir=config.output_dir / "data", check=pairs.check_problem
         )
@@ -42,4 +43,4 @@ def run_train(config: TrainConfig, heartbeat: Heartbeat) -> int:
             return step_metrics(result, config.grpo, lambda_kl=config.reward.lambda_kl)
 
     state = TrainingState(rooms.policy, rooms.reference_model, stream)
-    return run.train(state, take_step, num_steps=config.num_steps, shown=_SHOWN)
+    return run.train(state, take_step, num_steps=config.num_steps, shown=(*shown_parts(pairs), *_SHOWN))

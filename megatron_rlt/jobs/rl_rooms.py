@@ -12,7 +12,6 @@ from megatron_rlt.jobs.policy_engines import build_policy, sampling_engine
 from megatron_rlt.jobs.rewarding import build_layouts, divergence_engine, logprob_engine
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.policy.policy import Policy
-from megatron_rlt.prompts.formats import pair_builder
 from megatron_rlt.prompts.pairs import PairBuilder
 from megatron_rlt.rewards.penalties import penalty_table
 from megatron_rlt.rollout.engine import MegatronEngine
@@ -60,8 +59,7 @@ def build_rooms(config: TrainConfig, pairs: PairBuilder, on_progress: OnProgress
             model,
             teacher_layout,
             temperature=config.temperature,
-            # Models padded to different vocabulary sizes share a tokenizer: the student cannot score ids it lacks.
-            num_token_ids=min(model.unpadded_vocab_size, student.model.unpadded_vocab_size),
+            num_token_ids=_num_token_ids(pairs, model, student.model),
             stop=pairs.teacher.stop_condition(stop_at_end_tag=config.rollout.stop_at_end_tag),
             on_progress=on_progress,
         ),
@@ -74,6 +72,8 @@ def build_rooms(config: TrainConfig, pairs: PairBuilder, on_progress: OnProgress
     )
 
 
-def build_pairs(config: TrainConfig) -> PairBuilder:
-    """Both prompt formats; raises ValueError for tokenizers or tags that cannot work, before any model loads."""
-    return pair_builder(config.teacher.model, config.student.model, config.prompts)
+def _num_token_ids(pairs: PairBuilder, teacher: LanguageModel, student: LanguageModel) -> int:
+    """Ids the teacher may sample. Of one tokenizer, models are padded to different sizes: a student cannot score ids it
+    lacks. One with another tokenizer reads text, which only ids of the teacher's tokenizer have."""
+    others = student.unpadded_vocab_size if pairs.one_tokenizer else pairs.teacher.tokenizer.num_ids
+    return min(teacher.unpadded_vocab_size, others)

@@ -27,7 +27,7 @@ class StepResult:
     groups: tuple[RolloutGroup, ...]
     pairs: tuple[ScoringPair, ...]  # one a completion, group by group
     old_policy: Logprobs  # of whole completions
-    student: Logprobs  # of explanation, then solution
+    student: Logprobs  # of explanation, then solution, in the student's tokens
     rewards: tuple[RewardParts, ...]
     advantages: Tensor  # [N] float64
     updates: tuple[Update[Tensor], ...]  # records are LossSums as vectors

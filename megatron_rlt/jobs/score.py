@@ -20,7 +20,14 @@ from megatron_rlt.data.rows import source_digest
 from megatron_rlt.data.traces import Trace, read_traces
 from megatron_rlt.jobs.models import load_frozen_model
 from megatron_rlt.jobs.part_run import PartRun
-from megatron_rlt.jobs.rewarding import Scorer, build_layouts, divergence_engine, logprob_engine
+from megatron_rlt.jobs.rewarding import (
+    Scorer,
+    build_layouts,
+    build_pairs,
+    divergence_engine,
+    logprob_engine,
+    shown_parts,
+)
 from megatron_rlt.jobs.row_survey import Survey, survey_rows, write_rejected
 from megatron_rlt.jobs.score_report import print_scores
 from megatron_rlt.jobs.score_rows import LengthCheck, TracePairs, trace_pairs, usable_traces
@@ -34,13 +41,11 @@ from megatron_rlt.parallel.collectives import broadcast_record
 from megatron_rlt.parallel.failures import ENDED_EARLY
 from megatron_rlt.parallel.platform import world
 from megatron_rlt.parallel.watchdog import Heartbeat
-from megatron_rlt.prompts.formats import pair_builder
 from megatron_rlt.rewards.penalties import penalty_table
 from megatron_rlt.rewards.rlt import why_invalid
 from megatron_rlt.types import OnProgress
 
 _COMMAND = "score"
-_SHOWN = ("reward", "r_ss", "r_kl")
 _DIGITS = 16  # of a hash that a person may have to read: 64 bits
 _NOT_IDENTITY = ("input", "output")  # a file may move: the input counts by its content, and the output is the place
 
@@ -73,7 +78,7 @@ def run_score(config: ScoreConfig, heartbeat: Heartbeat) -> int:
         return 0
     pairs = trace_pairs(
         config.input,
-        pair_builder(config.teacher.model, config.student.model, config.prompts),
+        build_pairs(config.teacher.model, config.student.model, config.prompts, config.reward),
         placebo=config.placebo,
         seed=config.seed,
     )
@@ -98,7 +103,7 @@ def run_score(config: ScoreConfig, heartbeat: Heartbeat) -> int:
         return _means(rows)
 
     run = PartRun(_COMMAND, config.output_dir, config.metrics, heartbeat=heartbeat, end=end)
-    if not run.run(take_part, num_done=num_done, num_parts=num_parts, shown=_SHOWN):
+    if not run.run(take_part, num_done=num_done, num_parts=num_parts, shown=shown_parts(pairs.pairs)):
         return ENDED_EARLY
     if store is not None:
         heartbeat.beat("write")

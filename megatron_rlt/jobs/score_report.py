@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -43,7 +44,8 @@ def print_scores(
         table.add_row(f"  {reason}", f"{count:,}")
     table.add_section()
     for name, label in _LABELS.items():
-        table.add_row(label, f"{summary.means[name]:.4f}")
+        if not math.isnan(summary.means[name]):
+            table.add_row(label, f"{summary.means[name]:.4f}")
     table.add_section()
     for flag, count in sorted(summary.flags.items()):
         table.add_row(f"flagged {flag.value}", f"{count:,}")

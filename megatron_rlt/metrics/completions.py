@@ -22,7 +22,10 @@ from megatron_rlt.types import Completion, FinishReason, FormatFlag, Prompt, Rew
 
 @dataclass(frozen=True, eq=False)
 class CompletionRow:
-    """One completion. C tokens were sampled, E of them are the explanation, the solution has S."""
+    """One completion. C tokens were sampled, E of them are the explanation, the solution has S.
+
+    A student with another tokenizer than the teacher's has an E and S of its own, and no KL: r_KL's parts are nan.
+    """
 
     step: int
     problem_id: str
@@ -50,7 +53,7 @@ class CompletionRow:
     old_logprobs: Tensor  # [C] float32, of the policy before the update
     student_explanation_logprobs: Tensor  # [E] float32
     student_solution_logprobs: Tensor  # [S] float32
-    kl_per_token: Tensor  # [E] float32
+    kl_per_token: Tensor | None  # [E] float32; None: teacher and student have different tokenizers
 
     @classmethod
     def of(
@@ -106,6 +109,7 @@ _TYPES = {
     "FinishReason": pa.string(),
     "tuple[FormatFlag, ...]": pa.list_(pa.string()),
     "Tensor": pa.list_(pa.float32()),
+    "Tensor | None": pa.list_(pa.float32()),
 }
 _ID_COLUMNS = ("teacher_prompt_ids", "completion_ids")
 _SCHEMA = pa.schema(
@@ -158,7 +162,7 @@ def _row(values: dict[str, Any]) -> CompletionRow:
     for column in _SCHEMA:
         if column.name in _ID_COLUMNS:
             values[column.name] = torch.tensor(values[column.name], dtype=torch.int64)
-        elif column.type == _TYPES["Tensor"]:
+        elif column.type == _TYPES["Tensor"] and values[column.name] is not None:
             values[column.name] = torch.tensor(values[column.name], dtype=torch.float32)
     values["finish_reason"] = FinishReason(values["finish_reason"])
     values["flags"] = tuple(FormatFlag(flag) for flag in values["flags"])

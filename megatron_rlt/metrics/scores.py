@@ -59,16 +59,16 @@ class ScoredRow:
     def cells(self) -> dict[str, Any]:
         """Values by column; what is not a number becomes null, infinities and per-token values stay visible."""
         scalars = {name: vars(self.parts)[name] for name in PARTS}
-        per_token: dict[str, Tensor] = {name: vars(self.parts)[name] for name in _PER_TOKEN}
+        per_token: dict[str, Tensor | None] = {name: vars(self.parts)[name] for name in _PER_TOKEN}
         return {
             "id": self.pair.problem.problem_id,
             "question": self.pair.problem.question,
             **{name: None if math.isnan(value) else value for name, value in scalars.items()},
-            "explanation_tokens": len(self.parts.student_explanation_logprobs),
+            "explanation_tokens": self.pair.num_explanation_tokens,
             "solution_tokens": len(self.parts.student_solution_logprobs),
             "flags": sorted(flag.value for flag in self.pair.flags),
             "dropped": self.dropped,
-            **{name: values.numpy() for name, values in per_token.items()},
+            **{name: None if values is None else values.numpy() for name, values in per_token.items()},
         }
 
 
@@ -77,7 +77,7 @@ class ScoreSummary:
     """What a person wants to know of a finished output."""
 
     num_rows: int
-    means: dict[str, float]  # of `PARTS`, over the rows that have a reward; nan where none has
+    means: dict[str, float]  # of `PARTS`, over the rows that have a reward and this part of it; nan where none has
     dropped: Counter[str]  # rows without a reward, by reason
     flags: Counter[FormatFlag]
 
@@ -165,7 +165,7 @@ def summarize_scores(output: Path) -> ScoreSummary:
     kept = table.filter(pa.compute.is_null(table["dropped"]))
     return ScoreSummary(
         num_rows=table.num_rows,
-        means={name: Tally.of(kept[name].to_pylist()).mean for name in PARTS},
+        means={name: Tally.of(kept[name].drop_null().to_pylist()).mean for name in PARTS},
         dropped=Counter(reason for reason in table["dropped"].to_pylist() if reason is not None),
         flags=Counter(FormatFlag(flag) for flags in table["flags"].to_pylist() for flag in flags),
     )

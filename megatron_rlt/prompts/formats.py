@@ -9,7 +9,7 @@ from megatron_rlt.prompts.pairs import PairBuilder
 from megatron_rlt.prompts.student import StudentFormat
 from megatron_rlt.prompts.tags import student_system, tag_set, teacher_system
 from megatron_rlt.prompts.teacher import TeacherFormat
-from megatron_rlt.prompts.tokenizer import check_same_tokenizer, load_tokenizer
+from megatron_rlt.prompts.tokenizer import load_tokenizer, tokenizer_difference
 
 
 def teacher_format(folder: Path, prompts: PromptConfig) -> TeacherFormat:
@@ -27,7 +27,22 @@ def student_format(folder: Path, prompts: PromptConfig) -> StudentFormat:
     return StudentFormat(load_tokenizer(folder), tag_set(prompts), system=student_system(prompts))
 
 
-def pair_builder(teacher_folder: Path, student_folder: Path, prompts: PromptConfig) -> PairBuilder:
-    """Both formats, each with its own model's chat template. Raises ValueError unless both share one vocabulary."""
-    check_same_tokenizer(teacher_folder, student_folder)
-    return PairBuilder(teacher_format(teacher_folder, prompts), student_format(student_folder, prompts))
+def pair_builder(
+    teacher_folder: Path, student_folder: Path, prompts: PromptConfig, *, needs_one_tokenizer: bool = True
+) -> PairBuilder:
+    """Both formats, each with its own model's tokenizer and chat template.
+
+    Args:
+        needs_one_tokenizer: whether something compares the two models token by token, as r_KL does.
+
+    Raises:
+        ValueError: as `load_tokenizer` and `check_tags`; or one tokenizer is needed and there are two.
+    """
+    teacher, student = teacher_format(teacher_folder, prompts), student_format(student_folder, prompts)
+    difference = tokenizer_difference(teacher.tokenizer, student.tokenizer)
+    if difference is not None and needs_one_tokenizer:
+        raise ValueError(
+            f"student.model: {difference}, and r_KL compares token by token and needs one tokenizer; set"
+            " reward.lambda_kl=0 to reward r_SS alone, or take a student with the teacher's tokenizer"
+        )
+    return PairBuilder(teacher, student, one_tokenizer=difference is None)

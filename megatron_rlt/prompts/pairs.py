@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from megatron_rlt.prompts.stopping import CompletionParts, split_completion
 from megatron_rlt.prompts.student import StudentFormat
@@ -27,10 +28,17 @@ from megatron_rlt.types import (
 
 @dataclass(frozen=True, eq=False)
 class PairBuilder:
-    """Builds scoring pairs; both formats use one vocabulary (`check_same_tokenizer`)."""
+    """Builds scoring pairs.
+
+    With one tokenizer the student reads the teacher's ids as they are. A student with another one is the one exception
+    to "tokens stay tokens": the explanation's text, decoded once, is encoded by the student's tokenizer between the
+    student's tags. The spans are known all the same: the sequence is built piece by piece, nothing is searched for.
+    Bytes of a character that was cut in half are no text: such a student reads U+FFFD in their place.
+    """
 
     teacher: TeacherFormat
     student: StudentFormat
+    one_tokenizer: bool  # whether an id means the same to both
 
     def check_problem(self, problem: Problem) -> None:
         """Raise ValueError naming the problem if either format could not use it."""
@@ -67,11 +75,16 @@ class PairBuilder:
         return ScoringPair(
             problem=prompt.problem,
             teacher=SpannedSequence(teacher_ids, (Span(len(prompt.token_ids), len(teacher_ids)),)),
-            student=self.student.splice(prompt.problem, completion[: parts.num_explanation_tokens]),
+            student=self.student.splice(prompt.problem, self._read_by_student(explanation_ids, text)),
             num_explanation_tokens=parts.num_explanation_tokens,
             flags=frozenset(self._flags(text, parts, truncated=truncated)),
             explanation_text=text,
+            one_tokenizer=self.one_tokenizer,
         )
+
+    def _read_by_student(self, explanation_ids: list[int], text: str) -> Tensor:
+        ids = explanation_ids if self.one_tokenizer else self.student.tokenizer.encode(text)
+        return torch.tensor(ids, dtype=torch.int64)
 
     def _flags(self, text: str, parts: CompletionParts, *, truncated: bool) -> Iterator[FormatFlag]:
         if not parts.has_end_tag:
@@ -82,7 +95,10 @@ class PairBuilder:
             yield FormatFlag.EMPTY
         # The text shows special tokens too, sampled as one id or spelt out.
         tags = {*self.teacher.tags.texts, *self.student.tags.texts}
-        if any(tag in text for tag in tags) or self.teacher.tokenizer.special_token_in(text) is not None:
+        tokenizers = (
+            {self.teacher.tokenizer} if self.one_tokenizer else {self.teacher.tokenizer, self.student.tokenizer}
+        )
+        if any(tag in text for tag in tags) or any(each.special_token_in(text) is not None for each in tokenizers):
             yield FormatFlag.CONTAINS_TAGS
         if truncated:
             yield FormatFlag.TRUNCATED

@@ -120,23 +120,21 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
     return ChatTokenizer(hf, folder, _declared_stop_ids(folder / "generation_config.json"))
 
 
-def check_same_tokenizer(teacher_folder: Path, student_folder: Path) -> None:
-    """Raise ValueError unless both tokenizers give the same id to the same string.
+def tokenizer_difference(teacher: ChatTokenizer, student: ChatTokenizer) -> str | None:
+    """What tells two tokenizers apart, in words; None if both give the same id to the same string.
 
-    The student reads the teacher's sampled ids as they are, so an id must mean one string to both.
+    Only then can a student read the teacher's sampled ids as they are.
     """
-    vocabularies = [load_tokenizer(folder).hf.get_vocab() for folder in (teacher_folder, student_folder)]
-    differing = sorted({string for string, _ in vocabularies[0].items() ^ vocabularies[1].items()})
+    ours, theirs = teacher.hf.get_vocab(), student.hf.get_vocab()
+    differing = sorted({string for string, _ in ours.items() ^ theirs.items()})
     if not differing:
-        return
+        return None
     examples = "; ".join(
-        f"{string!r}: {vocabularies[0].get(string, 'absent')} against {vocabularies[1].get(string, 'absent')}"
-        for string in differing[:3]
+        f"{string!r}: {ours.get(string, 'absent')} against {theirs.get(string, 'absent')}" for string in differing[:3]
     )
-    raise ValueError(
-        f"teacher {teacher_folder} and student {student_folder} need one vocabulary, because the student reads the"
-        f" teacher's token ids as they are; {len(differing)} strings have other ids ({examples})."
-        " Choose a student of the teacher's model family"
+    return (
+        f"{len(differing)} strings have other ids in the tokenizer of teacher {teacher.folder} than in that of student"
+        f" {student.folder} ({examples})"
     )
 
 

@@ -35,12 +35,13 @@ def rlt_reward(
     lambda_kl: float,
     kl_estimator: KlEstimator,
     penalties: Mapping[FormatFlag, float],
+    one_tokenizer: bool = True,
 ) -> RewardParts:
     """Reward of one explanation; sums are taken in float64.
 
     An explanation or a solution without tokens, or a non-finite value anywhere, makes the reward nan and the parts
     invalid (`why_invalid` names the reason); nothing is replaced. An explanation of white space has tokens, a reward
-    and the flag `empty`.
+    and the flag `empty`. Without `one_tokenizer` there is no KL: its parts are nan, and the reward is r_SS + penalty.
 
     Args:
         student_explanation_logprobs: `[E]` log p_S of the sampled explanation tokens, given the question.
@@ -52,22 +53,25 @@ def rlt_reward(
         lambda_kl: weight of r_KL against r_SS.
         kl_estimator: how KL_t comes about, see `kl_per_token`.
         penalties: added to the reward for each flag.
+        one_tokenizer: whether both models' explanation tokens are the same ones; else `lambda_kl` must be 0.
     """
-    kl = kl_per_token(
-        teacher_logprobs=teacher_explanation_logprobs,
-        student_logprobs=student_explanation_logprobs,
-        divergence=explanation_divergence,
-        estimator=kl_estimator,
-    )
+    assert one_tokenizer or lambda_kl == 0, "r_KL needs one tokenizer"
+    kl = None
+    if one_tokenizer:
+        kl = kl_per_token(
+            teacher_logprobs=teacher_explanation_logprobs,
+            student_logprobs=student_explanation_logprobs,
+            divergence=explanation_divergence,
+            estimator=kl_estimator,
+        )
     solution = student_solution_logprobs.double()
     r_ss_mean, r_ss_min = (float(solution.mean()), float(solution.min())) if len(solution) else (_NAN, _NAN)
-    r_kl_mean, r_kl_max = (float(kl.mean()), float(kl.max())) if len(kl) else (_NAN, _NAN)
+    r_kl_mean, r_kl_max = (_NAN, _NAN) if kl is None or len(kl) == 0 else (float(kl.mean()), float(kl.max()))
     r_ss, r_kl = r_ss_mean + alpha * r_ss_min, r_kl_mean + alpha * r_kl_max
     penalty = total_penalty(flags, penalties)
-    inputs = (student_explanation_logprobs, solution, teacher_explanation_logprobs, kl)
-    usable = len(solution) > 0 and len(kl) > 0 and all(bool(values.isfinite().all()) for values in inputs)
+    usable = _all_finite(solution, student_explanation_logprobs, teacher_explanation_logprobs, kl)
     return RewardParts(
-        reward=r_ss - lambda_kl * r_kl + penalty if usable else _NAN,
+        reward=r_ss - (0.0 if kl is None else lambda_kl * r_kl) + penalty if usable else _NAN,
         r_ss=r_ss,
         r_ss_mean=r_ss_mean,
         r_ss_min=r_ss_min,
@@ -75,11 +79,17 @@ def rlt_reward(
         r_kl_mean=r_kl_mean,
         r_kl_max=r_kl_max,
         penalty=penalty,
-        kl_per_token=kl.float(),
+        kl_per_token=None if kl is None else kl.float(),
         student_solution_logprobs=student_solution_logprobs.float(),
         student_explanation_logprobs=student_explanation_logprobs.float(),
         teacher_explanation_logprobs=teacher_explanation_logprobs.float(),
     )
+
+
+def _all_finite(solution: Tensor, student_explanation: Tensor, *others: Tensor | None) -> bool:
+    """Whether solution and explanation have tokens, and every value that there is, is finite."""
+    present = [solution, student_explanation, *(values for values in others if values is not None)]
+    return len(solution) > 0 and len(student_explanation) > 0 and all(bool(each.isfinite().all()) for each in present)
 
 
 def kl_per_token(
@@ -110,7 +120,7 @@ def why_invalid(parts: RewardParts) -> str | None:
         return None
     if len(parts.student_solution_logprobs) == 0:
         return "empty solution"
-    if len(parts.kl_per_token) == 0:
+    if len(parts.student_explanation_logprobs) == 0:
         return "empty explanation"
     per_token = {
         "student solution log-prob": parts.student_solution_logprobs,
@@ -122,10 +132,15 @@ def why_invalid(parts: RewardParts) -> str | None:
     )
 
 
+def kl_term(parts: RewardParts, *, lambda_kl: float) -> float:
+    """What r_KL adds to the reward: `-lambda * r_KL`, 0 where there is no r_KL."""
+    return 0.0 if parts.kl_per_token is None else -lambda_kl * parts.r_kl
+
+
 def reward_terms(parts: Sequence[RewardParts], *, lambda_kl: float) -> dict[str, Tensor]:
     """The summands of many rewards, with their signs: `[N]` float64 each, together `reward`."""
     return {
         "r_ss": torch.tensor([part.r_ss for part in parts], dtype=torch.float64),
-        "r_kl": torch.tensor([-lambda_kl * part.r_kl for part in parts], dtype=torch.float64),
+        "r_kl": torch.tensor([kl_term(part, lambda_kl=lambda_kl) for part in parts], dtype=torch.float64),
         "penalty": torch.tensor([part.penalty for part in parts], dtype=torch.float64),
     }

@@ -12,6 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from megatron_rlt.rewards.rlt import kl_term
 from megatron_rlt.types import RewardParts
 
 SolutionUnit = Literal["logprob", "probability", "gain"]
@@ -58,7 +59,7 @@ def solution_score(
 
 def with_solution_score(parts: RewardParts, score: SolutionScore, *, lambda_kl: float) -> RewardParts:
     """The reward `r_SS - lambda_kl * r_KL + penalty` with another r_SS; invalid parts stay invalid."""
-    reward = score.r_ss - lambda_kl * parts.r_kl + parts.penalty
+    reward = score.r_ss + kl_term(parts, lambda_kl=lambda_kl) + parts.penalty
     return replace(
         parts,
         reward=reward if parts.valid else parts.reward,

@@ -77,6 +77,7 @@ def test_the_completion_store_has_a_row_a_completion_with_every_part(run: Path) 
         ]
         for row in rows:
             assert len(row.completion_ids) == len(row.rollout_logprobs) == len(row.old_logprobs) <= 10
+            assert row.kl_per_token is not None
             assert len(row.kl_per_token) == len(row.student_explanation_logprobs) == row.num_explanation_tokens
             assert len(row.student_solution_logprobs) > 0
             torch.testing.assert_close(row.rollout_logprobs, row.old_logprobs, atol=1e-4, rtol=0)
@@ -89,6 +90,7 @@ def test_rewards_and_advantages_follow_from_the_stored_parts(run: Path) -> None:
             assert math.isnan(row.reward)
             assert row.advantage == 0
             continue
+        assert row.kl_per_token is not None
         solution, kl = row.student_solution_logprobs.double(), row.kl_per_token.double()
         r_ss, r_kl = solution.mean() + 0.01 * solution.min(), kl.mean() + 0.01 * kl.max()
         penalty = -5.0 if FormatFlag.MISSING_END_TAG in row.flags else 0.0

@@ -68,11 +68,11 @@ def score_inputs(folder: Path, traces: Sequence[tuple[str, str]] = TRACES) -> Sc
     )
     for model in (teacher, student):
         shutil.copytree(tokenizer, model, dirs_exist_ok=True)
-        _flatten_distributions(model / "model.safetensors")
+        flatten_distributions(model / "model.safetensors")
     return ScoreInputs(teacher, student, write_rows(folder / "rows.jsonl", [row(i, *t) for i, t in enumerate(traces)]))
 
 
-def _flatten_distributions(file: Path) -> None:
+def flatten_distributions(file: Path) -> None:
     """Bring log-probs near those of trained models: k3 has exp(gap), and gaps of 10 nats amplify float32's rounding."""
     tensors = load_file(file)
     tensors["lm_head.weight"] *= 0.25

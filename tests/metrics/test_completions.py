@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,7 +25,9 @@ from megatron_rlt.types import (
 )
 
 
-def _row(seed: int, *, num_tokens: int, flags: frozenset[FormatFlag], reward: float) -> CompletionRow:
+def _row(
+    seed: int, *, num_tokens: int, flags: frozenset[FormatFlag], reward: float, one_tokenizer: bool = True
+) -> CompletionRow:
     generator = torch.Generator().manual_seed(seed)
     problem = Problem(f"problem {seed}", "2 + 2 = ?", "4")
     prompt = Prompt(problem, torch.tensor([5, 6, 7]))
@@ -37,6 +39,8 @@ def _row(seed: int, *, num_tokens: int, flags: frozenset[FormatFlag], reward: fl
     parts = RewardParts(
         reward, -0.25, -0.2, -5.0, 0.1, 0.05, 5.0, -1.0, explanation, torch.tensor([-0.5]), explanation * 2, explanation
     )
+    if not one_tokenizer:
+        parts = replace(parts, r_kl=math.nan, r_kl_mean=math.nan, r_kl_max=math.nan, kl_per_token=None)
     return CompletionRow.of(
         prompt,
         completion,
@@ -54,6 +58,7 @@ _ROWS = [
     _row(0, num_tokens=5, flags=frozenset({FormatFlag.TRUNCATED, FormatFlag.MISSING_END_TAG}), reward=0.1 + 0.2),
     _row(1, num_tokens=0, flags=frozenset({FormatFlag.EMPTY}), reward=math.nan),
     _row(2, num_tokens=300, flags=frozenset(), reward=-1.0),
+    _row(3, num_tokens=4, flags=frozenset(), reward=-1.25, one_tokenizer=False),
 ]
 
 
@@ -77,11 +82,12 @@ def test_the_file_is_plain_compressed_parquet_and_nothing_else_is_left(tmp_path:
     path = CompletionStore(tmp_path).write(7, _ROWS)
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-000007.parquet"]
     file = pq.ParquetFile(path)
-    assert file.metadata.num_rows == 3
+    assert file.metadata.num_rows == 4
     assert {file.metadata.row_group(0).column(index).compression for index in range(5)} == {"ZSTD"}
     assert pq.read_table(path, columns=["flags"]).to_pydict()["flags"] == [
         ["missing_end_tag", "truncated"],
         ["empty"],
+        [],
         [],
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -145,3 +146,23 @@ def test_k1_and_k3_have_the_exact_divergence_as_their_mean() -> None:
         teacher_logprobs=teacher.log(), student_logprobs=student.log(), divergence=None, estimator="k3"
     )
     assert bool((everywhere >= 0).all())
+
+
+def test_two_tokenizers_leave_r_ss_and_penalty_and_no_kl() -> None:
+    """Three tokens of the teacher's against two of the student's: r = r_SS - 1 = -1.53 - 1."""
+    arguments: dict[str, Any] = {
+        "teacher_explanation_logprobs": torch.tensor([-0.5, -1.5, -0.25]),
+        "flags": {FormatFlag.MISSING_END_TAG},
+        "one_tokenizer": False,
+    }
+    parts = reward_of(lambda_kl=0.0, **arguments)
+    assert parts.kl_per_token is None
+    assert all(math.isnan(value) for value in (parts.r_kl, parts.r_kl_mean, parts.r_kl_max))
+    assert parts.reward == pytest.approx(-2.53, abs=1e-12)
+    assert why_invalid(parts) is None
+    terms = {name: values.tolist() for name, values in reward_terms([parts], lambda_kl=0.0).items()}
+    assert terms == {"r_ss": [parts.r_ss], "r_kl": [0.0], "penalty": [-1.0]}
+    broken = reward_of(lambda_kl=0.0, **arguments | {"student_explanation_logprobs": torch.empty(0)})
+    assert why_invalid(broken) == "empty explanation"
+    with pytest.raises(AssertionError, match="needs one tokenizer"):
+        reward_of(**arguments)

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron_rlt.config.jobs import TrainConfig
-from megatron_rlt.jobs.rl_rooms import build_pairs, build_rooms
+from megatron_rlt.jobs.rewarding import build_pairs
+from megatron_rlt.jobs.rl_rooms import build_rooms
 from megatron_rlt.jobs.rl_step import StepResult, step
 from megatron_rlt.metrics.memory import MemoryLedger
 from megatron_rlt.metrics.phases import PhaseTimer
@@ -62,7 +63,8 @@ def _bench(arguments: argparse.Namespace, folder: Path, vocab_size: int) -> None
     )
     save_tokenizer(model)
     config = TrainConfig.model_validate(_settings(arguments, model, folder))
-    rooms = build_rooms(config, build_pairs(config), tell_nobody)
+    pairs = build_pairs(config.teacher.model, config.student.model, config.prompts, config.reward)
+    rooms = build_rooms(config, pairs, tell_nobody)
     memory = MemoryLedger()
     timer = PhaseTimer(heartbeat=lambda _: None, memory=memory)
     problems = [Problem(str(number), question, "3") for number, question in enumerate(_QUESTIONS)]

@@ -1,0 +1,73 @@
+"""A student with a tokenizer of its own reads the explanation's text; the teacher's ids stay what was sampled."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_rlt.config.sections import PromptConfig
+from megatron_rlt.prompts.formats import pair_builder
+from megatron_rlt.prompts.pairs import PairBuilder
+from megatron_rlt.types import Completion, FinishReason, FormatFlag, Problem
+from tests.prompts.texts import QUICK, any_text
+from tests.tiny_tokenizers import OTHER_SENTENCES, tiny_tokenizer
+
+PROBLEM = Problem("p", "2+2?", "the answer is 4")
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> PairBuilder:
+    teacher = tiny_tokenizer(tmp_path_factory.mktemp("teacher"), "qwen")
+    student = tiny_tokenizer(tmp_path_factory.mktemp("student"), "llama", OTHER_SENTENCES)
+    return pair_builder(teacher, student, PromptConfig(), needs_one_tokenizer=False)
+
+
+@QUICK
+@given(text=any_text, data=st.data())
+def test_the_student_reads_its_own_tokens_of_the_explanations_text(
+    mixed: PairBuilder, text: str, data: st.DataObject
+) -> None:
+    teacher, student = mixed.teacher.tokenizer, mixed.student.tokenizer
+    noise = data.draw(st.lists(st.integers(0, len(teacher.hf) - 1), max_size=12))
+    sampled = (
+        teacher.encode(text) + noise + teacher.encode(data.draw(st.sampled_from(["", mixed.teacher.tags.teacher_end])))
+    )
+    ids = torch.tensor(sampled, dtype=torch.int64)
+    completion = Completion(ids, torch.zeros(len(sampled)), 0.7, FinishReason.STOP, seed=0, policy_version=0)
+    pair = mixed.pair(mixed.teacher.prompt(PROBLEM), completion)
+
+    assert not pair.one_tokenizer
+    assert pair.completion_ids.tolist() == sampled
+    assert pair.explanation_text == teacher.decode(sampled[: pair.num_explanation_tokens])
+    read = pair.student.token_ids.tolist()
+    assert pair.explanation_span.of(pair.student.token_ids).tolist() == student.encode(pair.explanation_text)
+    assert pair.solution_span.of(pair.student.token_ids).tolist() == student.encode(PROBLEM.solution)
+    tags = mixed.student.tags
+    spelt_out = (
+        f"{tags.thought_open}{pair.explanation_text}{tags.student_bridge}{PROBLEM.solution}{tags.solution_close}"
+    )
+    assert student.decode(read).endswith(f"{spelt_out}<|eot_id|>")
+
+
+def test_both_tokenizers_write_the_same_text_in_other_lengths(mixed: PairBuilder) -> None:
+    """Else this file would test nothing."""
+    pair = mixed.pair_from_text(PROBLEM, "First we add the numbers, so the answer is seven.")
+    assert pair.num_explanation_tokens < len(pair.explanation_span)
+    assert pair.well_formed
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|eot_id|>"])
+def test_special_tokens_of_either_tokenizer_are_flagged_and_spelt_out(mixed: PairBuilder, token: str) -> None:
+    pair = mixed.pair_from_text(PROBLEM, f"One {token} two")
+    assert pair.flags == {FormatFlag.CONTAINS_TAGS}
+    read = pair.explanation_span.of(pair.student.token_ids).tolist()
+    assert not set(read) & mixed.student.tokenizer.special_tokens.keys()
+
+
+def test_a_tokenizer_of_ones_own_is_refused_where_tokens_are_compared(mixed: PairBuilder) -> None:
+    folders = mixed.teacher.tokenizer.folder, mixed.student.tokenizer.folder
+    with pytest.raises(ValueError, match=r"^student.model: .*set reward.lambda_kl=0 to reward r_SS alone"):
+        pair_builder(*folders, PromptConfig())
+    assert pair_builder(folders[0], folders[0], PromptConfig(), needs_one_tokenizer=False).one_tokenizer
