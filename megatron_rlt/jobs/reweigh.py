@@ -78,11 +78,16 @@ def reweighed_rows(source: StoredRewards, settings: RewardConfig) -> list[Reweig
 def reweighed(stored: StoredReward, settings: RewardConfig) -> RewardParts | None:
     """The reward of stored log-probs, by the function that every reward comes from; None where none are stored.
 
-    The settings' estimator is `full` only if the stored KL is.
+    The settings' estimator is `full` only if the stored KL is. Raises ValueError for a weight on a KL that no one has.
     """
     logprobs = stored.logprobs
     if logprobs is None:
         return None
+    if settings.lambda_kl != 0 and not logprobs.one_tokenizer:
+        raise ValueError(
+            f"reward.lambda_kl={settings.lambda_kl:g}: {stored.problem_id} was scored by a student with another"
+            " tokenizer, so it has no KL; keep reward.lambda_kl=0"
+        )
     return rlt_reward(
         student_explanation_logprobs=logprobs.student_explanation,
         student_solution_logprobs=logprobs.student_solution,
@@ -93,6 +98,7 @@ def reweighed(stored: StoredReward, settings: RewardConfig) -> RewardParts | Non
         lambda_kl=settings.lambda_kl,
         kl_estimator=settings.kl_estimator,
         penalties=penalty_table(settings.penalties),
+        one_tokenizer=logprobs.one_tokenizer,
     )
 
 

@@ -41,7 +41,12 @@ class StoredLogprobs:
     student_explanation: Tensor  # [E] float32
     student_solution: Tensor  # [S] float32
     teacher_explanation: Tensor  # [E] float32
-    kl_per_token: Tensor  # [E] float32, by the estimator of the settings
+    kl_per_token: Tensor | None  # [E] float32, by the estimator of the settings; None: the student's tokens are others
+
+    @property
+    def one_tokenizer(self) -> bool:
+        """Whether teacher and student scored the same explanation tokens."""
+        return self.kl_per_token is not None
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from megatron_rlt.config.jobs import CollectConfig, ScoreConfig
+from megatron_rlt.config.sections import RewardConfig
+from megatron_rlt.jobs.reweigh import reweighed_rows
 from megatron_rlt.metrics.completions import read_completions
+from megatron_rlt.metrics.stored_rewards import open_stored_rewards
 from megatron_rlt.metrics.writer import read_metrics
 from megatron_rlt.prompts.tags import STRATOS
 from megatron_rlt.types import FormatFlag
@@ -76,6 +79,21 @@ def test_score_equals_the_oracle_on_texts_in_every_layout(inputs: ScoreInputs, t
             r_ss = float(expected.mean() + ALPHA * expected.min())
             assert row["r_ss"] == pytest.approx(r_ss, abs=1e-5)
             assert row["reward"] == pytest.approx(r_ss + TAG_PENALTY * ("contains_tags" in row["flags"]), abs=1e-5)
+    _assert_reweigh_changes_r_ss_and_refuses_r_kl(configs[0].output)
+
+
+def _assert_reweigh_changes_r_ss_and_refuses_r_kl(scores: Path) -> None:
+    source = open_stored_rewards(scores)
+    rows = reweighed_rows(source, RewardConfig.model_validate({**REWARD, "alpha": 0.5}))
+    for row, stored in zip(rows, pq.read_table(scores).to_pylist(), strict=True):
+        if stored["reward"] is None:
+            assert row.parts is None or not row.parts.valid
+            continue
+        expected = stored["reward"] + (0.5 - ALPHA) * stored["r_ss_min"]
+        assert row.parts is not None
+        assert row.parts.reward == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ValueError, match=r"another tokenizer, so it has no KL; keep reward\.lambda_kl=0"):
+        reweighed_rows(source, RewardConfig.model_validate({**REWARD, "lambda_kl": 3.0}))
 
 
 def _refusals(configs: list[ScoreConfig]) -> list[str]:
