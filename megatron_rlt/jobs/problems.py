@@ -30,10 +30,10 @@ def open_problems(data: DataConfig, *, seed: int, work_dir: Path, check: Callabl
         check: raises ValueError for a row that the run could not use.
 
     Raises:
-        ValueError: rows that `check` refused, the first of them by name; or as `ensure_shards` does.
+        ValueError: rows that `check` refused, the first of them by file and name; or as `ensure_shards` does.
     """
     folder = _shards_of(data.path, work_dir)
-    _refuse_unusable(folder, check)
+    _refuse_unusable(data.path, folder, check)
     return ProblemStream(folder, seed=seed, shuffle_buffer_size=data.shuffle_buffer_size, num_workers=data.num_workers)
 
 
@@ -48,7 +48,7 @@ def read_problems(path: Path, *, work_dir: Path, use: Callable[[Problem], T]) ->
         ValueError: as `open_problems`.
     """
     folder = _shards_of(path, work_dir)
-    _refuse_unusable(folder, use)
+    _refuse_unusable(path, folder, use)
     return tuple(use(problem) for problem in scan_problems(folder, part=0, num_parts=1))
 
 
@@ -58,9 +58,9 @@ def _shards_of(path: Path, work_dir: Path) -> Path:
     return broadcast_record(folder, source_rank=0, group=world())
 
 
-def _refuse_unusable(folder: Path, check: Callable[[Problem], object]) -> None:
+def _refuse_unusable(source: Path, folder: Path, check: Callable[[Problem], object]) -> None:
     """Raise the same error on every rank; each checks its part of the rows."""
-    mine = list(islice(_faults(folder, check), _NUM_FAULTS_SHOWN))
+    mine = [f"{source}: {fault}" for fault in islice(_faults(folder, check), _NUM_FAULTS_SHOWN)]
     everyone: list[list[str]] = [[]] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
     faults = [fault for part in everyone for fault in part]
@@ -73,4 +73,4 @@ def _faults(folder: Path, check: Callable[[Problem], object]) -> Iterator[str]:
         try:
             check(problem)
         except ValueError as error:
-            yield f"{folder}: {error}"
+            yield str(error)

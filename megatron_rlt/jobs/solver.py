@@ -39,9 +39,14 @@ def run_solver(config: SolverConfig, heartbeat: Heartbeat) -> int:
 
         def check(problem: Problem) -> None:
             judge.check(problem)
-            student.solving_prompt(
+            prompt = student.solving_prompt(
                 problem.problem_id, problem.question, prefill_thought=config.verifier.prefill_thought
             )
+            if len(prompt) > config.prompts.max_prompt_tokens:
+                raise ValueError(
+                    f"problem {problem.problem_id}: its prompt has {len(prompt)} tokens, more than"
+                    f" prompts.max_prompt_tokens = {config.prompts.max_prompt_tokens}; drop the row or raise the limit"
+                )
 
         stream = open_problems(config.data, seed=config.seed, work_dir=config.output_dir / "data", check=check)
         rooms = build_solver_rooms(config, student, judge, run.on_progress)

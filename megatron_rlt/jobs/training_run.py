@@ -52,7 +52,11 @@ class TrainingState:
 
 
 class TrainingRun:
-    """One start of the program on one run folder. Create it first, before data and models."""
+    """One start of the program on one run folder. Create it first, before data and models.
+
+    The folder becomes this run's when training begins: a run that was refused for its data leaves it free for the
+    configuration that mends this.
+    """
 
     def __init__(
         self, config: TrainConfig | SolverConfig | SftConfig, command: str, heartbeat: Heartbeat, *, source_model: Path
@@ -70,10 +74,9 @@ class TrainingRun:
         dist.barrier()  # every rank has looked before one writes
         self._is_writer = dist.get_rank() == 0
         if self._is_writer:
-            write_run_folder(config.output_dir, command, config, world_size=dist.get_world_size())
             logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
             logging.getLogger("megatron_rlt").setLevel(logging.INFO)
-        self._command, self._source_model = command, source_model
+        self._config, self._command, self._source_model = config, command, source_model
         self._output_dir, self._checkpoint, self._metrics = config.output_dir, config.checkpoint, config.metrics
         self._heartbeat = heartbeat
         self._memory = MemoryLedger()
@@ -95,6 +98,8 @@ class TrainingRun:
             num_steps: steps of the whole run.
             shown: metrics that a person watches, at the steps that have them.
         """
+        if self._is_writer:
+            write_run_folder(self._output_dir, self._command, self._config, world_size=dist.get_world_size())
         start = self._resume(state)
         if start < num_steps:
             self._remove_export()
