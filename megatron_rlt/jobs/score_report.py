@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron_rlt.jobs.row_survey import Survey
-from megatron_rlt.metrics.scores import summarize_scores
+from megatron_rlt.metrics.scores import GAINS, summarize_scores
 
 _LABELS = {
     "reward": "reward",
@@ -20,6 +21,8 @@ _LABELS = {
     "r_kl_mean": "  mean explanation token",
     "r_kl_max": "  worst explanation token",
     "penalty": "penalty",
+    "baseline_logprob": "baseline: mean without explanation",
+    "gain": "gain by the explanation",
 }
 
 
@@ -43,6 +46,8 @@ def print_scores(
         table.add_row(f"  {reason}", f"{count:,}")
     table.add_section()
     for name, label in _LABELS.items():
+        if name in GAINS and math.isnan(summary.means[name]):
+            continue  # not asked for
         table.add_row(label, f"{summary.means[name]:.4f}")
     table.add_section()
     for flag, count in sorted(summary.flags.items()):
