@@ -161,6 +161,8 @@ class ScoreConfig(JobConfig):
     """RLT reward."""
     placebo: Placebo = "none"
     """Scored in an explanation's place: another question's, its tokens shuffled, or nothing; none: no such control."""
+    baseline: bool = True
+    """Also ask the student for each solution without an explanation, once a question and part; gives the gain."""
 
 
 class ReweighConfig(Section):

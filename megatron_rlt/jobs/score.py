@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 from rich.console import Console
+from torch import Tensor
 
 from megatron_rlt.config.jobs import ScoreConfig
 from megatron_rlt.config.shapes import position_limit
@@ -35,15 +36,17 @@ from megatron_rlt.jobs.signals import EndRequest
 from megatron_rlt.metrics.phases import PhaseTimer
 from megatron_rlt.metrics.reduce import Tally
 from megatron_rlt.metrics.run_folder import check_run_folder, lasting_values, write_run_folder
-from megatron_rlt.metrics.scores import PARTS, ScoredRow, ScoreStore
+from megatron_rlt.metrics.scores import GAINS, PARTS, ScoredRow, ScoreStore
 from megatron_rlt.models.architecture import Architecture
 from megatron_rlt.parallel.collectives import broadcast_record
 from megatron_rlt.parallel.failures import ENDED_EARLY
 from megatron_rlt.parallel.platform import world
 from megatron_rlt.parallel.watchdog import Heartbeat
 from megatron_rlt.rewards.penalties import penalty_table
+from megatron_rlt.rewards.ranking import ranks_within
 from megatron_rlt.rewards.rlt import why_invalid
-from megatron_rlt.types import OnProgress
+from megatron_rlt.rewards.solution_score import solution_score
+from megatron_rlt.types import OnProgress, RewardParts, ScoringPair
 
 _COMMAND = "score"
 _DIGITS = 16  # of a hash that a person may have to read: 64 bits
@@ -58,6 +61,7 @@ class ScoreRooms:
 
     pairs: TracePairs
     scorer: Scorer
+    with_baseline: bool
 
 
 def run_score(config: ScoreConfig, heartbeat: Heartbeat) -> int:
@@ -100,14 +104,14 @@ def run_score(config: ScoreConfig, heartbeat: Heartbeat) -> int:
         with timer.phase("write"):
             if store is not None:
                 store.write_part(number, rows)
-        return _means(rows)
+        return _means(rows, (*PARTS, *GAINS) if config.baseline else PARTS)
 
     run = PartRun(_COMMAND, config.output_dir, config.metrics, heartbeat=heartbeat, end=end)
     if not run.run(take_part, num_done=num_done, num_parts=num_parts, shown=shown_parts(pairs.pairs)):
         return ENDED_EARLY
     if store is not None:
         heartbeat.beat("write")
-        store.finish(num_parts)
+        store.finish(num_parts, ranks_within(*store.rewards(num_parts)))
         print_scores(store.output, rejected_file(config.output), survey, run.totals, Console())
     return 0
 
@@ -147,7 +151,7 @@ def build_score_rooms(config: ScoreConfig, pairs: TracePairs, on_progress: OnPro
         reward=config.reward,
         penalties=penalty_table(config.reward.penalties),
     )
-    return ScoreRooms(pairs, scorer)
+    return ScoreRooms(pairs, scorer, config.baseline)
 
 
 def score_part(rooms: ScoreRooms, traces: Sequence[Trace], timer: PhaseTimer) -> list[ScoredRow]:
@@ -155,7 +159,33 @@ def score_part(rooms: ScoreRooms, traces: Sequence[Trace], timer: PhaseTimer) ->
     with timer.phase("prompts"):
         pairs = [rooms.pairs(trace) for trace in traces]
     rewards = rooms.scorer.rewards(pairs, timer)
-    return [ScoredRow(pair, parts, why_invalid(parts)) for pair, parts in zip(pairs, rewards, strict=True)]
+    baselines = _baselines(rooms, pairs, timer) if rooms.with_baseline else {}
+    return [
+        _scored_row(pair, parts, baselines.get(_question_key(pair))) for pair, parts in zip(pairs, rewards, strict=True)
+    ]
+
+
+def _baselines(rooms: ScoreRooms, pairs: Sequence[ScoringPair], timer: PhaseTimer) -> dict[tuple[str, str], Tensor]:
+    """Log-probs of each solution without an explanation, `[S]` by question and solution. Collective."""
+    problems = {_question_key(pair): pair.problem for pair in pairs}
+    with timer.phase("baseline") as phase:
+        asked = [rooms.pairs.pairs.pair_from_ids(problem, []) for problem in problems.values()]
+        found = rooms.scorer.student.logprobs([pair.student for pair in asked])
+        phase.tokens = sum(len(pair.student) for pair in asked)
+    solutions = (pair.student.split(values)[1] for pair, values in zip(asked, found.values, strict=True))
+    return dict(zip(problems, solutions, strict=True))
+
+
+def _question_key(pair: ScoringPair) -> tuple[str, str]:
+    return pair.problem.question, pair.problem.solution
+
+
+def _scored_row(pair: ScoringPair, parts: RewardParts, baseline: Tensor | None) -> ScoredRow:
+    if baseline is None:
+        return ScoredRow(pair, parts, why_invalid(parts), math.nan, math.nan)
+    alone = solution_score(baseline, baseline_logprobs=None, unit="logprob", alpha=0.0)
+    gain = solution_score(parts.student_solution_logprobs, baseline_logprobs=baseline, unit="gain", alpha=0.0)
+    return ScoredRow(pair, parts, why_invalid(parts), alone.mean, gain.mean)
 
 
 def _begin(config: ScoreConfig, store: ScoreStore, survey: Survey) -> int:
@@ -180,10 +210,10 @@ def _length_check(config: ScoreConfig, pairs: TracePairs) -> LengthCheck:
     )
 
 
-def _means(rows: Sequence[ScoredRow]) -> dict[str, float]:
+def _means(rows: Sequence[ScoredRow], names: Sequence[str]) -> dict[str, float]:
     """Means over the rows that have a reward, and how many have none."""
-    kept = [vars(row.parts) for row in rows if row.dropped is None]
-    means = {name: Tally.of(parts[name] for parts in kept).mean for name in PARTS}
+    kept = [vars(row.parts) | vars(row) for row in rows if row.dropped is None]
+    means = {name: Tally.of(values[name] for values in kept).mean for name in names}
     return means | {"dropped_rows": float(len(rows) - len(kept))}
 
 

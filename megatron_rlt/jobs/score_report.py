@@ -21,6 +21,8 @@ _LABELS = {
     "r_kl_mean": "  mean explanation token",
     "r_kl_max": "  worst explanation token",
     "penalty": "penalty",
+    "baseline_logprob": "baseline: mean without explanation",
+    "gain": "gain by the explanation",
 }
 
 

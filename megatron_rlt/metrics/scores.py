@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from megatron_rlt.types import FormatFlag, RewardParts, ScoringPair
 
 PARTS = ("reward", "r_ss", "r_ss_mean", "r_ss_min", "r_kl", "r_kl_mean", "r_kl_max", "penalty")
 """Columns of the reward and what it is made of; null where a row has none."""
+GAINS = ("baseline_logprob", "gain")
+"""Columns of the mean solution log-prob without explanation and of what an explanation adds; null if not asked for."""
 _PER_TOKEN = (
     "student_explanation_logprobs",
     "student_solution_logprobs",
@@ -37,7 +39,7 @@ _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("question", pa.string()),
-        *((name, pa.float64()) for name in PARTS),
+        *((name, pa.float64()) for name in (*PARTS, *GAINS)),
         ("explanation_tokens", pa.int64()),
         ("solution_tokens", pa.int64()),
         ("flags", pa.list_(pa.string())),
@@ -45,6 +47,7 @@ _SCHEMA = pa.schema(
         *((name, pa.list_(pa.float32())) for name in _PER_TOKEN),
     ]
 )
+_RANK = pa.field("rank", pa.int64())  # within the question, known only when all parts are; null without a reward
 _IDENTITY_FILE, _IDENTITY_KEY = "identity.json", b"megatron_rlt.score"
 
 
@@ -55,10 +58,12 @@ class ScoredRow:
     pair: ScoringPair
     parts: RewardParts
     dropped: str | None
+    baseline_logprob: float  # mean over the solution's tokens without an explanation; nan if not asked for
+    gain: float  # r_ss_mean minus that
 
     def cells(self) -> dict[str, Any]:
         """Values by column; what is not a number becomes null, infinities and per-token values stay visible."""
-        scalars = {name: vars(self.parts)[name] for name in PARTS}
+        scalars = {name: vars(self.parts)[name] for name in PARTS} | {name: vars(self)[name] for name in GAINS}
         per_token: dict[str, Tensor | None] = {name: vars(self.parts)[name] for name in _PER_TOKEN}
         return {
             "id": self.pair.problem.problem_id,
@@ -77,7 +82,7 @@ class ScoreSummary:
     """What a person wants to know of a finished output."""
 
     num_rows: int
-    means: dict[str, float]  # of `PARTS`, over the rows that have a reward and this part of it; nan where none has
+    means: dict[str, float]  # of `PARTS` and `GAINS`, over the rows with a reward and this value; nan where none has it
     dropped: Counter[str]  # rows without a reward, by reason
     flags: Counter[FormatFlag]
 
@@ -123,12 +128,26 @@ class ScoreStore:
         columns = [pa.array([cell[column.name] for cell in cells], type=column.type) for column in _SCHEMA]
         self._write(self._part(number), [pa.Table.from_arrays(columns, schema=_SCHEMA)], _SCHEMA)
 
-    def finish(self, num_parts: int) -> None:
-        """Put the parts together under the output's name, then remove them."""
-        schema = _SCHEMA.with_metadata({_IDENTITY_KEY: json.dumps(self._identity)})
-        tables = (pq.read_table(self._part(number)) for number in range(num_parts))
-        self._write(self.output, (table.replace_schema_metadata(schema.metadata) for table in tables), schema)
+    def rewards(self, num_parts: int) -> tuple[list[str], list[float | None]]:
+        """Question and reward of every row of the parts, in their order."""
+        tables = [pq.read_table(self._part(number), columns=["question", "reward"]) for number in range(num_parts)]
+        joined = pa.concat_tables(tables)
+        return joined["question"].to_pylist(), joined["reward"].to_pylist()
+
+    def finish(self, num_parts: int, ranks: Sequence[int | None]) -> None:
+        """Put the parts together under the output's name, with a rank a row, then remove them."""
+        schema = _SCHEMA.insert(_SCHEMA.get_field_index(PARTS[0]) + 1, _RANK)
+        schema = schema.with_metadata({_IDENTITY_KEY: json.dumps(self._identity)})
+        self._write(self.output, self._ranked_parts(num_parts, ranks, schema), schema)
         self.clean_up()
+
+    def _ranked_parts(self, num_parts: int, ranks: Sequence[int | None], schema: pa.Schema) -> Iterator[pa.Table]:
+        done = 0
+        for number in range(num_parts):
+            table = pq.read_table(self._part(number))
+            column = pa.array(ranks[done : done + table.num_rows], type=_RANK.type)
+            done += table.num_rows
+            yield table.append_column(_RANK, column).select(schema.names).cast(schema)
 
     def clean_up(self) -> None:
         """Remove the parts of a finished output."""
@@ -161,11 +180,11 @@ class ScoreStore:
 
 def summarize_scores(output: Path) -> ScoreSummary:
     """Read a finished output's numbers, the per-token lists left out."""
-    table = pq.read_table(output, columns=[*PARTS, "dropped", "flags"])
+    table = pq.read_table(output, columns=[*PARTS, *GAINS, "dropped", "flags"])
     kept = table.filter(pa.compute.is_null(table["dropped"]))
     return ScoreSummary(
         num_rows=table.num_rows,
-        means={name: Tally.of(kept[name].drop_null().to_pylist()).mean for name in PARTS},
+        means={name: Tally.of(kept[name].drop_null().to_pylist()).mean for name in (*PARTS, *GAINS)},
         dropped=Counter(reason for reason in table["dropped"].to_pylist() if reason is not None),
         flags=Counter(FormatFlag(flag) for flags in table["flags"].to_pylist() for flag in flags),
     )

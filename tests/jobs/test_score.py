@@ -34,9 +34,9 @@ from tests.ranks import run_ranks
 
 NUM_PARTS = 3  # 8 rows, 3 a part
 COLUMNS = [
-    "id", "question", "reward", "r_ss", "r_ss_mean", "r_ss_min", "r_kl", "r_kl_mean", "r_kl_max", "penalty",
-    "explanation_tokens", "solution_tokens", "flags", "dropped", "student_explanation_logprobs",
-    "student_solution_logprobs", "teacher_explanation_logprobs", "kl_per_token",
+    "id", "question", "reward", "rank", "r_ss", "r_ss_mean", "r_ss_min", "r_kl", "r_kl_mean", "r_kl_max", "penalty",
+    "baseline_logprob", "gain", "explanation_tokens", "solution_tokens", "flags", "dropped",
+    "student_explanation_logprobs", "student_solution_logprobs", "teacher_explanation_logprobs", "kl_per_token",
 ]  # fmt: skip
 
 
@@ -89,6 +89,25 @@ def test_an_empty_explanation_keeps_its_place_without_a_reward(undisturbed: Scor
     assert [found["flags"] for found in rows if found["flags"]] == [["empty"], ["contains_tags"], ["empty"]]
     for found in rows:
         assert len(found["kl_per_token"]) == len(found["teacher_explanation_logprobs"]) == found["explanation_tokens"]
+
+
+def test_ranks_run_over_all_parts_of_a_question(undisturbed: ScoreConfig) -> None:
+    """All rows ask the same question; the one without a reward has no rank."""
+    rows = pq.read_table(undisturbed.output).to_pylist()
+    places = sorted(
+        (n for n, found in enumerate(rows) if found["reward"] is not None), key=lambda n: -rows[n]["reward"]
+    )
+    assert [rows[number]["rank"] for number in places] == list(range(1, len(TRACES)))
+    assert rows[2]["rank"] is None
+
+
+def test_a_gain_is_over_the_same_solution_without_explanation(undisturbed: ScoreConfig) -> None:
+    rows = pq.read_table(undisturbed.output).to_pylist()
+    assert rows[2]["gain"] == pytest.approx(0, abs=1e-5), "its explanation is empty"
+    assert rows[2]["baseline_logprob"] == pytest.approx(rows[0]["baseline_logprob"], abs=1e-5), "both are solved by 7"
+    for found in rows:
+        assert found["gain"] == pytest.approx(found["r_ss_mean"] - found["baseline_logprob"], abs=1e-5)
+    assert len({round(found["baseline_logprob"], 4) for found in rows}) == len({solution for solution, _ in TRACES})
 
 
 def _killed_in_part_2(config: ScoreConfig) -> int:
@@ -314,6 +333,7 @@ def test_the_command_scores_on_ranks_it_starts_itself(
     said: Callable[[str], bool] = lambda text: any(text in line for line in done.stdout.splitlines())  # noqa: E731
     assert said(f"{rows}: 8 rows to score, 1 rejected (missing: 1), listed in {config.output}.rejected.jsonl")
     assert said("│   without a reward: empty explanation │")
+    assert said("│ gain by the explanation")
     assert said(f"Scores: {config.output}")
     assert pq.read_table(config.output).equals(pq.read_table(undisturbed.output))
 

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 
 from megatron_rlt.config.jobs import ScoreConfig
+from megatron_rlt.metrics.writer import read_metrics
+from megatron_rlt.prompts.formats import pair_builder
 from megatron_rlt.rewards.placebo import other_questions
-from tests.jobs.tiny_scores import PhaseLog, score_inputs, score_on_ranks, write_rows
+from megatron_rlt.types import Problem
+from tests.jobs.tiny_scores import PhaseLog, ScoreInputs, score_inputs, score_on_ranks, write_rows
 from tests.ranks import run_ranks
 
 SEED = 3
@@ -47,7 +51,7 @@ def test_placebos_are_scored_in_place_of_the_explanations(tmp_path: Path) -> Non
     placebos = ("none", "other_question", "no_explanation", "shuffled")
     configs = [
         *(inputs.config(tmp_path / name, input=files["own"], placebo=name, seed=SEED) for name in placebos),
-        *(inputs.config(tmp_path / name, input=files[name]) for name in ("others", "empty")),
+        *(inputs.config(tmp_path / name, input=files[name], baseline=False) for name in ("others", "empty")),
     ]
 
     assert run_ranks(_score, 1, configs) == [[0] * len(configs)]
@@ -58,6 +62,30 @@ def test_placebos_are_scored_in_place_of_the_explanations(tmp_path: Path) -> Non
     assert [row["explanation_tokens"] for row in shuffled] == [row["explanation_tokens"] for row in own]
     assert all(a["r_ss"] != b["r_ss"] for a, b in zip(shuffled, own, strict=True) if a["explanation_tokens"] > 2)
     assert [row["flags"] for row in other] == [row["flags"] for row in own]
+    assert {(row["baseline_logprob"], row["gain"]) for row in expected_nothing} == {(None, None)}
+    _check_baseline(own, nothing)
+    assert _baseline_tokens(configs[0]) == _expected_tokens(inputs, configs[0])
+
+
+def _check_baseline(own: list[dict[str, Any]], nothing: list[dict[str, Any]]) -> None:
+    """The baseline is what a run without explanations gives; an empty explanation gains nothing."""
+    for row, without in zip(own, nothing, strict=True):
+        assert row["baseline_logprob"] == pytest.approx(without["r_ss_mean"], abs=1e-6)
+        assert row["gain"] == pytest.approx(row["r_ss_mean"] - without["r_ss_mean"], abs=1e-6)
+        assert without["gain"] == pytest.approx(0, abs=1e-6)
+    assert abs(own[0]["gain"]) > 1e-3
+    assert own[4]["gain"] == pytest.approx(0, abs=1e-6)
+
+
+def _baseline_tokens(config: ScoreConfig) -> list[float]:
+    return [part["tokens/baseline"] for part in read_metrics(config.output_dir)]
+
+
+def _expected_tokens(inputs: ScoreInputs, config: ScoreConfig) -> list[float]:
+    """Three rows a part: the second question is asked once for both of its explanations."""
+    pairs = pair_builder(inputs.teacher, inputs.student, config.prompts)
+    lengths = [len(pairs.pair_from_ids(Problem("", q, s), []).student) for q, s, _ in TEXTS]
+    return [lengths[0] + lengths[1], lengths[3] + lengths[4]]
 
 
 def _read(config: ScoreConfig) -> list[dict[str, Any]]:

@@ -15,14 +15,17 @@ from megatron_rlt.types import FormatFlag, Problem, RewardParts, ScoringPair, Sp
 NAN, INF = math.nan, math.inf
 
 
-def _row(name: str, reward: float, *, r_ss: float = -1.0, dropped: str | None = None) -> ScoredRow:
+def _row(
+    name: str, reward: float, *, r_ss: float = -1.0, dropped: str | None = None, baseline: float = NAN
+) -> ScoredRow:
     """Two explanation tokens, one solution token."""
     teacher = SpannedSequence(torch.arange(5), (Span(2, 5),))
     student = SpannedSequence(torch.arange(6), (Span(1, 3), Span(4, 5)))
     flags = frozenset({FormatFlag.CONTAINS_TAGS, FormatFlag.EMPTY})
     pair = ScoringPair(Problem(name, "q", "s"), teacher, student, 2, flags, "")
     two, one = torch.tensor([-0.5, r_ss]), torch.tensor([r_ss])
-    return ScoredRow(pair, RewardParts(reward, r_ss, r_ss, r_ss, 0.5, 0.5, 0.5, -2.0, two, one, two, two), dropped)
+    parts = RewardParts(reward, r_ss, r_ss, r_ss, 0.5, 0.5, 0.5, -2.0, two, one, two, two)
+    return ScoredRow(pair, parts, dropped, baseline, r_ss - baseline)
 
 
 def test_parts_become_one_file_in_order_with_null_for_what_is_not_a_number(tmp_path: Path) -> None:
@@ -30,9 +33,10 @@ def test_parts_become_one_file_in_order_with_null_for_what_is_not_a_number(tmp_p
     assert not store.is_finished()
     assert store.begin() == 0
     store.write_part(0, [_row("b", -3.0), _row("a", NAN, r_ss=-INF, dropped="non-finite KL")])
-    store.write_part(1, [_row("c", -5.0)])
+    store.write_part(1, [_row("c", -5.0, baseline=-4.0)])
     assert ScoreStore(store.output, {"alpha": 0.01}).begin() == 2
-    store.finish(2)
+    assert store.rewards(2) == (["q", "q", "q"], [-3.0, None, -5.0])
+    store.finish(2, [1, None, 2])
 
     rows = pq.read_table(store.output).to_pylist()
     assert [row["id"] for row in rows] == ["b", "a", "c"]
@@ -40,12 +44,15 @@ def test_parts_become_one_file_in_order_with_null_for_what_is_not_a_number(tmp_p
     assert (rows[1]["r_ss"], rows[1]["student_solution_logprobs"]) == (-INF, [-INF])
     assert [row["dropped"] for row in rows] == [None, "non-finite KL", None]
     assert (rows[0]["explanation_tokens"], rows[0]["solution_tokens"]) == (2, 1)
+    assert [row["rank"] for row in rows] == [1, None, 2]
+    assert [(row["baseline_logprob"], row["gain"]) for row in rows] == [(None, None), (None, None), (-4.0, 3.0)]
     assert rows[0]["flags"] == ["contains_tags", "empty"]
     assert store.is_finished()
     assert not store.parts.exists()
     summary = summarize_scores(store.output)
     assert (summary.num_rows, summary.dropped) == (3, {"non-finite KL": 1})
     assert (summary.means["reward"], summary.means["r_ss"], summary.means["penalty"]) == (-4.0, -1.0, -2.0)
+    assert (summary.means["baseline_logprob"], summary.means["gain"]) == (-4.0, 3.0)
     assert summary.flags == {FormatFlag.EMPTY: 3, FormatFlag.CONTAINS_TAGS: 3}
 
 
