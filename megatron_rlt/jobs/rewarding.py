@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from megatron_rlt.config.sections import LayoutConfig, RewardConfig, ScoringConfig
+from megatron_rlt.jobs.leaks import count_leaks, leak_weights
 from megatron_rlt.metrics.phases import PhaseTimer
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.layout import Layout, build_layout
+from megatron_rlt.rewards.leaks import leak_penalty, with_leak_penalty
 from megatron_rlt.rewards.rlt import KlEstimator, rlt_reward
 from megatron_rlt.scoring.divergence import DivergenceEngine
 from megatron_rlt.scoring.engine import LogprobEngine
-from megatron_rlt.types import FormatFlag, Logprobs, OnProgress, RewardParts, ScoringPair
+from megatron_rlt.types import FormatFlag, LeakMetrics, Logprobs, OnProgress, RewardParts, ScoringPair
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Scorer:
                 pairs,
                 teacher,
                 student,
+                count_leaks(pairs, self.reward.leaks),
                 divergence=self.divergence,
                 reward=self.reward,
                 penalties=self.penalties,
@@ -90,33 +93,34 @@ def reward_explanations(
     pairs: Sequence[ScoringPair],
     teacher: Logprobs,
     student: Logprobs,
+    leaks: Sequence[LeakMetrics],
     *,
     divergence: DivergenceEngine | None,
     reward: RewardConfig,
     penalties: Mapping[FormatFlag, float],
 ) -> tuple[RewardParts, ...]:
-    """r = r_SS - lambda * r_KL, with what malformed explanations cost.
+    """r = r_SS - lambda * r_KL, with what malformed explanations and leaks cost.
 
     Args:
         teacher: of each pair's whole completion.
         student: of each pair's explanation, then its solution.
+        leaks: of each pair's explanation.
     """
     assert teacher.temperature == student.temperature, "log-probs of two temperatures cannot be compared"
     divergences: Sequence[Tensor | None] = [None] * len(pairs) if divergence is None else divergence.per_token(pairs)
-    rewards = []
+    weights, rewards = leak_weights(reward.leaks), []
     for index, (pair, exact_kl) in enumerate(zip(pairs, divergences, strict=True)):
         explanation, solution = pair.student.split(student.values[index])
-        rewards.append(
-            rlt_reward(
-                student_explanation_logprobs=explanation,
-                student_solution_logprobs=solution,
-                teacher_explanation_logprobs=teacher.values[index][: pair.num_explanation_tokens],
-                explanation_divergence=exact_kl,
-                flags=pair.flags,
-                alpha=reward.alpha,
-                lambda_kl=reward.lambda_kl,
-                kl_estimator=reward.kl_estimator,
-                penalties=penalties,
-            )
+        parts = rlt_reward(
+            student_explanation_logprobs=explanation,
+            student_solution_logprobs=solution,
+            teacher_explanation_logprobs=teacher.values[index][: pair.num_explanation_tokens],
+            explanation_divergence=exact_kl,
+            flags=pair.flags,
+            alpha=reward.alpha,
+            lambda_kl=reward.lambda_kl,
+            kl_estimator=reward.kl_estimator,
+            penalties=penalties,
         )
+        rewards.append(with_leak_penalty(parts, leak_penalty(leaks[index], weights), lambda_kl=reward.lambda_kl))
     return tuple(rewards)

@@ -1,0 +1,68 @@
+"""Reward options beyond the paper, through `score`: each is recomputed from what is stored for every token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from megatron_rlt.config.jobs import ScoreConfig
+from megatron_rlt.rewards.leaks import leak_metrics
+from tests.jobs.tiny_scores import PhaseLog, score_inputs, score_on_ranks
+from tests.ranks import run_ranks
+
+ALPHA, LAMBDA_KL, TAG_PENALTY = 0.05, 3.0, -0.25
+FORM = {"alpha": ALPHA, "lambda_kl": LAMBDA_KL, "penalties": {"contains_tags": TAG_PENALTY}}
+WEIGHTS = {
+    "solution_overlap": -2.0,
+    "states_the_answer": -0.5,
+    "repetition": -0.25,
+    "epistemic_per_100_words": 0.125,
+}
+BOXED = "So the answer is \\boxed{7}."
+# Two questions' worth of solutions; a copy, doubt and repetition, a tag inside, and an empty explanation.
+TRACES = (
+    (BOXED, "So the answer is 7, because three and four are seven."),
+    (BOXED, "Wait, perhaps so. Wait, perhaps so. Wait, perhaps so."),
+    (BOXED, ""),
+    ("the answer is seven", "<|begin_of_solution|> We add one and two."),
+    ("the answer is seven", "the answer is seven"),
+)
+RUNS: Mapping[str, dict[str, Any]] = {
+    "paper": {"reward": FORM},
+    "leaks": {"reward": FORM | {"leaks": WEIGHTS | {"ngram": 2, "closing_share": 0.1}}},
+}
+Rows = list[dict[str, Any]]
+
+
+def _score(configs: list[ScoreConfig]) -> list[int]:
+    return [score_on_ranks(config, PhaseLog()) for config in configs]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rows]:
+    """The scored rows by the run's name."""
+    folder = tmp_path_factory.mktemp("options")
+    inputs = score_inputs(folder, TRACES)
+    configs = {name: inputs.config(folder / name, **changes) for name, changes in RUNS.items()}
+    assert run_ranks(_score, 1, list(configs.values())) == [[0] * len(configs)]
+    return {name: pq.read_table(config.output).to_pylist() for name, config in configs.items()}
+
+
+def test_leaks_add_their_weighted_sum_to_the_penalty_and_change_no_other_part(rows: dict[str, Rows]) -> None:
+    rates = []
+    for (solution, explanation), plain, punished in zip(TRACES, rows["paper"], rows["leaks"], strict=True):
+        answer = "7" if solution == BOXED else None
+        leaks = vars(leak_metrics(explanation, solution, answer=answer, ngram=2, closing_share=0.1))
+        expected = plain["penalty"] + sum(weight * leaks[name] for name, weight in WEIGHTS.items())
+        assert punished["penalty"] == pytest.approx(expected, abs=1e-12)
+        if plain["reward"] is not None:
+            expected_reward = punished["r_ss"] - LAMBDA_KL * punished["r_kl"] + punished["penalty"]
+            assert punished["reward"] == pytest.approx(expected_reward, abs=1e-12)
+        changed = {name for name in plain if plain[name] != punished[name]}
+        assert changed <= {"penalty", "reward"}
+        rates.append(leaks)
+    assert all(len({rate[name] for rate in rates}) > 1 for name in WEIGHTS), "every sign differs among the rows"
+    assert [row["penalty"] for row in rows["paper"]] == [0, 0, 0, TAG_PENALTY, 0]
