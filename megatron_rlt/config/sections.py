@@ -198,6 +198,9 @@ class RewardConfig(Section):
     """Weight of r_KL against r_SS."""
     kl_estimator: Literal["k1", "k3", "full"] = "k1"
     """Per-token KL(teacher || student): log-ratio of the sampled token, its k3 form, or the sum over the vocabulary."""
+    solution_unit: Literal["logprob", "probability", "gain"] = "logprob"
+    """Unit of r_SS: log-prob a token (the paper), probability, or log-prob gained over no explanation (one more pass of
+    the student for each problem)."""
     penalties: PenaltyConfig = PenaltyConfig()
     """Penalties for malformed explanations."""
     leaks: LeakConfig = LeakConfig()

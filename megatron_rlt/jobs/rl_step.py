@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from megatron_rlt.config.sections import GrpoConfig
+from megatron_rlt.jobs.baselines import solution_baselines
 from megatron_rlt.jobs.grpo import Draw, UpdateBatch, compare_within_groups, follow_policy, sample_groups, update_policy
 from megatron_rlt.jobs.leaks import count_leaks
 from megatron_rlt.jobs.rewarding import reward_explanations
@@ -59,6 +60,7 @@ def step(rooms: RlRooms, problems: Sequence[Problem], number: int, timer: PhaseT
         phase.tokens = sum(len(pair.teacher) for pair in pairs)
     with timer.phase("student") as phase:
         student = rooms.student.logprobs([pair.student for pair in pairs])
+        baselines = solution_baselines(rooms.student, rooms.pairs.student, pairs, rooms.reward.solution_unit)
         phase.tokens = sum(len(pair.student) for pair in pairs)
     with timer.phase("reward"):
         leaks = count_leaks(pairs, rooms.reward.leaks)
@@ -66,6 +68,7 @@ def step(rooms: RlRooms, problems: Sequence[Problem], number: int, timer: PhaseT
             pairs,
             old_policy,
             student,
+            baselines,
             leaks,
             divergence=rooms.divergence,
             reward=rooms.reward,

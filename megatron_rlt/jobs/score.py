@@ -138,6 +138,7 @@ def build_score_rooms(config: ScoreConfig, pairs: TracePairs, on_progress: OnPro
     scorer = Scorer(
         teacher=teacher,
         student=student,
+        student_format=pairs.pairs.student,
         divergence=divergence_engine(teacher, student, estimator=config.reward.kl_estimator, scoring=config.scoring),
         reward=config.reward,
         penalties=penalty_table(config.reward.penalties),

@@ -116,9 +116,11 @@ def why_invalid(parts: RewardParts) -> str | None:
         "student solution log-prob": parts.student_solution_logprobs,
         "student explanation log-prob": parts.student_explanation_logprobs,
         "teacher explanation log-prob": parts.teacher_explanation_logprobs,
+        "KL": parts.kl_per_token,
     }
     return next(
-        (f"non-finite {name}" for name, values in per_token.items() if not values.isfinite().all()), "non-finite KL"
+        (f"non-finite {name}" for name, values in per_token.items() if not values.isfinite().all()),
+        "non-finite solution log-prob without explanation",
     )
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from megatron_rlt.config.jobs import ScoreConfig
 from megatron_rlt.rewards.leaks import leak_metrics
+from megatron_rlt.rewards.solution_score import SolutionUnit, solution_score
 from tests.jobs.tiny_scores import PhaseLog, score_inputs, score_on_ranks
 from tests.ranks import run_ranks
 
@@ -33,6 +35,9 @@ TRACES = (
 RUNS: Mapping[str, dict[str, Any]] = {
     "paper": {"reward": FORM},
     "leaks": {"reward": FORM | {"leaks": WEIGHTS | {"ngram": 2, "closing_share": 0.1}}},
+    "probability": {"reward": FORM | {"solution_unit": "probability"}},
+    "gain": {"reward": FORM | {"solution_unit": "gain"}},
+    "nothing": {"reward": FORM, "placebo": "no_explanation"},
 }
 Rows = list[dict[str, Any]]
 
@@ -66,3 +71,31 @@ def test_leaks_add_their_weighted_sum_to_the_penalty_and_change_no_other_part(ro
         rates.append(leaks)
     assert all(len({rate[name] for rate in rates}) > 1 for name in WEIGHTS), "every sign differs among the rows"
     assert [row["penalty"] for row in rows["paper"]] == [0, 0, 0, TAG_PENALTY, 0]
+
+
+@pytest.mark.parametrize("unit", ["probability", "gain"])
+def test_r_ss_in_another_unit_follows_from_the_log_probs_with_and_without_an_explanation(
+    unit: SolutionUnit, rows: dict[str, Rows]
+) -> None:
+    for plain, found, nothing in zip(rows["paper"], rows[unit], rows["nothing"], strict=True):
+        expected = solution_score(
+            torch.tensor(plain["student_solution_logprobs"]),
+            baseline_logprobs=torch.tensor(nothing["student_solution_logprobs"]),
+            unit=unit,
+            alpha=ALPHA,
+        )
+        assert found["r_ss"] == pytest.approx(expected.r_ss, abs=1e-5)
+        assert found["r_ss_mean"] == pytest.approx(expected.mean, abs=1e-5)
+        assert found["r_ss_min"] == pytest.approx(expected.worst, abs=1e-5)
+        changed = {name for name in plain if plain[name] != found[name]}
+        assert changed <= {"reward", "r_ss", "r_ss_mean", "r_ss_min"}
+        if plain["reward"] is None:
+            assert found["reward"] is None
+            continue
+        assert abs(found["r_ss"] - plain["r_ss"]) > 1e-3, "the units differ"
+        assert found["reward"] == pytest.approx(found["r_ss"] - LAMBDA_KL * found["r_kl"] + found["penalty"], abs=1e-12)
+
+
+def test_an_empty_explanation_gains_nothing(rows: dict[str, Rows]) -> None:
+    gains = [row["r_ss"] for row in rows["gain"]]
+    assert [abs(gain) < 1e-5 for gain in gains] == [explanation == "" for _, explanation in TRACES]
