@@ -181,6 +181,16 @@ class Logprobs:
         return len(self.values)
 
 
+@dataclass(frozen=True)
+class LeakMetrics:
+    """Signs, counted in one explanation, that it gives the solution away, repeats itself, or sounds like thinking."""
+
+    solution_overlap: float  # share of the solution's n-grams that stand in the explanation, in [0, 1]
+    states_the_answer: float  # 1.0 if the answer stands in the explanation before its closing part, else 0.0
+    repetition: float  # share of the explanation's n-grams that stood in it before, in [0, 1]
+    epistemic_per_100_words: float  # epistemic markers, see `rewards.leaks.EPISTEMIC_MARKERS`
+
+
 @dataclass(frozen=True, eq=False)
 class RewardParts:
     """The reward of one completion with everything it was computed from.

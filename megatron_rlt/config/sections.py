@@ -172,6 +172,23 @@ class PenaltyConfig(Section):
     """The completion ended because its token budget ran out."""
 
 
+class LeakConfig(Section):
+    """Signs counted in every explanation; a weight adds weight x metric to the reward, so negative ones punish."""
+
+    solution_overlap: float = 0.0
+    """Weight of the share of the solution's n-grams that stand in the explanation; 0 only logs."""
+    states_the_answer: float = 0.0
+    r"""Weight where the answer in the solution's \boxed{} stands before the explanation's closing part; 0 only logs."""
+    repetition: float = 0.0
+    """Weight of the share of the explanation's n-grams that stood in it before; 0 only logs."""
+    epistemic_per_100_words: float = 0.0
+    """Weight of the number of epistemic markers ("wait", "perhaps") in 100 words; 0 only logs."""
+    ngram: PositiveInt = 4
+    """Words in an n-gram."""
+    closing_share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Share of the explanation's words, at its end, in which the answer may stand as a conclusion."""
+
+
 class RewardConfig(Section):
     """RLT reward: r = r_SS - lambda_kl * r_KL, each a mean plus alpha times its worst token (paper, section 3)."""
 
@@ -181,8 +198,13 @@ class RewardConfig(Section):
     """Weight of r_KL against r_SS."""
     kl_estimator: Literal["k1", "k3", "full"] = "k1"
     """Per-token KL(teacher || student): log-ratio of the sampled token, its k3 form, or the sum over the vocabulary."""
+    solution_unit: Literal["logprob", "probability", "gain"] = "logprob"
+    """Unit of r_SS: log-prob a token (the paper), probability, or log-prob gained over no explanation (one more pass of
+    the student for each problem)."""
     penalties: PenaltyConfig = PenaltyConfig()
     """Penalties for malformed explanations."""
+    leaks: LeakConfig = LeakConfig()
+    """Leak detectors: what they count, and what it costs."""
 
 
 class GrpoConfig(Section):

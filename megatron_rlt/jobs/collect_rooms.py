@@ -77,6 +77,7 @@ class CollectModels:
         return Scorer(
             teacher=teacher,
             student=student,
+            student_format=self._pairs.student,
             divergence=divergence_engine(
                 teacher, student, estimator=config.reward.kl_estimator, scoring=config.scoring
             ),

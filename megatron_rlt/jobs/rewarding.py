@@ -13,15 +13,20 @@ from pathlib import Path
 from torch import Tensor
 
 from megatron_rlt.config.sections import LayoutConfig, PromptConfig, RewardConfig, ScoringConfig
+from megatron_rlt.jobs.baselines import solution_baselines
+from megatron_rlt.jobs.leaks import count_leaks, leak_weights
 from megatron_rlt.metrics.phases import PhaseTimer
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.layout import Layout, build_layout
 from megatron_rlt.prompts.formats import pair_builder
 from megatron_rlt.prompts.pairs import PairBuilder
+from megatron_rlt.prompts.student import StudentFormat
+from megatron_rlt.rewards.leaks import leak_penalty, with_leak_penalty
 from megatron_rlt.rewards.rlt import KlEstimator, rlt_reward
+from megatron_rlt.rewards.solution_score import solution_score, with_solution_score
 from megatron_rlt.scoring.divergence import DivergenceEngine
 from megatron_rlt.scoring.engine import LogprobEngine
-from megatron_rlt.types import FormatFlag, Logprobs, OnProgress, RewardParts, ScoringPair
+from megatron_rlt.types import FormatFlag, LeakMetrics, Logprobs, OnProgress, RewardParts, ScoringPair
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Scorer:
 
     teacher: LogprobEngine
     student: LogprobEngine
+    student_format: StudentFormat
     divergence: DivergenceEngine | None  # only for the exact KL
     reward: RewardConfig
     penalties: Mapping[FormatFlag, float]
@@ -41,12 +47,15 @@ class Scorer:
             phase.tokens = sum(len(pair.teacher) for pair in pairs)
         with timer.phase("student") as phase:
             student = self.student.logprobs([pair.student for pair in pairs])
+            baselines = solution_baselines(self.student, self.student_format, pairs, self.reward.solution_unit)
             phase.tokens = sum(len(pair.student) for pair in pairs)
         with timer.phase("reward"):
             return reward_explanations(
                 pairs,
                 teacher,
                 student,
+                baselines,
+                count_leaks(pairs, self.reward.leaks),
                 divergence=self.divergence,
                 reward=self.reward,
                 penalties=self.penalties,
@@ -113,34 +122,42 @@ def reward_explanations(
     pairs: Sequence[ScoringPair],
     teacher: Logprobs,
     student: Logprobs,
+    baselines: Sequence[Tensor | None],
+    leaks: Sequence[LeakMetrics],
     *,
     divergence: DivergenceEngine | None,
     reward: RewardConfig,
     penalties: Mapping[FormatFlag, float],
 ) -> tuple[RewardParts, ...]:
-    """r = r_SS - lambda * r_KL, with what malformed explanations cost.
+    """r = r_SS - lambda * r_KL, with what malformed explanations and leaks cost.
 
     Args:
         teacher: of each pair's whole completion.
         student: of each pair's explanation, as the student's tokenizer writes it, then its solution.
+        baselines: the student's log-probs of each pair's solution without an explanation; None unless r_SS is a gain.
+        leaks: of each pair's explanation.
     """
     assert teacher.temperature == student.temperature, "log-probs of two temperatures cannot be compared"
     divergences: Sequence[Tensor | None] = [None] * len(pairs) if divergence is None else divergence.per_token(pairs)
-    rewards = []
+    weights, rewards = leak_weights(reward.leaks), []
     for index, (pair, exact_kl) in enumerate(zip(pairs, divergences, strict=True)):
         explanation, solution = pair.student.split(student.values[index])
-        rewards.append(
-            rlt_reward(
-                student_explanation_logprobs=explanation,
-                student_solution_logprobs=solution,
-                teacher_explanation_logprobs=teacher.values[index][: pair.num_explanation_tokens],
-                explanation_divergence=exact_kl,
-                flags=pair.flags,
-                alpha=reward.alpha,
-                lambda_kl=reward.lambda_kl,
-                kl_estimator=reward.kl_estimator,
-                penalties=penalties,
-                one_tokenizer=pair.one_tokenizer,
-            )
+        parts = rlt_reward(
+            student_explanation_logprobs=explanation,
+            student_solution_logprobs=solution,
+            teacher_explanation_logprobs=teacher.values[index][: pair.num_explanation_tokens],
+            explanation_divergence=exact_kl,
+            flags=pair.flags,
+            alpha=reward.alpha,
+            lambda_kl=reward.lambda_kl,
+            kl_estimator=reward.kl_estimator,
+            penalties=penalties,
+            one_tokenizer=pair.one_tokenizer,
         )
+        if reward.solution_unit != "logprob":
+            score = solution_score(
+                solution, baseline_logprobs=baselines[index], unit=reward.solution_unit, alpha=reward.alpha
+            )
+            parts = with_solution_score(parts, score, lambda_kl=reward.lambda_kl)
+        rewards.append(with_leak_penalty(parts, leak_penalty(leaks[index], weights), lambda_kl=reward.lambda_kl))
     return tuple(rewards)

@@ -12,13 +12,14 @@ from rich.table import Table
 
 from megatron_rlt.config.jobs import ReweighConfig
 from megatron_rlt.config.loading import with_changes
-from megatron_rlt.config.sections import RewardConfig
+from megatron_rlt.config.sections import LeakConfig, RewardConfig
 from megatron_rlt.metrics.reduce import Tally
 from megatron_rlt.metrics.reweighed import ReweighedRow, write_reweighed
 from megatron_rlt.metrics.stored_rewards import StoredReward, StoredRewards, open_stored_rewards
 from megatron_rlt.rewards.penalties import penalty_table
 from megatron_rlt.rewards.ranking import RankingChange, compare_rankings, ranks_within
 from megatron_rlt.rewards.rlt import rlt_reward
+from megatron_rlt.rewards.solution_score import solution_score, with_solution_score
 from megatron_rlt.types import RewardParts
 
 _TOLERANCE = 1e-6  # stored values are those the reward was computed from, so only other code could give another one
@@ -39,6 +40,7 @@ def run_reweigh(config: ReweighConfig) -> None:
             f"reward.kl_estimator=full: {config.source} holds the per-token KL of {stored}, and the sum over the"
             " vocabulary needs both models; run score with reward.kl_estimator=full"
         )
+    _check_settings(settings)
     rows = reweighed_rows(source, settings)
     change = compare_rankings(
         [row.question for row in rows], [row.old_reward for row in rows], [_reward(row.parts) for row in rows]
@@ -50,6 +52,19 @@ def run_reweigh(config: ReweighConfig) -> None:
         }
         write_reweighed(config.output, rows, described)
         Console().print(f"Rewards: {config.output}", soft_wrap=True, highlight=False)
+
+
+def _check_settings(settings: RewardConfig) -> None:
+    """Raise ValueError for what does not follow from an explanation's stored log-probs."""
+    if settings.solution_unit == "gain":
+        raise ValueError(
+            "reward.solution_unit=gain: needs the student's log-probs without an explanation, which are not stored;"
+            " run score with reward.solution_unit=gain, or take logprob or probability"
+        )
+    if settings.leaks != LeakConfig():
+        raise ValueError(
+            "reward.leaks: is counted in texts, and only log-probs are read here; run score with these weights"
+        )
 
 
 def reweighed_rows(source: StoredRewards, settings: RewardConfig) -> list[ReweighedRow]:
@@ -88,7 +103,7 @@ def reweighed(stored: StoredReward, settings: RewardConfig) -> RewardParts | Non
             f"reward.lambda_kl={settings.lambda_kl:g}: {stored.problem_id} was scored by a student with another"
             " tokenizer, so it has no KL; keep reward.lambda_kl=0"
         )
-    return rlt_reward(
+    parts = rlt_reward(
         student_explanation_logprobs=logprobs.student_explanation,
         student_solution_logprobs=logprobs.student_solution,
         teacher_explanation_logprobs=logprobs.teacher_explanation,
@@ -100,6 +115,12 @@ def reweighed(stored: StoredReward, settings: RewardConfig) -> RewardParts | Non
         penalties=penalty_table(settings.penalties),
         one_tokenizer=logprobs.one_tokenizer,
     )
+    if settings.solution_unit == "logprob":
+        return parts
+    score = solution_score(
+        logprobs.student_solution, baseline_logprobs=None, unit=settings.solution_unit, alpha=settings.alpha
+    )
+    return with_solution_score(parts, score, lambda_kl=settings.lambda_kl)
 
 
 def print_reweighed(rows: Sequence[ReweighedRow], change: RankingChange, console: Console) -> None:

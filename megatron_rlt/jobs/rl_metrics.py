@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import fields
 
 import torch
 
@@ -14,9 +15,11 @@ from megatron_rlt.jobs.rl_step import StepResult
 from megatron_rlt.metrics.completions import CompletionRow
 from megatron_rlt.metrics.reduce import Tally
 from megatron_rlt.rewards.rlt import reward_terms, why_invalid
-from megatron_rlt.types import FormatFlag, RewardParts
+from megatron_rlt.types import FormatFlag, LeakMetrics, RewardParts
 
 _PARTS = ("reward", "r_ss", "r_ss_mean", "r_ss_min", "r_kl", "r_kl_mean", "r_kl_max", "penalty")
+
+_LEAKS = fields(LeakMetrics)
 
 
 def step_metrics(result: StepResult, grpo: GrpoConfig, *, lambda_kl: float) -> dict[str, float]:
@@ -27,6 +30,7 @@ def step_metrics(result: StepResult, grpo: GrpoConfig, *, lambda_kl: float) -> d
     metrics["dropped_completions"] = float(len(result.rewards) - len(kept))
     metrics["advantage_std"] = float(result.advantages.std())
     metrics |= _variance_shares(result, grpo, lambda_kl=lambda_kl)
+    metrics |= {field.name: Tally.of(vars(leak)[field.name] for leak in result.leaks).mean for field in _LEAKS}
     metrics |= _form(result) | logprob_metrics(result.completions, result.old_policy)
     return metrics | update_metrics(result.updates)
 
@@ -43,6 +47,7 @@ def completion_rows(result: StepResult, *, step: int) -> list[CompletionRow]:
                     completion,
                     result.pairs[index],
                     result.rewards[index],
+                    result.leaks[index],
                     step=step,
                     question_index=question,
                     completion_index=member,

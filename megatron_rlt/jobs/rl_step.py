@@ -12,12 +12,23 @@ import torch
 from torch import Tensor
 
 from megatron_rlt.config.sections import GrpoConfig
+from megatron_rlt.jobs.baselines import solution_baselines
 from megatron_rlt.jobs.grpo import Draw, UpdateBatch, compare_within_groups, follow_policy, sample_groups, update_policy
+from megatron_rlt.jobs.leaks import count_leaks
 from megatron_rlt.jobs.rewarding import reward_explanations
 from megatron_rlt.jobs.rl_rooms import RlRooms
 from megatron_rlt.metrics.phases import PhaseTimer
 from megatron_rlt.policy.policy import Update
-from megatron_rlt.types import Completion, FormatFlag, Logprobs, Problem, RewardParts, RolloutGroup, ScoringPair
+from megatron_rlt.types import (
+    Completion,
+    FormatFlag,
+    LeakMetrics,
+    Logprobs,
+    Problem,
+    RewardParts,
+    RolloutGroup,
+    ScoringPair,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +39,7 @@ class StepResult:
     pairs: tuple[ScoringPair, ...]  # one a completion, group by group
     old_policy: Logprobs  # of whole completions
     student: Logprobs  # of explanation, then solution, in the student's tokens
+    leaks: tuple[LeakMetrics, ...]
     rewards: tuple[RewardParts, ...]
     advantages: Tensor  # [N] float64
     updates: tuple[Update[Tensor], ...]  # records are LossSums as vectors
@@ -48,10 +60,19 @@ def step(rooms: RlRooms, problems: Sequence[Problem], number: int, timer: PhaseT
         phase.tokens = sum(len(pair.teacher) for pair in pairs)
     with timer.phase("student") as phase:
         student = rooms.student.logprobs([pair.student for pair in pairs])
+        baselines = solution_baselines(rooms.student, rooms.pairs.student, pairs, rooms.reward.solution_unit)
         phase.tokens = sum(len(pair.student) for pair in pairs)
     with timer.phase("reward"):
+        leaks = count_leaks(pairs, rooms.reward.leaks)
         rewards = reward_explanations(
-            pairs, old_policy, student, divergence=rooms.divergence, reward=rooms.reward, penalties=rooms.penalties
+            pairs,
+            old_policy,
+            student,
+            baselines,
+            leaks,
+            divergence=rooms.divergence,
+            reward=rooms.reward,
+            penalties=rooms.penalties,
         )
         advantages = compare(rewards, rooms.grpo)
     with timer.phase("reference") as phase:
@@ -69,7 +90,7 @@ def step(rooms: RlRooms, problems: Sequence[Problem], number: int, timer: PhaseT
         updates = update_policy(rooms.policy, batch, rooms.grpo, max_completion_tokens=rooms.max_completion_tokens)
         follow_policy(rooms.reference_model, rooms.policy, rooms.grpo, number)
         phase.tokens = sum(len(pair.teacher) for pair in pairs)
-    return StepResult(groups, pairs, old_policy, student, rewards, advantages, updates)
+    return StepResult(groups, pairs, old_policy, student, leaks, rewards, advantages, updates)
 
 
 def explain(rooms: RlRooms, problems: Sequence[Problem], number: int) -> tuple[RolloutGroup, ...]:

@@ -19,6 +19,7 @@ from megatron_rlt.config.jobs import ScoreConfig
 from megatron_rlt.config.shapes import position_limit
 from megatron_rlt.data.rows import source_digest
 from megatron_rlt.data.traces import Trace, read_traces
+from megatron_rlt.jobs.baselines import solution_baselines
 from megatron_rlt.jobs.models import load_frozen_model
 from megatron_rlt.jobs.part_run import PartRun
 from megatron_rlt.jobs.rewarding import (
@@ -45,7 +46,7 @@ from megatron_rlt.parallel.watchdog import Heartbeat
 from megatron_rlt.rewards.penalties import penalty_table
 from megatron_rlt.rewards.ranking import ranks_within
 from megatron_rlt.rewards.rlt import why_invalid
-from megatron_rlt.rewards.solution_score import solution_score
+from megatron_rlt.rewards.solution_score import SolutionUnit, solution_score
 from megatron_rlt.types import OnProgress, RewardParts, ScoringPair
 
 _COMMAND = "score"
@@ -147,6 +148,7 @@ def build_score_rooms(config: ScoreConfig, pairs: TracePairs, on_progress: OnPro
     scorer = Scorer(
         teacher=teacher,
         student=student,
+        student_format=pairs.pairs.student,
         divergence=divergence_engine(teacher, student, estimator=config.reward.kl_estimator, scoring=config.scoring),
         reward=config.reward,
         penalties=penalty_table(config.reward.penalties),
@@ -159,25 +161,10 @@ def score_part(rooms: ScoreRooms, traces: Sequence[Trace], timer: PhaseTimer) ->
     with timer.phase("prompts"):
         pairs = [rooms.pairs(trace) for trace in traces]
     rewards = rooms.scorer.rewards(pairs, timer)
-    baselines = _baselines(rooms, pairs, timer) if rooms.with_baseline else {}
-    return [
-        _scored_row(pair, parts, baselines.get(_question_key(pair))) for pair, parts in zip(pairs, rewards, strict=True)
-    ]
-
-
-def _baselines(rooms: ScoreRooms, pairs: Sequence[ScoringPair], timer: PhaseTimer) -> dict[tuple[str, str], Tensor]:
-    """Log-probs of each solution without an explanation, `[S]` by question and solution. Collective."""
-    problems = {_question_key(pair): pair.problem for pair in pairs}
-    with timer.phase("baseline") as phase:
-        asked = [rooms.pairs.pairs.pair_from_ids(problem, []) for problem in problems.values()]
-        found = rooms.scorer.student.logprobs([pair.student for pair in asked])
-        phase.tokens = sum(len(pair.student) for pair in asked)
-    solutions = (pair.student.split(values)[1] for pair, values in zip(asked, found.values, strict=True))
-    return dict(zip(problems, solutions, strict=True))
-
-
-def _question_key(pair: ScoringPair) -> tuple[str, str]:
-    return pair.problem.question, pair.problem.solution
+    with timer.phase("baseline"):
+        unit: SolutionUnit = "gain" if rooms.with_baseline else "logprob"
+        baselines = solution_baselines(rooms.scorer.student, rooms.scorer.student_format, pairs, unit)
+    return [_scored_row(*row) for row in zip(pairs, rewards, baselines, strict=True)]
 
 
 def _scored_row(pair: ScoringPair, parts: RewardParts, baseline: Tensor | None) -> ScoredRow:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from megatron_rlt.types import Completion, FinishReason, FormatFlag, Prompt, RewardParts, ScoringPair
+from megatron_rlt.types import Completion, FinishReason, FormatFlag, LeakMetrics, Prompt, RewardParts, ScoringPair
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +46,10 @@ class CompletionRow:
     r_kl_mean: float
     r_kl_max: float
     penalty: float
+    solution_overlap: float  # these four: LeakMetrics
+    states_the_answer: float
+    repetition: float
+    epistemic_per_100_words: float
     num_explanation_tokens: int  # E
     teacher_prompt_ids: Tensor  # [P] int64
     completion_ids: Tensor  # [C] int64
@@ -62,6 +66,7 @@ class CompletionRow:
         completion: Completion,
         pair: ScoringPair,
         parts: RewardParts,
+        leaks: LeakMetrics,
         *,
         step: int,
         question_index: int,
@@ -90,6 +95,10 @@ class CompletionRow:
             r_kl_mean=parts.r_kl_mean,
             r_kl_max=parts.r_kl_max,
             penalty=parts.penalty,
+            solution_overlap=leaks.solution_overlap,
+            states_the_answer=leaks.states_the_answer,
+            repetition=leaks.repetition,
+            epistemic_per_100_words=leaks.epistemic_per_100_words,
             num_explanation_tokens=pair.num_explanation_tokens,
             teacher_prompt_ids=prompt.token_ids,
             completion_ids=completion.token_ids,

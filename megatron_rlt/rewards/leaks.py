@@ -7,7 +7,10 @@ are cheap counts of words, to be read as rates over many explanations; none of t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+
+from megatron_rlt.rewards.rlt import kl_term
+from megatron_rlt.types import LeakMetrics, RewardParts
 
 EPISTEMIC_MARKERS = (
     *("wait", "hmm", "hm", "actually", "alternatively", "maybe", "perhaps", "probably", "possibly", "apparently"),
@@ -22,16 +25,6 @@ phrase begins with another."""
 _EDGES = ".,;:!?\"'`$*_()[]{}\u201c\u201d"
 _MARKERS = frozenset(tuple(marker.split()) for marker in EPISTEMIC_MARKERS)
 _MARKER_LENGTHS = {len(marker) for marker in _MARKERS}
-
-
-@dataclass(frozen=True)
-class LeakMetrics:
-    """What is counted in one explanation."""
-
-    solution_overlap: float  # share of the solution's n-grams that stand in the explanation, in [0, 1]
-    states_the_answer: float  # 1.0 if the answer stands in the explanation before its closing part, else 0.0
-    repetition: float  # share of the explanation's n-grams that stood in it before, in [0, 1]
-    epistemic_per_100_words: float  # epistemic markers, see EPISTEMIC_MARKERS
 
 
 @dataclass(frozen=True)
@@ -72,6 +65,16 @@ def leak_metrics(
 def leak_penalty(metrics: LeakMetrics, weights: LeakWeights) -> float:
     """`sum_m weight_m * metric_m`, added to the reward as it stands."""
     return float(sum(vars(weights)[field.name] * vars(metrics)[field.name] for field in fields(metrics)))
+
+
+def with_leak_penalty(parts: RewardParts, penalty: float, *, lambda_kl: float) -> RewardParts:
+    """The reward `r_SS - lambda_kl * r_KL + penalty` with more in its penalty; invalid parts stay invalid.
+
+    A penalty of 0 leaves all parts as they are, to the bit.
+    """
+    total = parts.penalty + penalty
+    reward = parts.r_ss + kl_term(parts, lambda_kl=lambda_kl) + total
+    return replace(parts, penalty=total, reward=reward if parts.valid else parts.reward)
 
 
 def words_of(text: str) -> list[str]:

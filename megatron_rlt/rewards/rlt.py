@@ -122,13 +122,19 @@ def why_invalid(parts: RewardParts) -> str | None:
         return "empty solution"
     if len(parts.student_explanation_logprobs) == 0:
         return "empty explanation"
-    per_token = {
+    per_token: dict[str, Tensor | None] = {
         "student solution log-prob": parts.student_solution_logprobs,
         "student explanation log-prob": parts.student_explanation_logprobs,
         "teacher explanation log-prob": parts.teacher_explanation_logprobs,
+        "KL": parts.kl_per_token,
     }
     return next(
-        (f"non-finite {name}" for name, values in per_token.items() if not values.isfinite().all()), "non-finite KL"
+        (
+            f"non-finite {name}"
+            for name, values in per_token.items()
+            if values is not None and not values.isfinite().all()
+        ),
+        "non-finite solution log-prob without explanation",
     )
 
 

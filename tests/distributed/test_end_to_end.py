@@ -17,17 +17,23 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_rlt.config.jobs import TrainConfig
 from megatron_rlt.config.loading import load_config
+from megatron_rlt.data.scan import scan_problems
 from megatron_rlt.metrics.completions import CompletionRow, read_completions
 from megatron_rlt.metrics.writer import read_metrics
-from megatron_rlt.types import FormatFlag
+from megatron_rlt.rewards.leaks import leak_metrics
+from megatron_rlt.types import FormatFlag, LeakMetrics
 from tests.distributed.commands import Command
 from tests.distributed.tiny_runs import RL_CONFIG, SMALL_RL, TinyInputs
 
+LEAKS = [field.name for field in fields(LeakMetrics)]
+# The tiny models write a few signs in random order: only n-grams of one word repeat.
+LEAK_SETTINGS = ("reward.leaks.ngram=1", "reward.leaks.repetition=-0.5")
 PHASES = ("rollout", "old_policy", "student", "reference", "update")
 METRICS = {
     *("reward", "r_ss", "r_ss_mean", "r_ss_min", "r_kl", "r_kl_mean", "r_kl_max", "penalty", "dropped_completions"),
     *("advantage_std", "advantage_share/r_ss", "advantage_share/r_kl", "advantage_share/penalty"),
     *("flag_share/missing_end_tag", "flag_share/truncated", "well_formed_share"),
+    *LEAKS,
     *("completion_tokens", "completion_tokens_max", "explanation_tokens", "prompt_tokens", "entropy"),
     *("rollout_gap_mean", "rollout_gap_max", "loss", "ratio_mean", "clip_share", "kl_to_reference", "grad_norm", "lr"),
     *(f"seconds/{phase}" for phase in PHASES),
@@ -39,7 +45,7 @@ METRICS = {
 def run(inputs: TinyInputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("end-to-end") / "run"
     settings = ["num_steps=2", "grpo.beta=0.1", "reward.kl_estimator=full", "metrics.tensorboard=true"]
-    attempt = Command("train", RL_CONFIG, [*SMALL_RL, *inputs.for_train, *settings], folder).finish()
+    attempt = Command("train", RL_CONFIG, [*SMALL_RL, *inputs.for_train, *settings, *LEAK_SETTINGS], folder).finish()
     assert attempt.status == 0, attempt.errors
     return folder
 
@@ -83,6 +89,16 @@ def test_the_completion_store_has_a_row_a_completion_with_every_part(run: Path) 
             torch.testing.assert_close(row.rollout_logprobs, row.old_logprobs, atol=1e-4, rtol=0)
 
 
+def test_the_leaks_are_those_of_the_stored_texts(run: Path, inputs: TinyInputs) -> None:
+    """The demo's solutions have no box, so that no answer is looked for."""
+    solutions = {problem.problem_id: problem.solution for problem in scan_problems(inputs.shards, part=0, num_parts=1)}
+    rows = [*_rows(run, 1), *_rows(run, 2)]
+    for row in rows:
+        expected = leak_metrics(row.text, solutions[row.problem_id], answer=None, ngram=1, closing_share=0.2)
+        assert {name: vars(row)[name] for name in LEAKS} == vars(expected)
+    assert len({row.repetition for row in rows}) > 1
+
+
 def test_rewards_and_advantages_follow_from_the_stored_parts(run: Path) -> None:
     """r = r_SS - 3 r_KL + penalty; A = (r - mean) / (std + 1e-4) within a group; no explanation, no reward."""
     for row in [*_rows(run, 1), *_rows(run, 2)]:
@@ -94,6 +110,8 @@ def test_rewards_and_advantages_follow_from_the_stored_parts(run: Path) -> None:
         solution, kl = row.student_solution_logprobs.double(), row.kl_per_token.double()
         r_ss, r_kl = solution.mean() + 0.01 * solution.min(), kl.mean() + 0.01 * kl.max()
         penalty = -5.0 if FormatFlag.MISSING_END_TAG in row.flags else 0.0
+        penalty += -0.5 * row.repetition
+        assert row.penalty == pytest.approx(penalty, abs=1e-12)
         assert row.reward == pytest.approx(float(r_ss - 3 * r_kl) + penalty, abs=1e-5)
     for step, question in ((1, 0), (1, 1), (2, 0), (2, 1)):
         group = [row for row in _kept(_rows(run, step)) if row.question_index == question]
@@ -121,6 +139,7 @@ def test_the_metrics_are_what_the_completions_say(run: Path) -> None:
             "prompt_tokens": mean(len(row.teacher_prompt_ids) for row in rows),
             "rollout_gap_mean": float(gaps.mean()),
             "rollout_gap_max": float(gaps.max()),
+            **{name: mean(vars(row)[name] for row in rows) for name in LEAKS},
         }
         assert {name: step[name] for name in expected} == pytest.approx(expected, rel=1e-5, abs=1e-9)
 

@@ -112,6 +112,19 @@ def test_other_settings_give_what_a_fresh_run_with_them_gives(sources: Sources, 
     assert any(row["reward"] != row["old_reward"] for row in again)
 
 
+def test_the_unit_of_r_ss_may_change(sources: Sources, tmp_path: Path) -> None:
+    """exp(mean) + alpha * exp(min) of the stored log-probs, with the source's own lambda, penalties and alpha."""
+    stored = _rows(sources.score.output)
+    again = _reweighed(sources.score.output, tmp_path / "new.parquet", ["reward.solution_unit=probability"])
+    alpha = sources.score.reward.alpha
+    with_reward = [pair for pair in zip(stored, again, strict=True) if pair[0]["reward"] is not None]
+    assert with_reward
+    for old, new in with_reward:
+        r_ss = math.exp(old["r_ss_mean"]) + alpha * math.exp(old["r_ss_min"])
+        assert new["r_ss"] == pytest.approx(r_ss, abs=1e-9)
+        assert new["reward"] == pytest.approx(old["reward"] - old["r_ss"] + r_ss, abs=1e-9)
+
+
 def test_the_exact_divergence_serves_other_coefficients_and_the_sampled_estimators(
     sources: Sources, tmp_path: Path
 ) -> None:
@@ -237,6 +250,8 @@ def test_what_cannot_be_reweighed_is_refused_with_one_line(
     assert _refusal(capsys, scores, "reward.kl_estimator=full").endswith(
         "needs both models; run score with reward.kl_estimator=full"
     )
+    assert " which are not stored; run score with " in _refusal(capsys, scores, "reward.solution_unit=gain")
+    assert " is counted in texts, " in _refusal(capsys, scores, "reward.leaks.repetition=-1")
     assert _refusal(capsys, scores, "--reward.lambda=1").startswith("command line: reward.lambda: unknown key; ")
     assert " is a folder of collect; give its file " in _refusal(capsys, sources.collect.output_dir)
     assert " is no run folder of `train` " in _refusal(capsys, sources.score.output_dir)

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_rlt.rewards.leaks import EPISTEMIC_MARKERS, LeakMetrics, LeakWeights, leak_metrics, leak_penalty, words_of
+from megatron_rlt.rewards.leaks import (
+    EPISTEMIC_MARKERS,
+    LeakWeights,
+    leak_metrics,
+    leak_penalty,
+    with_leak_penalty,
+    words_of,
+)
+from megatron_rlt.types import LeakMetrics, RewardParts
 
 SOLUTION = "The sum of both is 12, so (x) = 12."
 
@@ -68,6 +77,15 @@ def test_the_penalty_is_the_weighted_sum() -> None:
     """-2 * 0.5 - 1 * 1 - 4 * 0.25 + 0.01 * 10 = -2.9."""
     metrics, weights = LeakMetrics(0.5, 1.0, 0.25, 10.0), LeakWeights(-2.0, -1.0, -4.0, 0.01)
     assert leak_penalty(metrics, weights) == pytest.approx(-2.9)
+
+
+def test_a_leak_penalty_adds_to_penalty_and_reward_and_to_no_other_part() -> None:
+    """-0.25 - 3 * 0.5 + (-1 - 0.5) = -3.25."""
+    none = torch.empty(0)
+    parts = RewardParts(-2.75, -0.25, -0.125, -1.0, 0.5, 0.25, 1.0, -1.0, none, none, none, none)
+    found = with_leak_penalty(parts, -0.5, lambda_kl=3.0)
+    assert (found.reward, found.penalty) == (-3.25, -1.5)
+    assert vars(found) | {"reward": -2.75, "penalty": -1.0} == vars(parts)
 
 
 @settings(deadline=None)

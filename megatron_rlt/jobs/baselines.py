@@ -1,0 +1,28 @@
+"""What a student knows of a solution without an explanation: the baseline that a gain is counted from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from megatron_rlt.prompts.student import StudentFormat
+from megatron_rlt.rewards.placebo import nothing
+from megatron_rlt.rewards.solution_score import SolutionUnit
+from megatron_rlt.scoring.engine import LogprobEngine
+from megatron_rlt.types import ScoringPair
+
+
+def solution_baselines(
+    student: LogprobEngine, student_format: StudentFormat, pairs: Sequence[ScoringPair], unit: SolutionUnit
+) -> tuple[Tensor | None, ...]:
+    """`[S]` log-probs a pair, of its solution after the question and nothing else; None unless the unit is `gain`.
+
+    Each distinct question with its solution is asked once. Collective: every rank passes the same pairs.
+    """
+    if unit != "gain":
+        return (None,) * len(pairs)
+    asked = {(pair.problem.question, pair.problem.solution): pair for pair in pairs}
+    sequences = [student_format.splice(pair.problem, nothing(pair.explanation_ids)) for pair in asked.values()]
+    found = dict(zip(asked, student.logprobs(sequences).values, strict=True))
+    return tuple(found[pair.problem.question, pair.problem.solution] for pair in pairs)
