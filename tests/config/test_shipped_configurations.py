@@ -39,7 +39,7 @@ CLASSES: dict[str, type[Section]] = {
     "collect": CollectConfig,
     "evaluate": EvaluateConfig,
 }
-COMMANDS = {"rlt": "train", "scorer": "sft", "warmup": "sft", "solver": "train"}
+COMMANDS = {"rlt": "train", "scorer": "sft", "student": "sft", "warmup": "sft", "solver": "train"}
 JOBS = [file for file in FILES if file.stem.split("_")[0] != "prepare"]
 PAPERS = [file for file in JOBS if "qwen" in file.stem]
 
