@@ -217,8 +217,14 @@ def test_placebos_are_scored_on_the_same_samples(collected: CollectConfig, tmp_p
     assert [row["placebo_ids"] for row in shuffled] != own
     assert {tuple(row["placebo_ids"]) for row in nothing} == {()}
     assert {(row["reward"], row["dropped"]) for row in nothing} == {(None, "empty explanation")}
-    # Without an explanation all scores of a question are one: that of its solution after the bare question.
-    assert len({(row["id"], row["r_ss"]) for row in nothing}) == NUM_QUESTIONS
+    # Without an explanation all scores of a question are one: that of its solution after the bare question. Pack-mates
+    # change the order in which a processor adds, and so the last bits.
+    scores: dict[str, list[float]] = {}
+    for row in nothing:
+        scores.setdefault(row["id"], []).append(row["r_ss"])
+    assert len(scores) == NUM_QUESTIONS
+    assert all(max(same) - min(same) < 1e-5 for same in scores.values())
+    assert len({round(same[0], 4) for same in scores.values()}) == NUM_QUESTIONS
     questions = [row["question"] for row in real[::NUM_EXPLANATIONS]]
     places = other_questions(questions, seed=base.seed)
     assert all(questions[place] != question for place, question in zip(places, questions, strict=True))
