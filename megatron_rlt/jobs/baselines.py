@@ -10,7 +10,7 @@ from megatron_rlt.prompts.student import StudentFormat
 from megatron_rlt.rewards.placebo import nothing
 from megatron_rlt.rewards.solution_score import SolutionUnit
 from megatron_rlt.scoring.engine import LogprobEngine
-from megatron_rlt.types import ScoringPair
+from megatron_rlt.types import ScoringPair, SpannedSequence
 
 
 def solution_baselines(
@@ -22,7 +22,12 @@ def solution_baselines(
     """
     if unit != "gain":
         return (None,) * len(pairs)
-    asked = {(pair.problem.question, pair.problem.solution): pair for pair in pairs}
-    sequences = [student_format.splice(pair.problem, nothing(pair.explanation_ids)) for pair in asked.values()]
-    found = dict(zip(asked, student.logprobs(sequences).values, strict=True))
+    asked = unexplained(student_format, pairs)
+    found = dict(zip(asked, student.logprobs(list(asked.values())).values, strict=True))
     return tuple(found[pair.problem.question, pair.problem.solution] for pair in pairs)
+
+
+def unexplained(student_format: StudentFormat, pairs: Sequence[ScoringPair]) -> dict[tuple[str, str], SpannedSequence]:
+    """What a student reads without an explanation, by question and solution; each is there once."""
+    distinct = {(pair.problem.question, pair.problem.solution): pair for pair in pairs}
+    return {key: student_format.splice(pair.problem, nothing(pair.explanation_ids)) for key, pair in distinct.items()}

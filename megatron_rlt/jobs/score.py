@@ -19,7 +19,7 @@ from megatron_rlt.config.jobs import ScoreConfig
 from megatron_rlt.config.shapes import position_limit
 from megatron_rlt.data.rows import source_digest
 from megatron_rlt.data.traces import Trace, read_traces
-from megatron_rlt.jobs.baselines import solution_baselines
+from megatron_rlt.jobs.baselines import solution_baselines, unexplained
 from megatron_rlt.jobs.models import load_frozen_model
 from megatron_rlt.jobs.part_run import PartRun
 from megatron_rlt.jobs.rewarding import (
@@ -46,7 +46,7 @@ from megatron_rlt.parallel.watchdog import Heartbeat
 from megatron_rlt.rewards.penalties import penalty_table
 from megatron_rlt.rewards.ranking import ranks_within
 from megatron_rlt.rewards.rlt import why_invalid
-from megatron_rlt.rewards.solution_score import SolutionUnit, solution_score
+from megatron_rlt.rewards.solution_score import solution_score
 from megatron_rlt.types import OnProgress, RewardParts, ScoringPair
 
 _COMMAND = "score"
@@ -161,9 +161,12 @@ def score_part(rooms: ScoreRooms, traces: Sequence[Trace], timer: PhaseTimer) ->
     with timer.phase("prompts"):
         pairs = [rooms.pairs(trace) for trace in traces]
     rewards = rooms.scorer.rewards(pairs, timer)
-    with timer.phase("baseline"):
-        unit: SolutionUnit = "gain" if rooms.with_baseline else "logprob"
-        baselines = solution_baselines(rooms.scorer.student, rooms.scorer.student_format, pairs, unit)
+    if not rooms.with_baseline:
+        return [_scored_row(pair, parts, None) for pair, parts in zip(pairs, rewards, strict=True)]
+    with timer.phase("baseline") as phase:
+        student_format = rooms.scorer.student_format
+        baselines = solution_baselines(rooms.scorer.student, student_format, pairs, "gain")
+        phase.tokens = sum(len(sequence) for sequence in unexplained(student_format, pairs).values())
     return [_scored_row(*row) for row in zip(pairs, rewards, baselines, strict=True)]
 
 

@@ -71,9 +71,11 @@ class Command:
         steps: list[dict[str, float]] = []
 
         def taken() -> bool:
+            # Before it resumes, lines of the start before may still be there: they must not be read.
+            if not self._has_resumed():
+                return False
             steps[:] = read_metrics(self._output_dir)
-            # Before it resumes, lines of the start before may still be there.
-            return self._has_resumed() and len(steps) >= self._found_step + count
+            return len(steps) >= self._found_step + count
 
         self._wait_until(taken)
         time.sleep(rng.random() * sum(value for name, value in steps[-1].items() if name.startswith("seconds/")))

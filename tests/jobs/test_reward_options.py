@@ -67,7 +67,7 @@ def test_leaks_add_their_weighted_sum_to_the_penalty_and_change_no_other_part(ro
             expected_reward = punished["r_ss"] - LAMBDA_KL * punished["r_kl"] + punished["penalty"]
             assert punished["reward"] == pytest.approx(expected_reward, abs=1e-12)
         changed = {name for name in plain if plain[name] != punished[name]}
-        assert changed <= {"penalty", "reward"}
+        assert changed <= {"penalty", "reward", "rank"}
         rates.append(leaks)
     assert all(len({rate[name] for rate in rates}) > 1 for name in WEIGHTS), "every sign differs among the rows"
     assert [row["penalty"] for row in rows["paper"]] == [0, 0, 0, TAG_PENALTY, 0]
