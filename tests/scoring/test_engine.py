@@ -118,7 +118,8 @@ def test_logprobs_equal_transformers_whatever_layout_packing_and_order(
         _assert_close(result.values, dense.logprobs[temperature], 1e-5, case)
         _assert_close(result.entropy, dense.entropy[temperature], 1e-5, case)
         one_by_one = ranks[0][layout, temperature, "one by one"]
-        _assert_close(result.values, one_by_one.values, 1e-6, f"{case} against one by one")
+        # Products of other sizes add in another order: 3.5e-6 on some processors, 1e-6 on others, for logits up to 13.
+        _assert_close(result.values, one_by_one.values, 5e-6, f"{case} against one by one")
         for rank in ranks[1:]:
             _assert_close(rank[layout, temperature, packing].values, result.values, 0.0, f"{case}, ranks alike")
 
