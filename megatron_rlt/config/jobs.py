@@ -6,7 +6,7 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from megatron_rlt.config.sections import (
     AnswerSamplingConfig,
@@ -82,11 +82,20 @@ class TrainConfig(RlConfig):
     teacher: ModelConfig
     """The policy: it is trained."""
     student: ModelConfig
-    """The frozen model whose predictions are the reward."""
+    """The frozen model whose predictions are the reward; the word `self` takes the teacher's section, that is its own
+    frozen start."""
     temperature: PositiveFloat = 0.7
     """Of sampling and of every log-prob: teacher, student, reference."""
     reward: RewardConfig = RewardConfig()
     """RLT reward."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_self(cls, values: object) -> object:
+        """`student: self` is the teacher's section: its folder holds the start, also when a run resumes."""
+        if isinstance(values, dict) and values.get("student") == "self" and "teacher" in values:
+            return {**values, "student": values["teacher"]}
+        return values
 
     @property
     def models(self) -> dict[str, ModelConfig]:

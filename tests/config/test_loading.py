@@ -82,3 +82,17 @@ def test_changes_win_over_what_was_stored_and_what_is_not_named_stays() -> None:
     )
     changed = with_changes(stored, named.reward)
     assert changed == RewardConfig(alpha=0.5, lambda_kl=3.0, penalties=PenaltyConfig(empty=0.0, truncated=-0.5))
+
+
+def test_a_student_that_is_the_teacher_itself_gets_the_teachers_resolved_section(workplace: Path) -> None:
+    overrides = ["student=self", "teacher.layout={tp: 2, sp: true}", "teacher.dtype=bfloat16"]
+    config = load_config(TrainConfig, workplace / "train.yaml", overrides)
+    assert config.student == config.teacher
+    assert (config.student.model, config.student.layout.tp, config.student.dtype) == (Path("teacher"), 2, "bfloat16")
+    (workplace / "again.yaml").write_text(to_yaml(config))
+    assert load_config(TrainConfig, workplace / "again.yaml", []) == config
+
+
+def test_no_other_word_is_a_student(workplace: Path) -> None:
+    with pytest.raises(ValueError, match=r'student: must be a section with keys model, .*, got "teacher"'):
+        load_config(TrainConfig, workplace / "train.yaml", ["student=teacher"])

@@ -14,38 +14,47 @@ from megatron_rlt.data.scan import scan_problems
 from megatron_rlt.metrics.completions import CompletionRow, read_completions
 from megatron_rlt.prompts.formats import pair_builder
 from megatron_rlt.rewards.solution_score import solution_score
-from tests.distributed.tiny_runs import RL_CONFIG, SMALL_RL, TinyInputs, train_here
+from tests.distributed.tiny_runs import ENDED_EARLY, RL_CONFIG, SMALL_RL, TinyInputs, hashes, train_here
 from tests.oracle import dense_logprobs
 from tests.ranks import run_ranks
 
 RUNS: dict[str, list[str]] = {
     "paper": [],
     "gain": ["reward.solution_unit=gain"],
+    "same folder": ["student.layout={tp: 2, sp: true}", "num_steps=2"],
+    "self": ["student=self", "num_steps=2"],
 }
 
 
 def _train(settings: dict[Path, list[str]]) -> list[int]:
+    """All runs; the one with `student: self` ends after its first step and goes on from its checkpoint."""
+    ended = [train_here(folder, run, stop_after=1) for folder, run in settings.items() if folder.name == "self"]
+    assert ended == [ENDED_EARLY]
     return [train_here(folder, run) for folder, run in settings.items()]
 
 
 @pytest.fixture(scope="module")
-def runs(inputs: TinyInputs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[CompletionRow]]:
-    """The completions of the first step by the run's name."""
+def runs(inputs: TinyInputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs' folders, in one."""
     folder = tmp_path_factory.mktemp("options")
     common = [*SMALL_RL, *inputs.for_train, "num_steps=1", "checkpoint.export_hf=false"]
     statuses = run_ranks(_train, 2, {folder / name: [*common, *settings] for name, settings in RUNS.items()})
     assert statuses == [[0] * len(RUNS)] * 2
-    return {name: read_completions(folder / name / "completions" / "step-000001.parquet") for name in RUNS}
+    return folder
+
+
+def _rows(run: Path, step: int) -> list[CompletionRow]:
+    return read_completions(run / "completions" / f"step-{step:06d}.parquet")
 
 
 def test_a_gain_is_counted_from_the_dense_models_log_probs_without_an_explanation(
-    inputs: TinyInputs, runs: dict[str, list[CompletionRow]], tmp_path: Path
+    inputs: TinyInputs, runs: Path, tmp_path: Path
 ) -> None:
     config = load_config(TrainConfig, RL_CONFIG, [*inputs.for_train, f"output_dir={tmp_path}"])
     student_format = pair_builder(inputs.model, inputs.model, config.prompts).student
     student = AutoModelForCausalLM.from_pretrained(inputs.model).eval()
     problems = {problem.problem_id: problem for problem in scan_problems(inputs.shards, part=0, num_parts=1)}
-    for plain, row in zip(runs["paper"], runs["gain"], strict=True):
+    for plain, row in zip(_rows(runs / "paper", 1), _rows(runs / "gain", 1), strict=True):
         assert torch.equal(plain.completion_ids, row.completion_ids)
         assert torch.equal(plain.student_solution_logprobs, row.student_solution_logprobs)
         bare = student_format.splice(problems[row.problem_id], torch.empty(0, dtype=torch.int64))
@@ -58,4 +67,13 @@ def test_a_gain_is_counted_from_the_dense_models_log_probs_without_an_explanatio
         if row.num_explanation_tokens > 0:
             total = row.r_ss - config.reward.lambda_kl * row.r_kl + row.penalty
             assert row.reward == pytest.approx(total, abs=1e-12)
-    assert any(row.num_explanation_tokens > 0 for row in runs["gain"])
+    assert any(row.num_explanation_tokens > 0 for row in _rows(runs / "gain", 1))
+
+
+def test_a_student_that_is_the_teachers_start_gives_the_rewards_of_its_folder_also_after_a_resume(runs: Path) -> None:
+    """Bit for bit, in the step after an update as well: neither the policy nor a checkpoint is asked."""
+    by_folder, by_word = (hashes(runs / name / "completions") for name in ("same folder", "self"))
+    assert by_word == by_folder
+    assert len(by_word) == 2
+    moved = [float(row.kl_per_token.abs().max()) for row in _rows(runs / "self", 2) if row.num_explanation_tokens > 0]
+    assert max(moved) > 1e-2, "the policy has left its start"
