@@ -26,6 +26,7 @@ from megatron_rlt.config.sections import (
     RolloutConfig,
     ScoringConfig,
     Section,
+    StudentsConfig,
     WatchdogConfig,
 )
 
@@ -84,6 +85,8 @@ class TrainConfig(RlConfig):
     student: ModelConfig
     """The frozen model whose predictions are the reward; the word `self` takes the teacher's section, that is its own
     frozen start."""
+    students: StudentsConfig = StudentsConfig()
+    """Further students, and what becomes of several rewards."""
     temperature: PositiveFloat = 0.7
     """Of sampling and of every log-prob: teacher, student, reference."""
     reward: RewardConfig = RewardConfig()
@@ -99,8 +102,9 @@ class TrainConfig(RlConfig):
 
     @property
     def models(self) -> dict[str, ModelConfig]:
-        """Teacher and student."""
-        return {"teacher": self.teacher, "student": self.student}
+        """The teacher and all students."""
+        extra = {f"students.extra.{name}": model for name, model in self.students.extra.items()}
+        return {"teacher": self.teacher, "student": self.student} | extra
 
 
 class EvaluationLossConfig(Section):

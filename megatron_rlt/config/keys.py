@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
@@ -53,7 +53,9 @@ def keys_of(config_class: type[Section], prefix: str = "", defaults: Section | N
 
 
 def section_class(annotation: object) -> type[Section] | None:
-    """The section that an annotation declares, also inside `X | None`; None for a plain value."""
+    """The section that an annotation declares, also inside `X | None`; None for a value, and for sections by name."""
+    if get_origin(annotation) is dict:
+        return None
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, Section):
             return candidate

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 from megatron_rlt.config.evaluation_sets import HUB, is_file, needs_hub
@@ -30,9 +31,10 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 def train_path_faults(config: TrainConfig) -> list[str]:
     """Broken rules about the files of `train`."""
+    students = {name: model for name, model in config.models.items() if name != "teacher"}
     return [
-        *_model_faults({"teacher": config.teacher, "student": config.student}),
-        *_tokenizer_faults(config.teacher.model, config.student.model, config.reward),
+        *_model_faults(config.models),
+        *chain(*(_tokenizer_faults(*one, teacher=config.teacher, reward=config.reward) for one in students.items())),
         *_data_faults("data.path", config.data.path),
         *_run_faults(config),
     ]
@@ -58,7 +60,7 @@ def score_path_faults(config: ScoreConfig) -> list[str]:
     """Broken rules about the files of `score`."""
     faults = [
         *_model_faults({"teacher": config.teacher, "student": config.student}),
-        *_tokenizer_faults(config.teacher.model, config.student.model, config.reward),
+        *_tokenizer_faults("student", config.student, teacher=config.teacher, reward=config.reward),
         *_row_file_faults("input", config.input),
         *_run_faults(config),
     ]
@@ -87,7 +89,7 @@ def collect_path_faults(config: CollectConfig) -> list[str]:
     """Broken rules about the files of `collect`."""
     faults = _model_faults(config.models)
     if config.student is not None:
-        faults += _tokenizer_faults(config.teacher.model, config.student.model, config.reward)
+        faults += _tokenizer_faults("student", config.student, teacher=config.teacher, reward=config.reward)
     if config.teacher_checkpoint is not None and not (config.teacher_checkpoint / "manifest.json").is_file():
         faults.append(
             f"teacher_checkpoint: {config.teacher_checkpoint} holds no checkpoint (no manifest.json); give a folder"
@@ -141,22 +143,22 @@ def _model_faults(models: dict[str, ModelConfig]) -> list[str]:
     return faults
 
 
-def _tokenizer_faults(teacher: Path, student: Path, reward: RewardConfig) -> list[str]:
+def _tokenizer_faults(name: str, student: ModelConfig, *, teacher: ModelConfig, reward: RewardConfig) -> list[str]:
     """r_KL compares the very ids the teacher sampled, so both must mean the same token by an id."""
-    files = [folder / "tokenizer.json" for folder in (teacher, student)]
+    files = [folder / "tokenizer.json" for folder in (teacher.model, student.model)]
     if not all(file.is_file() for file in files) or files[0].read_bytes() == files[1].read_bytes():
         return []
     try:
         ours, theirs = (_token_ids(file) for file in files)
     except (ValueError, KeyError, TypeError) as error:
-        return [f"student.model: tokenizer.json of teacher or student is not readable ({error}); download it again"]
+        return [f"{name}.model: tokenizer.json of teacher or student is not readable ({error}); download it again"]
     differing = sorted(token for token in ours.keys() & theirs.keys() if ours[token] != theirs[token])
     missing = sorted(ours.keys() - theirs.keys())
     if reward.lambda_kl == 0 or not (differing or missing):
         return []
     token = (differing + missing)[0]
     return [
-        f"student.model: its tokenizer differs from the teacher's in {len(differing) + len(missing)} tokens (token"
+        f"{name}.model: its tokenizer differs from the teacher's in {len(differing) + len(missing)} tokens (token"
         f" {token!r} has id {ours[token]} for the teacher, {theirs.get(token, 'none')} for the student), and r_KL"
         " compares token by token and needs one tokenizer; set reward.lambda_kl=0 to reward r_SS alone, or take a"
         " student with the teacher's tokenizer"

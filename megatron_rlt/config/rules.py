@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from megatron_rlt.config.evaluation_sets import data_faults
-from megatron_rlt.config.jobs import CollectConfig, EvaluateConfig, RlConfig, ScoreConfig, SftConfig
+from megatron_rlt.config.jobs import CollectConfig, EvaluateConfig, RlConfig, ScoreConfig, SftConfig, TrainConfig
 from megatron_rlt.config.sections import (
     CountdownConfig,
     GrpoConfig,
@@ -19,6 +19,7 @@ from megatron_rlt.config.sections import (
     OptimizerConfig,
     RewardConfig,
     ScoringConfig,
+    StudentsConfig,
 )
 from megatron_rlt.config.shapes import ModelShape, position_limit
 
@@ -41,6 +42,28 @@ def train_faults(config: RlConfig, shapes: Shapes) -> list[str]:
         ),
         *_optimizer_faults(config.optimizer),
     ]
+
+
+def students_faults(config: TrainConfig) -> list[str]:
+    """Broken rules between `train`'s students."""
+    students, faults = config.students, []
+    names = ["student", *students.extra]
+    if "student" in students.extra:
+        faults.append("students.extra.student: the name belongs to the section `student`; give it another one")
+    if not students.extra:
+        defaults = StudentsConfig()
+        without_effect = {
+            f"students.reduction={students.reduction}": students.reduction != defaults.reduction,
+            f"students.held_out={students.held_out}": students.held_out is not None,
+        }
+        faults += [
+            f"{setting}: has no effect with one student; name others under students.extra, or leave it out"
+            for setting, is_set in without_effect.items()
+            if is_set
+        ]
+    elif students.held_out is not None and students.held_out not in names:
+        faults.append(f"students.held_out={students.held_out}: must be one of {', '.join(names)}, or null")
+    return faults
 
 
 def sft_faults(config: SftConfig, shapes: Shapes) -> list[str]:

@@ -207,6 +207,17 @@ class RewardConfig(Section):
     """Leak detectors: what they count, and what it costs."""
 
 
+class StudentsConfig(Section):
+    """More students than one: each reads every explanation in its own format and layout, and rewards it."""
+
+    extra: dict[str, ModelConfig] = {}
+    """Frozen models beside `student`, by a name of their own; all need the teacher's tokenizer, or lambda_kl 0."""
+    reduction: Literal["mean", "minimum"] = "mean"
+    """What becomes of the rewards of those that are not held out."""
+    held_out: str | None = None
+    """The student (`student`, or a name of extra) whose reward is only logged; None: all count."""
+
+
 class GrpoConfig(Section):
     """Group-relative policy optimisation; the defaults are the paper's."""
 

@@ -30,7 +30,15 @@ from megatron_rlt.config.path_rules import (
     solver_path_faults,
     train_path_faults,
 )
-from megatron_rlt.config.rules import Shapes, collect_faults, evaluate_faults, score_faults, sft_faults, train_faults
+from megatron_rlt.config.rules import (
+    Shapes,
+    collect_faults,
+    evaluate_faults,
+    score_faults,
+    sft_faults,
+    students_faults,
+    train_faults,
+)
 from megatron_rlt.config.sections import ModelConfig
 from megatron_rlt.config.shapes import ModelShape
 from megatron_rlt.config.solver import SolverConfig
@@ -39,8 +47,8 @@ from megatron_rlt.models.architecture import Architecture
 
 def check_train(config: TrainConfig) -> Shapes:
     """Check `train`; raises ValueError with one line a broken rule."""
-    shapes, unreadable = _read_shapes({"teacher": config.teacher, "student": config.student})
-    _raise_if_any([*train_path_faults(config), *unreadable, *train_faults(config, shapes)])
+    shapes, unreadable = _read_shapes(config.models)
+    _raise_if_any([*train_path_faults(config), *unreadable, *train_faults(config, shapes), *students_faults(config)])
     return shapes
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch.distributed as dist
 
 from megatron_rlt.config.jobs import TrainConfig
@@ -13,6 +15,7 @@ from megatron_rlt.jobs.rl_step import step
 from megatron_rlt.jobs.training_run import TrainingRun, TrainingState
 from megatron_rlt.metrics.completions import CompletionStore
 from megatron_rlt.parallel.watchdog import Heartbeat
+from megatron_rlt.types import Problem
 
 _SHOWN = ("well_formed_share", "completion_tokens")  # beside the rewards
 
@@ -25,11 +28,16 @@ def run_train(config: TrainConfig, heartbeat: Heartbeat) -> int:
     """
     run = TrainingRun(config, "train", heartbeat, source_model=config.teacher.model)
     with run.timer.phase("setup"):
-        pairs = build_pairs(config.teacher.model, config.student.model, config.prompts, config.reward)
-        stream = open_problems(
-            config.data, seed=config.seed, work_dir=config.output_dir / "data", check=pairs.check_problem
-        )
-        rooms = build_rooms(config, pairs, run.on_progress)
+        make_pairs = partial(build_pairs, config.teacher.model, prompts=config.prompts, reward=config.reward)
+        pairs = make_pairs(config.student.model)
+        further_pairs = {name: make_pairs(model.model) for name, model in config.students.extra.items()}
+
+        def check(problem: Problem) -> None:
+            for formats in (pairs, *further_pairs.values()):
+                formats.check_problem(problem)
+
+        stream = open_problems(config.data, seed=config.seed, work_dir=config.output_dir / "data", check=check)
+        rooms = build_rooms(config, pairs, further_pairs, run.on_progress)
     store = CompletionStore(config.output_dir / "completions")
     writes_completions = config.metrics.store_completions and dist.get_rank() == 0
 

@@ -26,6 +26,7 @@ def step_metrics(result: StepResult, grpo: GrpoConfig, *, lambda_kl: float) -> d
     """Everything worth a curve, over the completions of all ranks. Means of rewards leave dropped completions out."""
     kept = [parts for parts in result.rewards if parts.valid]
     metrics = {name: Tally.of(getattr(parts, name) for parts in kept).mean for name in _PARTS}
+    metrics |= _rewards_by_student(result)
     metrics |= {f"dropped/{reason}": float(count) for reason, count in _dropped(result.rewards).items()}
     metrics["dropped_completions"] = float(len(result.rewards) - len(kept))
     metrics["advantage_std"] = float(result.advantages.std())
@@ -52,6 +53,7 @@ def completion_rows(result: StepResult, *, step: int) -> list[CompletionRow]:
                     question_index=question,
                     completion_index=member,
                     advantage=float(result.advantages[index]),
+                    rewards_by_student={name: theirs[index].reward for name, theirs in result.by_student.items()},
                     old_logprobs=result.old_policy.values[index],
                 )
             )
@@ -60,6 +62,16 @@ def completion_rows(result: StepResult, *, step: int) -> list[CompletionRow]:
 
 def _dropped(rewards: Sequence[RewardParts]) -> Counter[str]:
     return Counter(reason for parts in rewards if (reason := why_invalid(parts)) is not None)
+
+
+def _rewards_by_student(result: StepResult) -> dict[str, float]:
+    """Each student's mean reward, a held-out one's too; nothing where there is only one."""
+    if len(result.by_student) == 1:
+        return {}
+    return {
+        f"reward/{name}": Tally.of(parts.reward for parts in rewards if parts.valid).mean
+        for name, rewards in result.by_student.items()
+    }
 
 
 def _variance_shares(result: StepResult, grpo: GrpoConfig, *, lambda_kl: float) -> dict[str, float]:

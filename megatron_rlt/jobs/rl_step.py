@@ -17,6 +17,7 @@ from megatron_rlt.jobs.grpo import Draw, UpdateBatch, compare_within_groups, fol
 from megatron_rlt.jobs.leaks import count_leaks
 from megatron_rlt.jobs.rewarding import reward_explanations
 from megatron_rlt.jobs.rl_rooms import RlRooms
+from megatron_rlt.jobs.student_panel import FIRST, StudentRewards
 from megatron_rlt.metrics.phases import PhaseTimer
 from megatron_rlt.policy.policy import Update
 from megatron_rlt.types import (
@@ -40,7 +41,8 @@ class StepResult:
     old_policy: Logprobs  # of whole completions
     student: Logprobs  # of explanation, then solution, in the student's tokens
     leaks: tuple[LeakMetrics, ...]
-    rewards: tuple[RewardParts, ...]
+    by_student: StudentRewards  # each student's own
+    rewards: tuple[RewardParts, ...]  # the first student's parts; the reward is that of all students that count
     advantages: Tensor  # [N] float64
     updates: tuple[Update[Tensor], ...]  # records are LossSums as vectors
 
@@ -74,6 +76,9 @@ def step(rooms: RlRooms, problems: Sequence[Problem], number: int, timer: PhaseT
             reward=rooms.reward,
             penalties=rooms.penalties,
         )
+    by_student = {FIRST: rewards} | rooms.panel.rewards(groups, old_policy, leaks, timer)
+    with timer.phase("reward"):
+        rewards = rooms.panel.combined(by_student)
         advantages = compare(rewards, rooms.grpo)
     with timer.phase("reference") as phase:
         reference = None if rooms.reference is None else rooms.reference.logprobs([pair.teacher for pair in pairs])
@@ -90,7 +95,7 @@ def step(rooms: RlRooms, problems: Sequence[Problem], number: int, timer: PhaseT
         updates = update_policy(rooms.policy, batch, rooms.grpo, max_completion_tokens=rooms.max_completion_tokens)
         follow_policy(rooms.reference_model, rooms.policy, rooms.grpo, number)
         phase.tokens = sum(len(pair.teacher) for pair in pairs)
-    return StepResult(groups, pairs, old_policy, student, leaks, rewards, advantages, updates)
+    return StepResult(groups, pairs, old_policy, student, leaks, by_student, rewards, advantages, updates)
 
 
 def explain(rooms: RlRooms, problems: Sequence[Problem], number: int) -> tuple[RolloutGroup, ...]:

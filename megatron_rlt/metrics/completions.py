@@ -7,7 +7,7 @@ replicated over ranks, so one rank writes. Text is for people; the ids are what 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class CompletionRow:
     flags: tuple[FormatFlag, ...]
     text: str  # the explanation
     reward: float  # nan: dropped from its group
+    rewards_by_student: Mapping[str, float]  # each student's own; one entry where there is one student
     advantage: float
     r_ss: float
     r_ss_mean: float
@@ -72,6 +73,7 @@ class CompletionRow:
         question_index: int,
         completion_index: int,
         advantage: float,
+        rewards_by_student: Mapping[str, float],
         old_logprobs: Tensor,
     ) -> CompletionRow:
         """Bring together what the stages of a step found out about one completion."""
@@ -87,6 +89,7 @@ class CompletionRow:
             flags=tuple(sorted(pair.flags)),
             text=pair.explanation_text,
             reward=parts.reward,
+            rewards_by_student=rewards_by_student,
             advantage=advantage,
             r_ss=parts.r_ss,
             r_ss_mean=parts.r_ss_mean,
@@ -118,6 +121,7 @@ _TYPES = {
     "FinishReason": pa.string(),
     "tuple[FormatFlag, ...]": pa.list_(pa.string()),
     "Tensor": pa.list_(pa.float32()),
+    "Mapping[str, float]": pa.map_(pa.string(), pa.float64()),
     "Tensor | None": pa.list_(pa.float32()),
 }
 _ID_COLUMNS = ("teacher_prompt_ids", "completion_ids")
@@ -164,6 +168,8 @@ def read_completions(path: Path) -> list[CompletionRow]:
 def _cell(value: Any) -> Any:  # noqa: ANN401 - one cell of any column
     if isinstance(value, Tensor):
         return value.detach().cpu().numpy()
+    if isinstance(value, Mapping):
+        return list(value.items())
     return [flag.value for flag in value] if isinstance(value, tuple) else value
 
 
@@ -173,6 +179,7 @@ def _row(values: dict[str, Any]) -> CompletionRow:
             values[column.name] = torch.tensor(values[column.name], dtype=torch.int64)
         elif column.type == _TYPES["Tensor"] and values[column.name] is not None:
             values[column.name] = torch.tensor(values[column.name], dtype=torch.float32)
+    values["rewards_by_student"] = dict(values["rewards_by_student"])
     values["finish_reason"] = FinishReason(values["finish_reason"])
     values["flags"] = tuple(FormatFlag(flag) for flag in values["flags"])
     return CompletionRow(**values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,13 @@ from megatron_rlt.config.jobs import TrainConfig
 from megatron_rlt.config.loading import load_config
 from megatron_rlt.data.scan import scan_problems
 from megatron_rlt.metrics.completions import CompletionRow, read_completions
+from megatron_rlt.metrics.writer import read_metrics
 from megatron_rlt.prompts.formats import pair_builder
 from megatron_rlt.rewards.solution_score import solution_score
 from tests.distributed.tiny_runs import ENDED_EARLY, RL_CONFIG, SMALL_RL, TinyInputs, hashes, train_here
 from tests.oracle import dense_logprobs
 from tests.ranks import run_ranks
+from tools.demo.make_assets import save_model
 
 RUNS: dict[str, list[str]] = {
     "paper": [],
@@ -38,8 +41,15 @@ def runs(inputs: TinyInputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs' folders, in one."""
     folder = tmp_path_factory.mktemp("options")
     common = [*SMALL_RL, *inputs.for_train, "num_steps=1", "checkpoint.export_hf=false"]
-    statuses = run_ranks(_train, 2, {folder / name: [*common, *settings] for name, settings in RUNS.items()})
-    assert statuses == [[0] * len(RUNS)] * 2
+    save_model(folder / "other", seed=1)
+    other = f"{{model: {folder / 'other'}, dtype: float32, layout: {{pp: 2}}}}"
+    runs = RUNS | {
+        "other alone": [f"student={other}"],
+        "minimum": [f"students.extra.other={other}", "students.reduction=minimum"],
+        "held out": [f"students.extra.other={other}", "students.held_out=other"],
+    }
+    statuses = run_ranks(_train, 2, {folder / name: [*common, *settings] for name, settings in runs.items()})
+    assert statuses == [[0] * len(runs)] * 2
     return folder
 
 
@@ -77,3 +87,26 @@ def test_a_student_that_is_the_teachers_start_gives_the_rewards_of_its_folder_al
     assert len(by_word) == 2
     moved = [float(row.kl_per_token.abs().max()) for row in _rows(runs / "self", 2) if row.num_explanation_tokens > 0]
     assert max(moved) > 1e-2, "the policy has left its start"
+
+
+def test_each_of_several_students_gives_the_reward_it_gives_alone_and_the_lowest_counts(runs: Path) -> None:
+    alone, other_alone = (_rewards(runs / name) for name in ("paper", "other alone"))
+    rows = _rows(runs / "minimum", 1)
+    assert [row.rewards_by_student["student"] for row in rows] == pytest.approx(alone, abs=0, nan_ok=True)
+    assert [row.rewards_by_student["other"] for row in rows] == pytest.approx(other_alone, abs=0, nan_ok=True)
+    lowest = [min(pair) if not math.isnan(sum(pair)) else math.nan for pair in zip(alone, other_alone, strict=True)]
+    assert [row.reward for row in rows] == pytest.approx(lowest, abs=0, nan_ok=True)
+    assert len({a < b for a, b in zip(alone, other_alone, strict=True) if not math.isnan(a + b)}) == 2
+
+
+def test_a_held_out_student_is_logged_and_changes_nothing(runs: Path) -> None:
+    (paper,), (held_out,) = (read_metrics(runs / name) for name in ("paper", "held out"))
+    assert held_out["reward/student"] == held_out["reward"] == paper["reward"]
+    assert held_out["reward/other"] != paper["reward"]
+    assert held_out["grad_norm"] == paper["grad_norm"]
+    assert "reward/other" not in paper
+    assert _rewards(runs / "held out") == pytest.approx(_rewards(runs / "paper"), abs=0, nan_ok=True)
+
+
+def _rewards(run: Path) -> list[float]:
+    return [row.reward for row in _rows(run, 1)]

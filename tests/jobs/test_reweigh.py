@@ -187,6 +187,7 @@ def _completion_row(index: int, config: TrainConfig) -> CompletionRow:
         question_index=index // 4 % 2,
         completion_index=index % 4,
         advantage=0.0,
+        rewards_by_student={"student": parts.reward},
         old_logprobs=old,
     )
 

@@ -52,6 +52,7 @@ def _row(
         question_index=1,
         completion_index=2,
         advantage=0.5,
+        rewards_by_student={"student": 0.1 + 0.2, "other": -1.0},
         old_logprobs=torch.randn(num_tokens, generator=generator),
     )
 

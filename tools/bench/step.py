@@ -64,7 +64,7 @@ def _bench(arguments: argparse.Namespace, folder: Path, vocab_size: int) -> None
     save_tokenizer(model)
     config = TrainConfig.model_validate(_settings(arguments, model, folder))
     pairs = build_pairs(config.teacher.model, config.student.model, config.prompts, config.reward)
-    rooms = build_rooms(config, pairs, tell_nobody)
+    rooms = build_rooms(config, pairs, {}, tell_nobody)
     memory = MemoryLedger()
     timer = PhaseTimer(heartbeat=lambda _: None, memory=memory)
     problems = [Problem(str(number), question, "3") for number, question in enumerate(_QUESTIONS)]

@@ -95,6 +95,8 @@ def _type(field: Schema) -> str:
     kind = field["type"]
     if kind in ("integer", "number"):
         return _bounded("whole number" if kind == "integer" else "number", field)
+    if kind == "object":
+        return f"{_type(field['additionalProperties'])} by name"
     if kind == "array":
         return f"list of {_type(field['items'])}"
     plain = {"boolean": "`true` or `false`", "null": "`null`", "string": "text"}
@@ -138,11 +140,12 @@ def _uses(schemas: dict[str, Schema], sections: dict[str, Schema]) -> dict[str, 
 
 def _openings(schema: Schema, sections: dict[str, Schema], prefix: str) -> Iterator[tuple[str, str]]:
     for key, field in schema["properties"].items():
-        for option in (field, *field.get("anyOf", ())):
+        by_name = field.get("additionalProperties")
+        for option in (field, *field.get("anyOf", ()), *([] if by_name is None else [by_name])):
             if "$ref" in option:
-                name = _target(option)
-                yield prefix + key, name
-                yield from _openings(sections[name], sections, f"{prefix}{key}.")
+                name, dotted = _target(option), prefix + key + (".NAME" if option is by_name else "")
+                yield dotted, name
+                yield from _openings(sections[name], sections, f"{dotted}.")
 
 
 def _target(field: Schema) -> str:
