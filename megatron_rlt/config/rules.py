@@ -22,6 +22,7 @@ from megatron_rlt.config.sections import (
     StudentsConfig,
 )
 from megatron_rlt.config.shapes import ModelShape, position_limit
+from megatron_rlt.config.solver import SolverConfig, VerifierConfig
 
 Shapes = Mapping[str, ModelShape]  # by the model's section name; a model that could not be read is left out
 
@@ -42,6 +43,25 @@ def train_faults(config: RlConfig, shapes: Shapes) -> list[str]:
         ),
         *_optimizer_faults(config.optimizer),
     ]
+
+
+def verifier_faults(config: SolverConfig) -> list[str]:
+    """Broken rules of a verifiable reward."""
+    verifier, budget, faults = config.verifier, config.rollout.max_completion_tokens, []
+    if verifier.overlong_buffer_tokens is not None and verifier.overlong_buffer_tokens > budget:
+        faults.append(
+            f"verifier.overlong_buffer_tokens={verifier.overlong_buffer_tokens}: must not exceed"
+            f" rollout.max_completion_tokens={budget}; nearest valid: {budget}"
+        )
+    if (
+        verifier.overlong_buffer_tokens is None
+        and verifier.overlong_weight != VerifierConfig.model_fields["overlong_weight"].default
+    ):
+        faults.append(
+            f"verifier.overlong_weight={verifier.overlong_weight:g}: has no effect without"
+            " verifier.overlong_buffer_tokens; set it, or leave overlong_weight out"
+        )
+    return faults
 
 
 def students_faults(config: TrainConfig) -> list[str]:

@@ -21,6 +21,10 @@ class VerifierConfig(Section):
     """Added where thought and solution stand in their tags."""
     malformed: float = 0.0
     """Added where they do not; a penalty is negative."""
+    overlong_buffer_tokens: PositiveInt | None = None
+    """DAPO's soft punishment: last tokens of the budget, in which the reward falls evenly; None: it does not fall."""
+    overlong_weight: PositiveFloat = 1.0
+    """How much the reward has fallen at the end of the budget."""
     prefill_thought: bool = True
     """End the prompt with the thought's opening tag, as models trained by `sft` expect; False for other models."""
     timeout_seconds: PositiveFloat = 5.0

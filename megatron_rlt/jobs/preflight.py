@@ -38,6 +38,7 @@ from megatron_rlt.config.rules import (
     sft_faults,
     students_faults,
     train_faults,
+    verifier_faults,
 )
 from megatron_rlt.config.sections import ModelConfig
 from megatron_rlt.config.shapes import ModelShape
@@ -55,7 +56,7 @@ def check_train(config: TrainConfig) -> Shapes:
 def check_solver(config: SolverConfig) -> Shapes:
     """Check `train` with a verifiable reward; raises ValueError with one line a broken rule."""
     shapes, unreadable = _read_shapes(config.models)
-    _raise_if_any([*solver_path_faults(config), *unreadable, *train_faults(config, shapes)])
+    _raise_if_any([*solver_path_faults(config), *unreadable, *train_faults(config, shapes), *verifier_faults(config)])
     return shapes
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from megatron_rlt.algorithm.dynamic_sampling import groups_with_spread
+from megatron_rlt.algorithm.overlong import soft_overlong_punishment
 from megatron_rlt.config.sections import GrpoConfig
 from megatron_rlt.config.solver import VerifierConfig
 from megatron_rlt.jobs.grpo import Draw, UpdateBatch, compare_within_groups, follow_policy, sample_groups, update_policy
@@ -175,8 +176,10 @@ def _judge_group(
     well_formed = tuple(
         is_well_formed(text, rooms.tags, thought_is_open=rooms.verifier.prefill_thought) for text in texts
     )
+    punishments = _overlong_punishments(rooms, group)
     rewards = tuple(
-        verifiable_reward(
+        punishment
+        + verifiable_reward(
             verdict,
             well_formed=form,
             correct=rooms.verifier.correct,
@@ -184,9 +187,21 @@ def _judge_group(
             well_formed_bonus=rooms.verifier.well_formed_bonus,
             malformed=rooms.verifier.malformed,
         )
-        for verdict, form in zip(verdicts, well_formed, strict=True)
+        for verdict, form, punishment in zip(verdicts, well_formed, punishments, strict=True)
     )
     return JudgedGroup(group, tuple(texts), tuple(verdicts), well_formed, rewards)
+
+
+def _overlong_punishments(rooms: SolverRooms, group: RolloutGroup) -> list[float]:
+    """What a completion that nears its budget's end costs, 0 or less."""
+    lengths = [len(completion.token_ids) for completion in group.completions]
+    buffer_tokens = rooms.verifier.overlong_buffer_tokens
+    if buffer_tokens is None:
+        return [0.0] * len(lengths)
+    punishments = soft_overlong_punishment(
+        lengths, max_completion_tokens=rooms.max_completion_tokens, buffer_tokens=buffer_tokens
+    )
+    return [float(value) for value in rooms.verifier.overlong_weight * punishments]
 
 
 def _sequence(prompt: Prompt, completion: Completion) -> SpannedSequence:

@@ -9,7 +9,9 @@ import pytest
 
 from megatron_rlt.config.jobs import EvaluateConfig, PrepareConfig, ScoreConfig, SftConfig, TrainConfig
 from megatron_rlt.config.loading import load_config
+from megatron_rlt.config.rules import verifier_faults
 from megatron_rlt.config.shapes import position_limit
+from megatron_rlt.config.solver import SolverConfig
 from megatron_rlt.jobs.preflight import check_evaluate, check_prepare, check_score, check_sft, check_train, count_rows
 from megatron_rlt.models.architecture import Architecture
 
@@ -80,3 +82,18 @@ def test_rows_are_counted_in_a_file_and_in_an_index(workplace: Path) -> None:
 )
 def test_what_an_evaluation_may_ask(workplace: Path, overrides: list[str]) -> None:
     check_evaluate(load_config(EvaluateConfig, Path("evaluate.yaml"), overrides))
+
+
+def test_a_punished_end_is_part_of_the_budget_and_its_weight_needs_it() -> None:
+    def faults(*overrides: str) -> list[str]:
+        solver = Path(__file__).parents[2] / "configs" / "demo" / "solver_2cpu_tp2sp.yaml"  # a budget of 61 tokens
+        return verifier_faults(load_config(SolverConfig, solver, list(overrides)))
+
+    assert faults() == faults("verifier.overlong_buffer_tokens=61", "verifier.overlong_weight=2") == []
+    assert faults("verifier.overlong_buffer_tokens=62") == [
+        "verifier.overlong_buffer_tokens=62: must not exceed rollout.max_completion_tokens=61; nearest valid: 61"
+    ]
+    assert faults("verifier.overlong_weight=2") == [
+        "verifier.overlong_weight=2: has no effect without verifier.overlong_buffer_tokens; set it, or leave"
+        " overlong_weight out"
+    ]

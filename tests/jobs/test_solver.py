@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from tests.ranks import run_ranks
 CONFIG = ROOT / "configs" / "demo" / "solver_2cpu_tp2sp.yaml"
 PROBLEM = Problem("one", "5 +5 *5 *6 +4", "3")
 COMPLETIONS = ("5 ; <sol> 3", "5 ; <sol> 4", "5 ; <sol> 3", "so we get 3")  # right, wrong, right, no solution section
+LENGTHS = ("<sol> 3", "5 ; <sol> 3", "5 ; ; <sol> 3", "5 ; ; ; <sol> 3")
+OVERLONG = {"overlong_buffer_tokens": 4, "overlong_weight": 0.5, "malformed": 0.0}
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Outcome:
     rewards: list[float]
     advantages: list[float]
     has_spread: bool
+    rewards_near_the_end: list[float]  # of right answers of 2, 4, 5 and 6 tokens
     drawn: list[str]  # problem ids of the groups that are trained on
     num_replaced: int
     questions_asked: int
@@ -74,6 +77,9 @@ def judge_and_draw(inputs: TinyInputs, output_dir: Path) -> Outcome:
         advantages = compare_within_groups(
             torch.tensor(judged.rewards, dtype=torch.float64), torch.ones(4, dtype=torch.bool), rooms.grpo
         )
+        strict = replace(rooms, verifier=rooms.verifier.model_copy(update=OVERLONG))
+        longer = RolloutGroup(group.prompt, tuple(_completion(rooms.student, text) for text in LENGTHS))
+        near_the_end = _judge_group(strict, longer, LENGTHS, [judge.verdict(PROBLEM, text) for text in LENGTHS])
         timer = PhaseTimer(heartbeat=tell_nobody, memory=MemoryLedger())
         drawn, num_replaced = draw_groups(rooms, next_problems, 0, timer)
     return Outcome(
@@ -81,6 +87,7 @@ def judge_and_draw(inputs: TinyInputs, output_dir: Path) -> Outcome:
         list(judged.rewards),
         advantages.tolist(),
         judged.has_spread,
+        list(near_the_end.rewards),
         [one.group.prompt.problem.problem_id for one in drawn],
         num_replaced,
         len(asked),
@@ -102,6 +109,8 @@ def test_verdicts_become_rewards_and_advantages_and_flat_questions_are_replaced(
         expected = [0.783184, -1.305307, 0.783184, -0.261061]
         assert outcome.advantages == pytest.approx(expected, abs=1e-5)
         assert outcome.has_spread
+        # A budget of 6 tokens whose last 4 cost up to 0.5: 0.5 * (2 - 2, 4 - 2, 5 - 2, 6 - 2) / 4 less than 1.
+        assert outcome.rewards_near_the_end == [1.0, 0.75, 0.625, 0.5]
         # The untrained model's answers are all wrong: three rounds of two questions, the last two fill the batch.
         assert (outcome.questions_asked, outcome.num_replaced) == (6, 4)
         assert outcome.drawn == ["4", "5"]
