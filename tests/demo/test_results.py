@@ -8,7 +8,7 @@ import pytest
 
 from tools.demo.chain_arithmetic import Style
 from tools.demo.picture import draw
-from tools.demo.results import Accuracy, DemoResults, RlCurves, Student, style_shares
+from tools.demo.results import Accuracy, Answers, DemoResults, RlCurves, Student, style_shares
 from tools.demo.seeds import summary
 
 QUESTION = "5 +5 *5 *6 +4"  # 3, 1, 6, 3
@@ -17,14 +17,19 @@ CAREFUL, LEAP = "5 +5 = 3 *5 = 1 *6 = 6 +4 = 3 ;", "so we get 3 ."
 
 def _student(greedy: float, *, careful: float) -> Student:
     shares = {style.value: 0.0 for style in Style} | {"careful": careful, "leap": 1 - careful}
-    return Student(Accuracy(greedy, 0.02), Accuracy(greedy / 2, 0.02), shares, [2.0, 1.0])
+    return Student(_answers(greedy), shares, [2.0, 1.0])
+
+
+def _answers(greedy: float) -> Answers:
+    return Answers(Accuracy(greedy, 0.02), Accuracy(greedy / 2, 0.02))
 
 
 def _results(*, rlt: float, lambda0: float) -> DemoResults:
     styles = [{style.value: 0.0 for style in Style} | {"careful": step / 10} for step in range(10)]
     run = RlCurves({"reward": [float(step) for step in range(10)]}, styles)
     greedy = {"original": 0.4, "warm": 0.5, "rlt": rlt, "lambda0": lambda0, "best": 0.7}
-    return DemoResults({"rlt": run}, {name: _student(mean, careful=0.25) for name, mean in greedy.items()}, {})
+    solvers = {"scorer": _answers(0.4), "solver": _answers(0.9)}
+    return DemoResults({"rlt": run}, {name: _student(mean, careful=0.25) for name, mean in greedy.items()}, solvers, {})
 
 
 def test_style_shares_count_each_explanation_once() -> None:
@@ -52,6 +57,7 @@ def test_a_seed_is_judged_against_the_better_of_both_others_and_against_chance(
     assert found["rlt_ahead_as_asked"] is ahead
     assert found["lambda0_near_chance_as_asked"] is near
     assert found["students"]["warm"]["sampled"]["mean"] == 0.25
+    assert found["own_rl"]["solver"]["greedy"] == {"mean": 0.9, "standard_error": 0.02}
 
 
 def test_the_picture_has_a_bar_for_every_student(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from megatron_rlt.config.jobs import CollectConfig, EvaluateConfig, PrepareConfig, SftConfig, TrainConfig
 from megatron_rlt.config.loading import load_config
 from megatron_rlt.config.sections import Section
+from megatron_rlt.config.solver import SolverConfig
 from tools.demo.results import read_results
 from tools.demo.run import run_demo
 from tools.demo.stages import CONFIGS, Stage, ablation, experiment
@@ -42,7 +43,8 @@ SHORT = {
 
 
 def _config(stage: Stage) -> Section:
-    return load_config(CLASSES[stage.command], CONFIGS / stage.config, list(stage.overrides))
+    config_class = SolverConfig if stage.name == "solver" else CLASSES[stage.command]
+    return load_config(config_class, CONFIGS / stage.config, list(stage.overrides))
 
 
 def test_every_stage_reads_only_what_stands_before_it() -> None:
@@ -69,7 +71,8 @@ def test_students_differ_in_their_explanations_alone() -> None:
 
 
 def test_lambda_is_all_that_the_ablation_changes_in_rl() -> None:
-    runs = {s.name: _config(s) for s in experiment(Path("demo"), 0) + ablation(Path("demo"), 0) if s.command == "train"}
+    stages = experiment(Path("demo"), 0) + ablation(Path("demo"), 0)
+    runs = {s.name: _config(s) for s in stages if s.name.startswith("rlt")}
     with_kl, without = (runs[name].model_dump() for name in ("rlt", "rlt_lambda0"))
     assert (with_kl["reward"].pop("lambda_kl"), without["reward"].pop("lambda_kl")) == (3.0, 0.0)
     assert with_kl.pop("output_dir") != without.pop("output_dir")
@@ -86,7 +89,7 @@ def test_the_whole_demo_runs_and_a_second_start_does_nothing(tmp_path: Path, mon
     assert list(results.students) == ["original", "warm", "rlt"]
     assert [len(student.loss) for student in results.students.values()] == [2, 2, 2]
     assert len(results.rl["rlt"].styles) == 3
-    assert json.loads((tmp_path / "results.json").read_text())["students"]["rlt"]["greedy"]["mean"] >= 0
+    assert json.loads((tmp_path / "results.json").read_text())["students"]["rlt"]["answers"]["greedy"]["mean"] >= 0
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
     for traces in ("the noisy traces", "the warm teacher's", "the RL teacher's"):
         assert traces in printed.getvalue().split("Fresh students")[1]

@@ -66,7 +66,7 @@ def _styles(axes: Axes, results: DemoResults) -> None:
 def _accuracies(axes: Axes, results: DemoResults) -> None:
     students = results.students.values()
     for offset, how, colour in ((-0.2, "greedy", "#264653"), (0.2, "sampled", "#8ab17d")):
-        found = [getattr(student, how) for student in students]
+        found = [getattr(student.answers, how) for student in students]
         places = [index + offset for index in range(len(found))]
         errors = [accuracy.standard_error for accuracy in found]
         axes.bar(places, [accuracy.mean for accuracy in found], 0.38, yerr=errors, color=colour, label=how)

@@ -11,7 +11,7 @@ from rich.table import Table
 from megatron_rlt.metrics.writer import read_metrics
 from tools.demo.chain_arithmetic import Style
 from tools.demo.results import NUM_FIRST, NUM_LAST, Accuracy, DemoResults, RlCurves
-from tools.demo.stages import TRACES
+from tools.demo.stages import SOLVERS, TRACES
 
 _MEANS = {"reward": "reward", "r_ss": "r_SS", "r_kl": "r_KL"}
 
@@ -26,6 +26,8 @@ def print_report(folder: Path, results: DemoResults, console: Console) -> None:
     for name, rl in results.rl.items():
         console.print(_before_and_after(rl, title="What RLT changed" if name == "rlt" else "RLT with lambda = 0"))
     console.print(students_table(results))
+    if results.solvers:
+        console.print(_solvers_table(results))
     console.print(f"Metrics: {run / 'metrics.jsonl'} (TensorBoard: {run / 'tensorboard'})")
     console.print(f"Every completion with all parts of its reward: {run / 'completions'}")
     console.print(f"The trained teacher as a Hugging Face folder: {run / 'hf'}")
@@ -39,8 +41,21 @@ def students_table(results: DemoResults) -> Table:
     for name, student in results.students.items():
         careful, leap = (student.trace_styles[style.value] for style in (Style.CAREFUL, Style.LEAP))
         table.add_row(
-            TRACES[name], f"{careful:.0%}", f"{leap:.0%}", _percent(student.greedy), _percent(student.sampled)
+            TRACES[name],
+            f"{careful:.0%}",
+            f"{leap:.0%}",
+            _percent(student.answers.greedy),
+            _percent(student.answers.sampled),
         )
+    return table
+
+
+def _solvers_table(results: DemoResults) -> Table:
+    table = Table(title="A student's own RL: right answers on held-out questions", title_justify="left")
+    for column in ("", "greedy", "sampled (T = 1)"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, answers in results.solvers.items():
+        table.add_row(SOLVERS[name], _percent(answers.greedy), _percent(answers.sampled))
     return table
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from megatron_rlt.metrics.completions import CompletionStore, read_completions
 from megatron_rlt.metrics.writer import read_metrics
 from tools.demo.chain_arithmetic import Style, classify
-from tools.demo.stages import TRACES, evaluation_name, traces_file
+from tools.demo.stages import SOLVERS, TRACES, evaluation_name, traces_file
 
 NUM_FIRST, NUM_LAST = 3, 5  # steps whose means stand for before and after; the first is sampled before any update
 CURVES = ("reward", "r_ss", "r_kl", "well_formed_share", "rollout_gap_max")
@@ -48,11 +48,18 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Student:
-    """A distilled student and what it learned from."""
+class Answers:
+    """How often a model is right."""
 
     greedy: Accuracy
     sampled: Accuracy  # temperature 1, mean over four answers
+
+
+@dataclass(frozen=True)
+class Student:
+    """A distilled student and what it learned from."""
+
+    answers: Answers
     trace_styles: Shares
     loss: list[float]  # one a step
 
@@ -63,6 +70,7 @@ class DemoResults:
 
     rl: dict[str, RlCurves]  # of `RL_RUNS`, those that were made
     students: dict[str, Student]  # by the explanations they learned from, see `stages.TRACES`
+    solvers: dict[str, Answers]  # of `stages.SOLVERS`, before and after a student's own RL
     seconds: dict[str, float]  # wall time by stage
 
 
@@ -71,11 +79,8 @@ def read_results(folder: Path) -> DemoResults:
     questions = {row["id"]: row["question"] for row in _rows(folder / "assets" / "train.jsonl")}
     return DemoResults(
         rl={name: _rl_curves(folder / name, questions) for name in RL_RUNS if (folder / name / "hf").exists()},
-        students={
-            name: _student(folder, name)
-            for name in TRACES
-            if (folder / evaluation_name(name, greedy=False) / "results.json").exists()
-        },
+        students={name: _student(folder, name) for name in TRACES if _is_evaluated(folder, name)},
+        solvers={name: _answers(folder, name) for name in SOLVERS if _is_evaluated(folder, name)},
         seconds=json.loads((folder / "stages.json").read_text()),
     )
 
@@ -92,8 +97,7 @@ def _rl_curves(run: Path, questions: dict[str, str]) -> RlCurves:
 def _student(folder: Path, traces: str) -> Student:
     file = folder / "assets" / "train.jsonl" if traces == "original" else traces_file(folder, traces)
     return Student(
-        greedy=_accuracy(folder / evaluation_name(traces, greedy=True)),
-        sampled=_accuracy(folder / evaluation_name(traces, greedy=False)),
+        answers=_answers(folder, traces),
         trace_styles=style_shares((row["question"], row["reasoning_trace"]) for row in _rows(file)),
         loss=[step["loss"] for step in read_metrics(folder / f"student_{traces}")],
     )
@@ -103,6 +107,14 @@ def style_shares(explained: Iterable[tuple[str, str]]) -> Shares:
     """Share of each style among pairs of question and explanation."""
     counts = Counter(classify(question, explanation) for question, explanation in explained)
     return {style.value: counts[style] / counts.total() for style in Style}
+
+
+def _is_evaluated(folder: Path, name: str) -> bool:
+    return (folder / evaluation_name(name, greedy=False) / "results.json").exists()
+
+
+def _answers(folder: Path, name: str) -> Answers:
+    return Answers(*(_accuracy(folder / evaluation_name(name, greedy=greedy)) for greedy in (True, False)))
 
 
 def _accuracy(run: Path) -> Accuracy:

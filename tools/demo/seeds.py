@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from tools.demo.chain_arithmetic import MODULUS, Style
-from tools.demo.results import Accuracy, DemoResults, RlCurves, read_results
+from tools.demo.results import Accuracy, Answers, DemoResults, RlCurves, read_results
 from tools.demo.run import RESULTS, run_demo
 from tools.demo.stages import NUM_ROWS, ablation, experiment
 
@@ -59,7 +59,7 @@ def _write(file: Path, folders: dict[int, Path]) -> None:
 
 def summary(results: DemoResults) -> dict[str, Any]:
     """One seed's figures, and whether they are what was asked."""
-    greedy = {name: student.greedy.mean for name, student in results.students.items()}
+    greedy = {name: student.answers.greedy.mean for name, student in results.students.items()}
     margin = greedy["rlt"] - max(greedy["original"], greedy["warm"])
     verdicts: dict[str, Any] = {"rlt_ahead_of_both_greedy": round(margin, 4), "rlt_ahead_as_asked": margin >= MARGIN}
     if "lambda0" in greedy:
@@ -69,12 +69,12 @@ def summary(results: DemoResults) -> dict[str, Any]:
     return verdicts | {
         "students": {
             name: {
-                "greedy": _accuracy(student.greedy),
-                "sampled": _accuracy(student.sampled),
+                **_answers(student.answers),
                 "trace_styles": _rounded(student.trace_styles),
             }
             for name, student in results.students.items()
         },
+        "own_rl": {name: _answers(answers) for name, answers in results.solvers.items()},
         "rl": {name: _ends(run) for name, run in results.rl.items()},
     }
 
@@ -84,6 +84,10 @@ def _ends(run: RlCurves) -> dict[str, list[float]]:
     curves = {name: run.ends(name) for name in run.curves}
     styles = {f"{style.value}_share": run.style_ends(style) for style in Style}
     return {name: [round(value, 6) for value in ends] for name, ends in (curves | styles).items()}
+
+
+def _answers(answers: Answers) -> dict[str, dict[str, float]]:
+    return {"greedy": _accuracy(answers.greedy), "sampled": _accuracy(answers.sampled)}
 
 
 def _accuracy(accuracy: Accuracy) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 The experiment: base scorer, teacher's warm-up, RLT, explanations of the warm and of the RL teacher, three fresh
 students of one budget on the noisy traces and on either teacher's, all evaluated. The ablation: a teacher trained
-with lambda = 0, and the best of n explanations of the warm teacher ranked by reward, without RL.
+with lambda = 0, the best of n explanations of the warm teacher ranked by reward, without RL, and the scorer's own RL.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ TRACES = {
 }
 """Students by what they are distilled on."""
 EXPERIMENT, ABLATION = ("original", "warm", "rlt"), ("lambda0", "best")
+SOLVERS = {"scorer": "SFT on the noisy traces alone", "solver": "the same, then RL on right answers"}
+"""The student before and after its own RL."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ def ablation(folder: Path, seed: int) -> tuple[Stage, ...]:
         _collect(folder, seed, name="lambda0", teacher=folder / "rlt_lambda0" / "hf"),
         _collect(folder, seed, name="best", teacher=folder / "warmup" / "hf", overrides=ranked),
         *_students(folder, seed, ABLATION),
+        _solver(folder, seed),
+        *(_evaluation(folder, seed, name, greedy=greedy) for name in SOLVERS for greedy in (True, False)),
     )
 
 
@@ -100,9 +104,9 @@ def traces_file(folder: Path, traces: str) -> Path:
     )
 
 
-def evaluation_name(traces: str, *, greedy: bool) -> str:
+def evaluation_name(name: str, *, greedy: bool) -> str:
     """Folder of a student's evaluation."""
-    return f"evaluate_{traces}_{'greedy' if greedy else 'sampled'}"
+    return f"evaluate_{name}_{'greedy' if greedy else 'sampled'}"
 
 
 def _rlt(folder: Path, seed: int, *, name: str, title: str, overrides: tuple[str, ...]) -> Stage:
@@ -126,6 +130,19 @@ def _collect(folder: Path, seed: int, *, name: str, teacher: Path, overrides: tu
     )
 
 
+def _solver(folder: Path, seed: int) -> Stage:
+    places = (f"data.path={folder / 'shards'}", f"output_dir={folder / 'solver'}", f"seed={seed}")
+    return Stage(
+        "solver",
+        "The scorer's own RL, rewarded for right answers (TP2 + sequence parallelism)",
+        "train",
+        "solver_2cpu_tp2sp.yaml",
+        folder / "solver" / "hf",
+        (f"student.model={folder / 'scorer' / 'hf'}", *places),
+        60,
+    )
+
+
 def _students(folder: Path, seed: int, names: tuple[str, ...]) -> list[Stage]:
     trained = [_student(folder, seed, name) for name in names]
     return trained + [_evaluation(folder, seed, name, greedy=greedy) for name in names for greedy in (True, False)]
@@ -146,16 +163,19 @@ def _student(folder: Path, seed: int, traces: str) -> Stage:
     )
 
 
-def _evaluation(folder: Path, seed: int, traces: str, *, greedy: bool) -> Stage:
-    target = folder / evaluation_name(traces, greedy=greedy)
+def _evaluation(folder: Path, seed: int, name: str, *, greedy: bool) -> Stage:
+    """Ask a distilled student, named by its explanations, or one of `SOLVERS`."""
+    target = folder / evaluation_name(name, greedy=greedy)
+    model = folder / (name if name in SOLVERS else f"student_{name}") / "hf"
+    who = SOLVERS[name] if name in SOLVERS else f"The student of {TRACES[name]}"
     sampling = () if greedy else ("sampling.greedy=false", "sampling.num_samples=4")
     places = (f"data={folder / 'assets' / 'held_out.jsonl'}", f"output_dir={target}", f"seed={seed}")
     return Stage(
         target.name,
-        f"The student of {TRACES[traces]} on held-out questions, {'greedy' if greedy else 'sampled'}",
+        f"{who[0].upper()}{who[1:]}: held-out questions, {'greedy' if greedy else 'sampled'}",
         "evaluate",
         "evaluate_2cpu_dp2.yaml",
         target / "results.json",
-        (f"model.model={folder / f'student_{traces}' / 'hf'}", *places, *sampling),
+        (f"model.model={model}", *places, *sampling),
         12,
     )
