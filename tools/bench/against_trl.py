@@ -42,6 +42,7 @@ TAGS = {
     "separator": " ",
 }
 _TRL, _ONE, _TWO = "TRL", "megatron_rlt, 1 rank", "megatron_rlt, 2 ranks"
+_BUSY_LOAD = 0.5  # processes that wanted a core before the bench began
 _PHASES = ("rollout", "reward", "reference", "update")
 
 
@@ -56,6 +57,10 @@ def main() -> None:
         turns = _take_turns(python, folder, rounds=arguments.rounds, cores=arguments.cores)
     num_completions = arguments.questions * arguments.group_size
     _print(arguments, turns, num_completions)
+    if load > _BUSY_LOAD:
+        print(
+            f"The load average was {load:.1f} before the start: these figures are preliminary; run again when it is low"
+        )
     record = _record(arguments, turns, num_completions, load)
     arguments.out.write_text(json.dumps(record, indent=2) + "\n")
 
@@ -212,6 +217,7 @@ def _record(
         "packages": list(packages()),
         "cores": arguments.cores,
         "load_average_at_start": round(load, 1),
+        "preliminary": load > _BUSY_LOAD,
         "sizes": {name: value for name, value in vars(arguments).items() if name not in ("out", "cores")},
         "sides": {
             name: {
