@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
@@ -27,9 +28,9 @@ def vocabulary() -> list[str]:
     return list(dict.fromkeys(["<unk>", *TAGS, *digits, *OPERATIONS, "=", ";", *texts]))
 
 
-def save_tokenizer(folder: Path) -> int:
-    """Write the tokenizer into `folder` and return how many ids it has."""
-    words = vocabulary()
+def save_tokenizer(folder: Path, further_words: Sequence[str] = ()) -> int:
+    """Write the tokenizer into `folder` and return how many ids it has; `further_words` come before special tokens."""
+    words = [*vocabulary(), *further_words]
     core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     # Tags are words of their own even where no space surrounds them.
     tags = pre_tokenizers.Split(Regex("</?[a-z]+>"), "isolated")

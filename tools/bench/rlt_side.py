@@ -1,0 +1,72 @@
+"""This project's side of `tools.bench.against_trl`: one rank of real RL steps."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from megatron_rlt.config.jobs import TrainConfig
+from megatron_rlt.jobs.policy_engines import sampling_engine
+from megatron_rlt.jobs.rewarding import build_pairs
+from megatron_rlt.jobs.rl_rooms import RlRooms, build_rooms
+from megatron_rlt.jobs.rl_step import step
+from megatron_rlt.metrics.memory import MemoryLedger
+from megatron_rlt.metrics.phases import PhaseTimer
+from megatron_rlt.parallel.platform import start_distributed, stop_distributed
+from megatron_rlt.types import Problem, tell_nobody
+from tools.bench.turns import StepClock, Task, report, turns
+
+# Which of a step's phases the other side calls by one name.
+_PHASES = {
+    "rollout": ("rollout",),
+    "reward": ("old_policy", "student", "reward"),
+    "reference": ("reference",),
+    "update": ("update",),
+}
+
+
+def main() -> None:
+    task = Task.load(Path(sys.argv[1]))
+    start_distributed(timeout_seconds=600)
+    config = TrainConfig.model_validate(task.settings)
+    pairs = build_pairs(config.teacher.model, config.student.model, config.prompts, config.reward)
+    rooms = _of_fixed_length(build_rooms(config, pairs, {}, tell_nobody), config)
+    problems = [Problem(str(number), **question) for number, question in enumerate(task.questions)]
+    timer = PhaseTimer(heartbeat=lambda _: None, memory=MemoryLedger())
+    for number in turns():
+        clock = StepClock()
+        result = step(rooms, problems, number, timer)
+        times = clock.read()
+        lengths = {len(completion.token_ids) for completion in result.completions}
+        assert lengths == {config.rollout.max_completion_tokens}, f"completions of {lengths} tokens"
+        taken = timer.take()
+        phases = {name: sum(taken[f"seconds/{part}"] for part in parts) for name, parts in _PHASES.items()}
+        mean_reward = statistics.fmean(parts.reward for parts in result.rewards)
+        report({**times, "phases": phases, "mean_reward": mean_reward})
+    stop_distributed()
+
+
+def _of_fixed_length(rooms: RlRooms, config: TrainConfig) -> RlRooms:
+    """The same rooms with a sampling engine that never stops early, as `min_new_tokens` does on the other side."""
+
+    def never(sampled_ids: Sequence[int]) -> bool:
+        del sampled_ids
+        return False
+
+    engine = sampling_engine(
+        config,
+        rooms.policy.model,
+        rooms.policy.layout,
+        temperature=config.temperature,
+        num_token_ids=rooms.student.model.unpadded_vocab_size,
+        stop=never,
+        on_progress=tell_nobody,
+    )
+    return replace(rooms, rollout=engine)
+
+
+if __name__ == "__main__":
+    main()
