@@ -1,7 +1,7 @@
 """Keys and values of rows of different lengths, so that they decode together.
 
 An inference context of Megatron's: `CachedSelfAttention` rotates by its positions, stores into it and attends
-under its mask. Rows can be dropped, reordered, repeated and joined between chunks. Running a model with it is
+under its mask. Rows can be dropped, reordered, repeated and joined between chunks, in place. Running a model with it is
 `decoding.py`'s job.
 """
 
@@ -15,17 +15,21 @@ from torch import Tensor
 class KeyValueCache(BaseInferenceContext):  # type: ignore[misc]
     """The cache of this rank's layers and heads.
 
-    Use: `begin(counts)`, one forward pass, `commit()`; and again. Buffers double as rows grow, up to `max_length`.
+    Use: `begin(counts)`, one forward pass, `commit()`; and again. Rows that join or leave move nothing but themselves.
+    Slots are reserved ahead: `capacity` a row at first, doubled up to `max_length` when a row outgrows them, and then
+    for the present rows only. The longest length for all rows at once would not fit at the lengths of reasoning
+    models, of whose completions few grow so long.
     """
 
-    def __init__(self, *, num_rows: int, max_length: int, device: torch.device) -> None:
+    def __init__(self, *, num_rows: int, max_rows: int, capacity: int, max_length: int, device: torch.device) -> None:
         super().__init__(materialize_only_last_token_logits=False)
         self.max_sequence_length = max_length  # the name Megatron reads to size its RoPE table
         self.lengths = torch.zeros(num_rows, dtype=torch.int64, device=device)  # [B] tokens stored in each row
         self.positions = torch.empty(num_rows, 0, dtype=torch.int64, device=device)  # [B, S] of the current chunk
         self.mask = torch.empty(num_rows, 1, 0, 0, dtype=torch.bool, device=device)  # [B, 1, S, S_key] True: masked
+        self._max_rows, self._capacity = max_rows, min(capacity, max_length)
         self._counts = self.lengths
-        self._buffers: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> keys, values: [B, capacity, heads, D]
+        self._buffers: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> keys, values: [max_rows, capacity, heads, D]
         self._rotation: tuple[Tensor, Tensor] | None = None
 
     def is_static_batching(self) -> bool:
@@ -82,56 +86,58 @@ class KeyValueCache(BaseInferenceContext):  # type: ignore[misc]
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store a chunk's keys and values, `[S, B, heads, D]`; returns all stored so far, `[S_key, B, heads, D]`."""
-        keys, values = self._reserve(layer, key)
-        rows = torch.arange(self.num_rows, device=key.device)[:, None]
+        count, reach = self.num_rows, self.mask.size(-1)
+        keys, values = self._reserve(layer, key, num_rows=count, length=reach)
+        rows = torch.arange(count, device=key.device)[:, None]
         keys[rows, self.positions] = key.transpose(0, 1)
         values[rows, self.positions] = value.transpose(0, 1)
-        reach = self.mask.size(-1)
-        return keys[:, :reach].transpose(0, 1), values[:, :reach].transpose(0, 1)
+        return keys[:count, :reach].transpose(0, 1), values[:count, :reach].transpose(0, 1)
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows, in this order: dropping the finished, or repeating a prompt for its group.
+        """Go on with these rows, in this order; a row that stays where it is costs nothing.
 
         Args:
             rows: `[B_new]` int64 indices of present rows; may repeat.
         """
         rows = rows.to(self.lengths.device)
+        moved = (rows != torch.arange(rows.numel(), device=rows.device)).nonzero()[:, 0]
+        reach = int(self.lengths.max())
         self.lengths = self.lengths[rows]
-        for layer, (keys, values) in self._buffers.items():
-            self._buffers[layer] = (keys[rows], values[rows])
-
-    def extend(self, other: KeyValueCache) -> None:
-        """Put the rows of `other`, a cache of the same model, behind this one's; `other` is used up."""
-        assert self.max_sequence_length == other.max_sequence_length, "caches of different max_length do not join"
-        self.lengths = torch.cat([self.lengths, other.lengths])
-        if not self._buffers:
-            self._buffers = other._buffers
+        if not moved.numel():
             return
-        for layer, (keys, values) in self._buffers.items():
-            more_keys, more_values = other._buffers.pop(layer)
-            self._buffers[layer] = (_stack_rows(keys, more_keys), _stack_rows(values, more_values))
+        for layer, (keys, _) in list(self._buffers.items()):
+            for buffer in self._reserve(layer, keys, num_rows=rows.numel(), length=reach):
+                buffer[moved, :reach] = buffer[rows[moved], :reach]
 
-    def _reserve(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """This layer's buffers, grown to hold the current chunk."""
-        needed = self.mask.size(-1)
+    def extend(self, other: KeyValueCache, rows: Tensor) -> None:
+        """Put copies of rows of `other`, a cache of the same model, behind this one's.
+
+        Args:
+            rows: `[B_new]` int64 indices of `other`'s rows; may repeat: a prompt for its group.
+        """
+        rows = rows.to(self.lengths.device)
+        start, stop, reach = self.num_rows, self.num_rows + rows.numel(), int(other.lengths.max())
+        self.lengths = torch.cat([self.lengths, other.lengths[rows]])
+        for layer, sources in other._buffers.items():
+            buffers = self._reserve(layer, sources[0], num_rows=stop, length=reach)
+            for buffer, source in zip(buffers, sources, strict=True):
+                buffer[start:stop, :reach] = source[rows, :reach]
+
+    def _reserve(self, layer: int, like: Tensor, *, num_rows: int, length: int) -> tuple[Tensor, Tensor]:
+        """This layer's buffers with room for `num_rows` of `length`; `like` `[..., heads, D]` says the rest."""
         stored = self._buffers.get(layer)
-        if stored is not None and stored[0].size(1) >= needed:
-            return stored
-        capacity = needed if stored is None else min(self.max_sequence_length, max(needed, 2 * stored[0].size(1)))
+        held_rows, held_length = stored[0].shape[:2] if stored is not None else (0, 0)
+        if num_rows <= held_rows and length <= held_length:
+            return self._buffers[layer]
+        if length > held_length:
+            doubled = min(self.max_sequence_length, 2 * held_length)
+            held_length = max(length, doubled if stored is not None else self._capacity)
+        reserved_rows = num_rows if num_rows <= held_rows else max(num_rows, self._max_rows)
         # Zeros, not garbage: masked slots still meet the softmax's zeros, and 0 * nan is nan.
-        shape = (self.num_rows, capacity, *like.shape[2:])
-        grown = (like.new_zeros(shape), like.new_zeros(shape))
-        if stored is not None:
-            for new, old in zip(grown, stored, strict=True):
-                new[:, : old.size(1)] = old
-        self._buffers[layer] = grown
-        return grown
-
-
-def _stack_rows(first: Tensor, second: Tensor) -> Tensor:
-    """Rows of both, `[B, capacity, heads, D]`, at the larger capacity; new slots are zero, as in `_reserve`."""
-    capacity = max(first.size(1), second.size(1))
-    stacked = first.new_zeros(first.size(0) + second.size(0), capacity, *first.shape[2:])
-    stacked[: first.size(0), : first.size(1)] = first
-    stacked[first.size(0) :, : second.size(1)] = second
-    return stacked
+        shape = (reserved_rows, held_length, *like.shape[2:])
+        reserved = (like.new_zeros(shape), like.new_zeros(shape))
+        for new, old in zip(reserved, stored or (), strict=stored is not None):
+            kept = old[:num_rows]
+            new[: kept.size(0), : kept.size(1)] = kept
+        self._buffers[layer] = reserved
+        return reserved

@@ -7,7 +7,7 @@ replicas.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,8 +19,12 @@ from megatron_rlt.models.kv_cache import KeyValueCache
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.layout import Layout
 from megatron_rlt.parallel.platform import device
+from megatron_rlt.rollout.prefill import Prompts
 from megatron_rlt.rollout.requests import SampleRequest, StopCondition
 from megatron_rlt.types import FinishReason
+
+# Slots for sampled tokens that every row gets at first: most explanations fit, and the cache is never copied for them.
+_FIRST_SLOTS = 512
 
 Draw = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Logits `[B, V]`, seeds `[B]` and token indices `[B]` to token ids `[B]` and their log-probs `[B]`."""
@@ -44,28 +48,36 @@ class DecodingBatch:
         self,
         model: LanguageModel,
         layout: Layout,
+        prompts: Prompts,
         *,
         draw: Draw,
         stop: StopCondition,
         max_completion_tokens: int,
-        max_prefill_tokens: int,
-        max_length: int,
+        max_rows: int,
+        longest_prompt: int,
     ) -> None:
         self.rows: list[Row] = []
-        self._model, self._layout = model, layout
+        self.num_steps, self.num_decoded_rows = 0, 0
+        self._model, self._layout, self._prompts = model, layout, prompts
         self._draw, self._stop = draw, stop
         self._max_completion_tokens = max_completion_tokens
-        self._max_prefill_tokens = max_prefill_tokens
-        self._max_length = max_length
-        self._cache = self._new_cache(num_rows=0)
+        self._cache = KeyValueCache(
+            num_rows=0,
+            max_rows=max_rows,
+            capacity=longest_prompt + _FIRST_SLOTS,
+            max_length=longest_prompt + max_completion_tokens,
+            device=device(),
+        )
 
     def admit(self, requests: Sequence[tuple[int, SampleRequest]]) -> None:
-        """Take in requests (with their indices) and sample their first tokens; equal prompts are computed once."""
-        groups: dict[bytes, list[Row]] = {}
-        for index, request in requests:
-            groups.setdefault(request.token_ids.numpy().tobytes(), []).append(Row(index, request))
-        for chunk in _chunks(list(groups.values()), self._max_prefill_tokens):
-            self._prefill(chunk)
+        """Take in requests (with their indices) and sample their first tokens."""
+        for prefilled, shares in self._prompts.serve([request for _, request in requests]):
+            rows = [Row(*requests[place]) for place, _ in shares]
+            copies = torch.tensor([prompt for _, prompt in shares])
+            logits = prefilled.logits
+            self._grow(rows, None if logits is None else logits[copies.to(logits.device)])
+            self._cache.extend(prefilled.cache, copies)
+            self.rows += rows
 
     def step(self) -> None:
         """Sample the next token of every row."""
@@ -74,32 +86,19 @@ class DecodingBatch:
         hidden = cached_forward(self._model, self._cache, last, ones, self._layout)
         logits = None if hidden is None else last_token_logits(self._model, hidden, ones, self._layout)
         self._grow(self.rows, logits)
+        self.num_steps += 1
+        self.num_decoded_rows += len(self.rows)
 
     def release(self) -> list[Row]:
-        """Drop the finished rows from the batch and return them."""
+        """Drop the finished rows from the batch and return them; the last rows take their places."""
         finished = [row for row in self.rows if row.finish_reason is not None]
         if finished:
-            kept = [number for number, row in enumerate(self.rows) if row.finish_reason is None]
-            self.rows = [self.rows[number] for number in kept]
+            num_kept = len(self.rows) - len(finished)
+            movers = (n for n in range(num_kept, len(self.rows)) if self.rows[n].finish_reason is None)
+            kept = [n if self.rows[n].finish_reason is None else next(movers) for n in range(num_kept)]
+            self.rows = [self.rows[n] for n in kept]
             self._cache.keep(torch.tensor(kept, dtype=torch.int64))
         return finished
-
-    def _prefill(self, groups: Sequence[Sequence[Row]]) -> None:
-        """Run one prompt of each group, then repeat its cache and its logits for the group's members."""
-        prompts = [group[0].request.token_ids for group in groups]
-        counts = torch.tensor([prompt.numel() for prompt in prompts])
-        padded = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)
-        cache = self._new_cache(num_rows=len(prompts))
-        hidden = cached_forward(self._model, cache, padded, counts, self._layout)
-        copies = torch.tensor([number for number, group in enumerate(groups) for _ in group])
-        logits = None
-        if hidden is not None:
-            logits = last_token_logits(self._model, hidden, counts, self._layout)[copies.to(hidden.device)]
-        rows = [row for group in groups for row in group]
-        self._grow(rows, logits)
-        cache.keep(copies)
-        self._cache.extend(cache)
-        self.rows += rows
 
     def _grow(self, rows: Sequence[Row], logits: Tensor | None) -> None:
         """Append a token to each row and finish those that end with it."""
@@ -128,16 +127,3 @@ class DecodingBatch:
             dist.broadcast(drawn, src=self._layout.last_stage_rank, group=self._layout.pp_group)
         tokens, logprobs = drawn.tolist()
         return tokens, logprobs
-
-    def _new_cache(self, *, num_rows: int) -> KeyValueCache:
-        return KeyValueCache(num_rows=num_rows, max_length=self._max_length, device=device())
-
-
-def _chunks(groups: list[list[Row]], max_tokens: int) -> Iterator[list[list[Row]]]:
-    """Cut groups into batches of at most `max_tokens` prompt tokens with padding, longest first."""
-    groups = sorted(groups, key=lambda group: -group[0].request.token_ids.numel())
-    start = 0
-    while start < len(groups):
-        fitting = max(1, max_tokens // groups[start][0].request.token_ids.numel())
-        yield groups[start : start + fitting]
-        start += fitting

@@ -8,8 +8,10 @@ engine built for sampling is faster for large models, this one needs no weight s
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -21,13 +23,25 @@ from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.collectives import gather_by_index
 from megatron_rlt.parallel.layout import Layout
 from megatron_rlt.rollout.decoding_batch import DecodingBatch, Draw, Row
+from megatron_rlt.rollout.prefill import Prompts
 from megatron_rlt.rollout.requests import SampleRequest, StopCondition
 from megatron_rlt.rollout.sampling import most_probable, sample, uniforms
 from megatron_rlt.types import Completion, OnProgress, tell_nobody
 
 # Waiting requests join once a quarter of the batch is free: joining for every freed row would prefill prompts one by
-# one and copy the cache each time.
+# one.
 _ADMISSION_DIVISOR = 4
+
+
+@dataclass(frozen=True)
+class SamplingWork:
+    """What one call cost this replica."""
+
+    prompt_tokens: int  # that went through the model, padding not counted; each distinct prompt counts once
+    decoded_rows: int  # rows that went through the model one token long, summed over steps: none for finished ones
+    num_steps: int
+    prefill_seconds: float
+    decode_seconds: float
 
 
 class MegatronEngine:
@@ -71,6 +85,8 @@ class MegatronEngine:
         self._max_completion_tokens = max_completion_tokens
         self._max_batch_size = max_batch_size
         self._max_prefill_tokens = max_prefill_tokens
+        self.work = SamplingWork(0, 0, 0, 0.0, 0.0)
+        """Of the last `generate`."""
 
     def generate(self, requests: Sequence[SampleRequest], policy_version: int) -> list[Completion]:
         """Continue every prompt. Collective: every rank passes the same requests.
@@ -86,6 +102,7 @@ class MegatronEngine:
         Raises:
             RuntimeError: the ranks of a replica sampled different tokens.
         """
+        self.work = SamplingWork(0, 0, 0, 0.0, 0.0)
         dp, dp_rank = self._layout.dp, self._layout.dp_rank
         # Contiguous shares keep a group's equal prompts on one replica, where they are computed once.
         mine = range(len(requests) * dp_rank // dp, len(requests) * (dp_rank + 1) // dp)
@@ -99,25 +116,40 @@ class MegatronEngine:
         if not requests:
             return []
         longest = max(request.token_ids.numel() for _, request in requests)
-        batch = DecodingBatch(
+        prompts = Prompts(
             self._model,
             self._layout,
-            draw=self._draw,
-            stop=self._stop,
-            max_completion_tokens=self._max_completion_tokens,
+            [request for _, request in requests],
             max_prefill_tokens=self._max_prefill_tokens,
             max_length=longest + self._max_completion_tokens,
         )
+        batch = DecodingBatch(
+            self._model,
+            self._layout,
+            prompts,
+            draw=self._draw,
+            stop=self._stop,
+            max_completion_tokens=self._max_completion_tokens,
+            max_rows=min(self._max_batch_size, len(requests)),
+            longest_prompt=longest,
+        )
         waiting, finished = deque(requests), list[Row]()
+        seconds = {"prefill": 0.0, "decode": 0.0}
         with decoding(self._model, self._layout):
             while waiting or batch.rows:
                 self._on_progress(f"{len(batch.rows)} completions decode, {len(waiting)} wait")
+                start = time.perf_counter()
                 room = self._max_batch_size - len(batch.rows)
                 if waiting and room >= min(len(waiting), max(1, self._max_batch_size // _ADMISSION_DIVISOR)):
                     batch.admit([waiting.popleft() for _ in range(min(room, len(waiting)))])
+                    seconds["prefill"] += time.perf_counter() - start
                 else:
                     batch.step()
+                    seconds["decode"] += time.perf_counter() - start
                 finished += batch.release()
+        self.work = SamplingWork(
+            prompts.num_tokens, batch.num_decoded_rows, batch.num_steps, seconds["prefill"], seconds["decode"]
+        )
         return finished
 
     def _completion(self, row: Row, policy_version: int) -> Completion:

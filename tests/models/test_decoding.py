@@ -66,7 +66,7 @@ def test_decoding_leaves_the_model_as_it_was(folder: Path) -> None:
 
 
 def test_a_row_that_outgrows_the_cache_is_refused() -> None:
-    cache = KeyValueCache(num_rows=2, max_length=4, device=torch.device("cpu"))
+    cache = KeyValueCache(num_rows=2, max_rows=2, capacity=4, max_length=4, device=torch.device("cpu"))
     cache.begin(torch.tensor([3, 1]))
     cache.commit()
     with pytest.raises(ValueError, match="a row of 5 tokens does not fit the cache of 4"):
@@ -112,7 +112,9 @@ def _load(folder: Path, layout: Layout) -> tuple[LanguageModel, KeyValueCache]:
     architecture = Architecture.from_folder(folder)
     model = build_model(architecture, layout, dtype=torch.float32, recompute="none")
     load_hf_weights(model, architecture, folder, layout)
-    return model, KeyValueCache(num_rows=len(CHUNKS[0][1]), max_length=32, device=torch.device("cpu"))
+    # Room for less than the chunks bring, in rows and in tokens: the cache has to reserve more, twice.
+    rows = len(CHUNKS[0][1])
+    return model, KeyValueCache(num_rows=rows, max_rows=2, capacity=4, max_length=32, device=torch.device("cpu"))
 
 
 def _outputs_around_decoding(folder: Path) -> tuple[list[float], list[float], tuple[bool, ...]]:
