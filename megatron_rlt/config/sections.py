@@ -297,6 +297,8 @@ class MetricsConfig(Section):
     """Log to Weights & Biases (package `wandb`; offline unless WANDB_MODE says otherwise)."""
     progress: bool = True
     """Show a live progress display on a terminal."""
+    peak_flops_per_second: PositiveFloat | None = None
+    """Peak of one device in FLOP/s, for `peak_share`; null: of a known GPU its dense bfloat16 peak, else no share."""
     store_completions: bool = True
     """Write `completions/step-N.parquet` with every completion and all parts of its reward."""
 

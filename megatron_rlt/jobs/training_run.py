@@ -20,7 +20,8 @@ from megatron_rlt.config.solver import SolverConfig
 from megatron_rlt.data.loader import ProblemStream
 from megatron_rlt.jobs.signals import EndRequest
 from megatron_rlt.metrics.memory import MemoryLedger
-from megatron_rlt.metrics.phases import PhaseTimer
+from megatron_rlt.metrics.peak import peak_flops_per_second
+from megatron_rlt.metrics.phases import PhaseTimer, rates
 from megatron_rlt.metrics.progress import Progress
 from megatron_rlt.metrics.reduce import largest
 from megatron_rlt.metrics.run_folder import check_run_folder, write_run_folder
@@ -29,7 +30,7 @@ from megatron_rlt.models.architecture import Architecture
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.weights.export import save_hf_folder
 from megatron_rlt.parallel.failures import ENDED_EARLY
-from megatron_rlt.parallel.platform import world
+from megatron_rlt.parallel.platform import device_name, world
 from megatron_rlt.parallel.watchdog import Heartbeat
 from megatron_rlt.policy.policy import Policy
 
@@ -120,7 +121,8 @@ class TrainingRun:
         with self._progress as progress:
             for number in range(start, num_steps):
                 metrics = take_step(number)
-                metrics |= largest(self.timer.take() | self._memory.take(), world())
+                measured = largest(self.timer.take() | self._memory.take(), world())
+                metrics |= measured | self._rates(measured)
                 writer.log(number + 1, metrics)
                 progress.finish_step(number + 1, {name: metrics[name] for name in shown if name in metrics})
                 ended, is_last = self._end.agreed(), number + 1 == num_steps
@@ -132,6 +134,10 @@ class TrainingRun:
         writer.close()
         self._export(state)
         return 0
+
+    def _rates(self, measured: dict[str, float]) -> dict[str, float]:
+        peak = peak_flops_per_second(self._metrics.peak_flops_per_second, device_name())
+        return rates(measured, num_devices=dist.get_world_size(), peak_flops_per_second=peak)
 
     def on_progress(self, detail: str) -> None:
         """A sign of life within a phase."""

@@ -8,15 +8,17 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
+from megatron_rlt.models.architecture import Architecture
 from megatron_rlt.models.kv_cache import KeyValueCache
 
 
 class LanguageModel(GPTModel):  # type: ignore[misc]
     """One pipeline stage of a dense decoder. Build with `build_model`, fill with `models.weights`."""
 
-    def __init__(self, *args: Any, unpadded_vocab_size: int, **kwargs: Any) -> None:  # noqa: ANN401 - GPTModel's
+    def __init__(self, *args: Any, architecture: Architecture, **kwargs: Any) -> None:  # noqa: ANN401 - GPTModel's
         super().__init__(*args, **kwargs)
-        self.unpadded_vocab_size = unpadded_vocab_size  # `vocab_size` is Megatron's: padded to a multiple of tp
+        self.architecture = architecture
+        self.unpadded_vocab_size = architecture.vocab_size  # `vocab_size` is Megatron's: padded to a multiple of tp
 
     def forward(
         self,

@@ -8,7 +8,7 @@ engine built for sampling is faster for large models, this one needs no weight s
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from functools import partial
 
@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_rlt.models.decoding import decoding
+from megatron_rlt.models.flops import decoding_flops
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.collectives import gather_by_index
 from megatron_rlt.parallel.layout import Layout
@@ -93,6 +94,19 @@ class MegatronEngine:
         _require_agreement(rows, self._layout)
         completions = {row.index: self._completion(row, policy_version) for row in rows}
         return gather_by_index(completions, len(requests), self._layout.dp_group)
+
+    def model_flops(self, prompts: Sequence[Tensor], completions: Sequence[Completion]) -> float:
+        """What sampling these cost over all ranks, as `models.flops` counts: equal prompts count once.
+
+        Args:
+            prompts: `[P]` token ids, one prompt a completion.
+        """
+        lengths: defaultdict[bytes, list[int]] = defaultdict(list)
+        by_ids = {prompt.numpy().tobytes(): prompt for prompt in prompts}
+        for prompt, completion in zip(prompts, completions, strict=True):
+            lengths[prompt.numpy().tobytes()].append(len(completion.token_ids))
+        architecture = self._model.architecture
+        return sum(decoding_flops(architecture, len(by_ids[ids]), found) for ids, found in lengths.items())
 
     def _decode(self, requests: Sequence[tuple[int, SampleRequest]]) -> list[Row]:
         """This replica's completions, in the order in which they ended."""

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from megatron_rlt.models.flops import scoring_flops
 from megatron_rlt.models.forward import run_stage, target_logprobs, target_rows
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.packing import alignment_of, pack, share
@@ -76,6 +77,10 @@ class LogprobEngine:
             entropy=tuple(entropy for _, entropy in results),
             temperature=self.temperature,
         )
+
+    def model_flops(self, sequences: Sequence[SpannedSequence]) -> float:
+        """What `logprobs` of these sequences costs over all ranks, as `models.flops` counts."""
+        return scoring_flops(self.model.architecture, sequences)
 
     def hidden(self, sequences: Sequence[SpannedSequence]) -> tuple[Tensor, ...]:
         """The final hidden states that predict the wanted tokens: one `[N_i, H]` per sequence, on the CPU.
