@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,14 @@ class TrainingState:
     def models(self) -> dict[str, LanguageModel]:
         models = {POLICY: self.policy.model}
         return models if self.reference is None else models | {"reference": self.reference}
+
+    @contextmanager
+    def on_device(self, *, changes: bool) -> Iterator[None]:
+        """A turn of all models, to read or to overwrite their weights."""
+        with ExitStack() as turns:
+            for model in self.models.values():
+                turns.enter_context(model.on_device(changes=changes))
+            yield
 
 
 class TrainingRun:
@@ -154,13 +163,14 @@ class TrainingRun:
             info = find_resumable(self._output_dir / CHECKPOINTS, group=world())
             if info is None:
                 return 0
-            loaded = load_training_state(
-                info,
-                models=state.models,
-                optimizer=state.policy.optimizer,
-                scheduler=state.policy.scheduler,
-                layout=state.policy.layout,
-            )
+            with state.on_device(changes=True):
+                loaded = load_training_state(
+                    info,
+                    models=state.models,
+                    optimizer=state.policy.optimizer,
+                    scheduler=state.policy.scheduler,
+                    layout=state.policy.layout,
+                )
             state.stream.load_state_bytes(loaded.shared.data_position)
             state.policy.num_updates = loaded.num_updates
             state.policy.skipped_in_a_row = loaded.shared.counters["skipped_in_a_row"]
@@ -169,7 +179,7 @@ class TrainingRun:
             return loaded.step
 
     def _save(self, state: TrainingState, step: int) -> None:
-        with self.timer.phase("checkpoint"):
+        with self.timer.phase("checkpoint"), state.on_device(changes=False):
             save_training_state(
                 self._output_dir / CHECKPOINTS,
                 step,

@@ -123,7 +123,7 @@ class MegatronEngine:
             max_length=longest + self._max_completion_tokens,
         )
         waiting, finished = deque(requests), list[Row]()
-        with decoding(self._model, self._layout):
+        with self._model.on_device(), decoding(self._model, self._layout):
             while waiting or batch.rows:
                 self._on_progress(f"{len(batch.rows)} completions decode, {len(waiting)} wait")
                 room = self._max_batch_size - len(batch.rows)

@@ -63,7 +63,8 @@ class DivergenceEngine:
 
         Where the vocabularies' sizes differ, both distributions are those over the common ids.
         """
-        return tuple(part for chunk in _chunks(pairs, self._max_rows) for part in self._chunk(chunk))
+        with self._teacher.model.on_device(), self._student.model.on_device():
+            return tuple(part for chunk in _chunks(pairs, self._max_rows) for part in self._chunk(chunk))
 
     def model_flops(self, pairs: Sequence[ScoringPair]) -> float:
         """What `per_token` costs over all ranks, as `models.flops` counts: both models up to the explanation's end."""

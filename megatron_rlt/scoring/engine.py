@@ -107,14 +107,15 @@ class LogprobEngine:
         was_training = self.model.training
         self.model.eval()  # no recomputation: there is no backward pass
         try:
-            results = forward_only(
-                self.model,
-                self.layout,
-                batches,
-                run_stage,
-                lambda index, output: read(batches[index], output),
-                on_batch=lambda index: self._on_progress(f"pack {index + 1} of {len(batches)}"),
-            )
+            with self.model.on_device():
+                results = forward_only(
+                    self.model,
+                    self.layout,
+                    batches,
+                    run_stage,
+                    lambda index, output: read(batches[index], output),
+                    on_batch=lambda index: self._on_progress(f"pack {index + 1} of {len(batches)}"),
+                )
         finally:
             self.model.train(was_training)
         results = broadcast_record(results, source_rank=self.layout.last_stage_rank, group=self.layout.pp_group)
