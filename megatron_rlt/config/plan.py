@@ -30,7 +30,7 @@ class ModelPlan:
     """One model's layout and what its fullest rank holds."""
 
     name: str
-    layout: str  # "tp 2 x pp 1 x dp 1, sp"
+    layout: str  # "tp 2 x pp 1 x dp 1, sp"; where it lives, unless on the device
     num_parameters: int  # of the whole model as published, vocabulary unpadded
     max_rank_parameters: int  # on the fullest rank, vocabulary padded to tp
     weight_bytes: int  # of that rank, a reference model's weights included
@@ -213,7 +213,8 @@ def _model_plan(name: str, model: ModelConfig, shape: ModelShape, world_size: in
     copies = 2 if use == "trained with reference" else 1
     return ModelPlan(
         name=name,
-        layout=f"tp {layout.tp} x pp {layout.pp} x dp {dp}{', sp' if layout.sp else ''}",
+        layout=f"tp {layout.tp} x pp {layout.pp} x dp {dp}{', sp' if layout.sp else ''}"
+        f"{', host between turns' if model.residency == 'host' else ''}",
         num_parameters=num_parameters(shape),
         max_rank_parameters=parameters,
         weight_bytes=copies * parameters * _DTYPE_BYTES[model.dtype],

@@ -42,6 +42,7 @@ def train_faults(config: RlConfig, shapes: Shapes) -> list[str]:
             remedy="lower rollout.max_completion_tokens or prompts.max_prompt_tokens",
         ),
         *_optimizer_faults(config.optimizer),
+        *_residency_faults(config.policy_name, config.models[config.policy_name]),
     ]
 
 
@@ -108,8 +109,18 @@ def sft_faults(config: SftConfig, shapes: Shapes) -> list[str]:
     what = f"max_tokens={config.max_tokens}"
     return [
         *faults,
+        *_residency_faults("model", config.model),
         *_length_faults(shapes, config.max_tokens, what=what, remedy="lower max_tokens"),
         *_optimizer_faults(config.optimizer),
+    ]
+
+
+def _residency_faults(name: str, trained: ModelConfig) -> list[str]:
+    if trained.residency == "resident":
+        return []
+    return [
+        f"{name}.residency={trained.residency}: a model that is trained stays on the device, its gradients and"
+        " optimizer hold its weights; only frozen models can live on the host"
     ]
 
 
@@ -243,6 +254,11 @@ def _grpo_faults(grpo: GrpoConfig) -> list[str]:
         faults.append(
             f"grpo.reference_mix={grpo.reference_mix:g}: has no effect without a reference that is synced;"
             " set beta > 0 and reference_sync_steps, or leave reference_mix out"
+        )
+    if grpo.beta == 0 and grpo.reference_residency != defaults["reference_residency"].default:
+        faults.append(
+            f"grpo.reference_residency={grpo.reference_residency}: has no effect with grpo.beta=0, which keeps no"
+            " reference model; set beta > 0 or leave reference_residency out"
         )
     return faults
 

@@ -48,6 +48,8 @@ class ModelConfig(Section):
     """Parallel layout of this model; teacher and student may differ."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations recomputed in the backward pass: none, core attention only, or every layer."""
+    residency: Literal["resident", "host"] = "resident"
+    """Where a frozen model's weights are between its turns: on the device, or in host memory, from where they move."""
 
 
 class DataConfig(Section):
@@ -248,6 +250,8 @@ class GrpoConfig(Section):
     """Steps between mixing the policy into the reference; None: never."""
     reference_mix: Fraction = 0.9
     """Share of the policy when it is mixed into the reference."""
+    reference_residency: Literal["resident", "host"] = "resident"
+    """Where the reference's weights are between its turns: on the device, or in host memory."""
 
 
 class OptimizerConfig(Section):
@@ -297,6 +301,8 @@ class MetricsConfig(Section):
     """Log to Weights & Biases (package `wandb`; offline unless WANDB_MODE says otherwise)."""
     progress: bool = True
     """Show a live progress display on a terminal."""
+    peak_flops_per_second: PositiveFloat | None = None
+    """Peak of one device in FLOP/s, for `peak_share`; null: of a known GPU its dense bfloat16 peak, else no share."""
     store_completions: bool = True
     """Write `completions/step-N.parquet` with every completion and all parts of its reward."""
 

@@ -27,6 +27,15 @@ def solution_baselines(
     return tuple(found[pair.problem.question, pair.problem.solution] for pair in pairs)
 
 
+def student_work(
+    student: LogprobEngine, student_format: StudentFormat, pairs: Sequence[ScoringPair], unit: SolutionUnit
+) -> tuple[int, float]:
+    """Tokens that a student reads for the rewards of `pairs`, baselines included, and the model FLOP this takes."""
+    baselines = unexplained(student_format, pairs).values() if unit == "gain" else ()
+    sequences = [*(pair.student for pair in pairs), *baselines]
+    return sum(len(sequence) for sequence in sequences), student.model_flops(sequences)
+
+
 def unexplained(student_format: StudentFormat, pairs: Sequence[ScoringPair]) -> dict[tuple[str, str], SpannedSequence]:
     """What a student reads without an explanation, by question and solution; each is there once."""
     distinct = {(pair.problem.question, pair.problem.solution): pair for pair in pairs}

@@ -89,7 +89,8 @@ class CollectModels:
         if self._teacher_model is None:
             self._teacher_model = load_frozen_model(self._config.teacher, self._teacher_layout)
             if self._config.teacher_checkpoint is not None:
-                load_trained_weights(self._teacher_model, self._config.teacher_checkpoint, self._teacher_layout)
+                with self._teacher_model.on_device(changes=True):
+                    load_trained_weights(self._teacher_model, self._config.teacher_checkpoint, self._teacher_layout)
         return self._teacher_model
 
     def _ask(self, model: LanguageModel, *, is_teacher: bool) -> LogprobEngine:

@@ -38,7 +38,8 @@ def sample_part(rooms: SamplingRooms, questions: Sequence[Question], timer: Phas
         ]
     with timer.phase("rollout") as phase:
         completions = rooms.rollout.generate(requests, policy_version=0)
-        phase.tokens = sum(len(completion.token_ids) for completion in completions)
+        model_flops = rooms.rollout.model_flops([request.token_ids for request in requests], completions)
+        phase.count(sum(len(completion.token_ids) for completion in completions), model_flops)
     with timer.phase("pairs"):
         pairs = [
             rooms.pairs.pair(prompts[index], completion)

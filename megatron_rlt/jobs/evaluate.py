@@ -168,7 +168,8 @@ def answer_part(rooms: AnsweringRooms, exercises: Sequence[Exercise], timer: Pha
         ]
     with timer.phase("rollout") as phase:
         completions = rooms.engine.generate(requests, policy_version=0)
-        phase.tokens = sum(len(completion.token_ids) for completion in completions)
+        model_flops = rooms.engine.model_flops([request.token_ids for request in requests], completions)
+        phase.count(sum(len(completion.token_ids) for completion in completions), model_flops)
     with timer.phase("judge"):
         texts = [rooms.prompter.student.completion_text(c.token_ids.tolist()) for c in completions]
         problems = [exercise.problem for exercise, _ in asked]

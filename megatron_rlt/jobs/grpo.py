@@ -65,6 +65,13 @@ def sample_groups(
     )
 
 
+def rollout_work(engine: MegatronEngine, groups: Sequence[RolloutGroup]) -> tuple[int, float]:
+    """Tokens sampled, and the model FLOP this takes."""
+    completions = [completion for group in groups for completion in group.completions]
+    prompts = [group.prompt.token_ids for group in groups for _ in group.completions]
+    return sum(len(completion.token_ids) for completion in completions), engine.model_flops(prompts, completions)
+
+
 def compare_within_groups(rewards: Tensor, valid: Tensor, grpo: GrpoConfig) -> Tensor:
     """`[N]` advantages: how much better a completion is than the others of its question."""
     return torch.cat(

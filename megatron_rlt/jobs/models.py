@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from megatron_rlt.config.sections import ModelConfig
+from megatron_rlt.config.sections import GrpoConfig, ModelConfig
 from megatron_rlt.models.architecture import Architecture
 from megatron_rlt.models.build import build_model
 from megatron_rlt.models.language_model import LanguageModel
@@ -25,8 +25,17 @@ def load_model(config: ModelConfig, layout: Layout) -> LanguageModel:
 
 
 def load_frozen_model(config: ModelConfig, layout: Layout) -> LanguageModel:
-    """A model that is asked but never trained."""
+    """A model that is asked but never trained. Between turns it is where `residency` says."""
     model = load_model(config, layout)
     model.requires_grad_(False)
     model.eval()
+    if config.residency == "host":
+        model.live_on_host()
     return model
+
+
+def load_reference(policy: ModelConfig, grpo: GrpoConfig, layout: Layout) -> LanguageModel | None:
+    """The policy's start, frozen, in the policy's layout; None where the loss does not ask it."""
+    if grpo.beta == 0:
+        return None
+    return load_frozen_model(policy.model_copy(update={"residency": grpo.reference_residency}), layout)

@@ -17,11 +17,12 @@ from rich.console import Console
 from megatron_rlt.config.sections import MetricsConfig
 from megatron_rlt.jobs.signals import EndRequest
 from megatron_rlt.metrics.memory import MemoryLedger
-from megatron_rlt.metrics.phases import PhaseTimer
+from megatron_rlt.metrics.peak import peak_flops_per_second
+from megatron_rlt.metrics.phases import PhaseTimer, rates
 from megatron_rlt.metrics.progress import Progress
 from megatron_rlt.metrics.reduce import largest
 from megatron_rlt.metrics.writer import MetricsWriter
-from megatron_rlt.parallel.platform import world
+from megatron_rlt.parallel.platform import device_name, world
 from megatron_rlt.parallel.watchdog import Heartbeat
 
 _ADDED_UP = ("seconds/", "tokens/")
@@ -80,9 +81,16 @@ class PartRun:
                     writer.close()
                     logger.info("ended on request; the same command continues after part %d", number)
                     return False
-                metrics = take_part(number, timer) | largest(timer.take() | self._memory.take(), world())
+                metrics = take_part(number, timer)
+                metrics |= self._measured(timer)
                 self.totals.update({name: value for name, value in metrics.items() if name.startswith(_ADDED_UP)})
                 writer.log(number + 1, metrics)
                 progress.finish_step(number + 1, {name: metrics[name] for name in shown})
         writer.close()
         return True
+
+    def _measured(self, timer: PhaseTimer) -> dict[str, float]:
+        """Times, work, rates and memory of the part that ended, of the slowest or fullest rank. Collective."""
+        measured = largest(timer.take() | self._memory.take(), world())
+        peak = peak_flops_per_second(self._metrics.peak_flops_per_second, device_name())
+        return measured | rates(measured, num_devices=dist.get_world_size(), peak_flops_per_second=peak)

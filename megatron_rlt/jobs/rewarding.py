@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from megatron_rlt.config.sections import LayoutConfig, PromptConfig, RewardConfig, ScoringConfig
-from megatron_rlt.jobs.baselines import solution_baselines
+from megatron_rlt.jobs.baselines import solution_baselines, student_work
 from megatron_rlt.jobs.leaks import count_leaks, leak_weights
 from megatron_rlt.metrics.phases import PhaseTimer
 from megatron_rlt.models.language_model import LanguageModel
@@ -43,13 +43,15 @@ class Scorer:
     def rewards(self, pairs: Sequence[ScoringPair], timer: PhaseTimer) -> tuple[RewardParts, ...]:
         """Ask teacher and student, reward. Collective: every rank passes the same pairs and gets all rewards."""
         with timer.phase("teacher") as phase:
-            teacher = self.teacher.logprobs([pair.teacher for pair in pairs])
-            phase.tokens = sum(len(pair.teacher) for pair in pairs)
+            written = [pair.teacher for pair in pairs]
+            teacher = self.teacher.logprobs(written)
+            phase.count(sum(len(sequence) for sequence in written), self.teacher.model_flops(written))
         with timer.phase("student") as phase:
             student = self.student.logprobs([pair.student for pair in pairs])
             baselines = solution_baselines(self.student, self.student_format, pairs, self.reward.solution_unit)
-            phase.tokens = sum(len(pair.student) for pair in pairs)
-        with timer.phase("reward"):
+            phase.count(*student_work(self.student, self.student_format, pairs, self.reward.solution_unit))
+        with timer.phase("reward") as phase:
+            phase.model_flops = 0.0 if self.divergence is None else self.divergence.model_flops(pairs)
             return reward_explanations(
                 pairs,
                 teacher,

@@ -8,7 +8,7 @@ from functools import partial
 
 from megatron_rlt.config.jobs import TrainConfig
 from megatron_rlt.config.sections import GrpoConfig, ModelConfig, RewardConfig
-from megatron_rlt.jobs.models import load_frozen_model, load_model
+from megatron_rlt.jobs.models import load_frozen_model, load_model, load_reference
 from megatron_rlt.jobs.policy_engines import build_policy, sampling_engine
 from megatron_rlt.jobs.rewarding import build_layouts, divergence_engine, logprob_engine
 from megatron_rlt.jobs.student_panel import FurtherStudent, StudentPanel
@@ -56,7 +56,7 @@ def build_rooms(
     ask = partial(logprob_engine, temperature=config.temperature, scoring=config.scoring, on_progress=on_progress)
     model = load_model(config.teacher, teacher_layout)
     student = ask(load_frozen_model(config.student, student_layout), student_layout)
-    reference_model = load_frozen_model(config.teacher, teacher_layout) if config.grpo.beta > 0 else None
+    reference_model = load_reference(config.teacher, config.grpo, teacher_layout)
     old_policy = ask(model, teacher_layout)
     further = {
         name: _further_student(config, model, further_pairs[name], old_policy, on_progress)

@@ -12,8 +12,16 @@ import torch
 from torch import Tensor
 
 from megatron_rlt.config.sections import GrpoConfig
-from megatron_rlt.jobs.baselines import solution_baselines
-from megatron_rlt.jobs.grpo import Draw, UpdateBatch, compare_within_groups, follow_policy, sample_groups, update_policy
+from megatron_rlt.jobs.baselines import solution_baselines, student_work
+from megatron_rlt.jobs.grpo import (
+    Draw,
+    UpdateBatch,
+    compare_within_groups,
+    follow_policy,
+    rollout_work,
+    sample_groups,
+    update_policy,
+)
 from megatron_rlt.jobs.leaks import count_leaks
 from megatron_rlt.jobs.rewarding import reward_explanations
 from megatron_rlt.jobs.rl_rooms import RlRooms
@@ -55,16 +63,18 @@ def step(rooms: RlRooms, problems: Sequence[Problem], number: int, timer: PhaseT
     """Sample explanations, ask the student, reward, compare within groups, update. `number` counts from 0."""
     with timer.phase("rollout") as phase:
         groups = explain(rooms, problems, number)
-        phase.tokens = sum(len(c.token_ids) for group in groups for c in group.completions)
+        phase.count(*rollout_work(rooms.rollout, groups))
     pairs = tuple(rooms.pairs.pair(group.prompt, completion) for group in groups for completion in group.completions)
+    written = tuple(pair.teacher for pair in pairs)
+    num_tokens = sum(len(sequence) for sequence in written)
     with timer.phase("old_policy") as phase:
-        old_policy = rooms.old_policy.logprobs([pair.teacher for pair in pairs])
-        phase.tokens = sum(len(pair.teacher) for pair in pairs)
+        old_policy = rooms.old_policy.logprobs(written)
+        phase.count(num_tokens, rooms.old_policy.model_flops(written))
     with timer.phase("student") as phase:
         student = rooms.student.logprobs([pair.student for pair in pairs])
         baselines = solution_baselines(rooms.student, rooms.pairs.student, pairs, rooms.reward.solution_unit)
-        phase.tokens = sum(len(pair.student) for pair in pairs)
-    with timer.phase("reward"):
+        phase.count(*student_work(rooms.student, rooms.pairs.student, pairs, rooms.reward.solution_unit))
+    with timer.phase("reward") as phase:
         leaks = count_leaks(pairs, rooms.reward.leaks)
         rewards = reward_explanations(
             pairs,
@@ -76,16 +86,19 @@ def step(rooms: RlRooms, problems: Sequence[Problem], number: int, timer: PhaseT
             reward=rooms.reward,
             penalties=rooms.penalties,
         )
+        phase.model_flops = 0.0 if rooms.divergence is None else rooms.divergence.model_flops(pairs)
     by_student = {FIRST: rewards} | rooms.panel.rewards(groups, old_policy, leaks, timer)
     with timer.phase("reward"):
         rewards = rooms.panel.combined(by_student)
         advantages = compare(rewards, rooms.grpo)
     with timer.phase("reference") as phase:
-        reference = None if rooms.reference is None else rooms.reference.logprobs([pair.teacher for pair in pairs])
-        phase.tokens = 0 if reference is None else sum(len(pair.teacher) for pair in pairs)
+        reference = None
+        if rooms.reference is not None:
+            reference = rooms.reference.logprobs(written)
+            phase.count(num_tokens, rooms.reference.model_flops(written))
     with timer.phase("update") as phase:
         batch = UpdateBatch(
-            sequences=tuple(pair.teacher for pair in pairs),
+            sequences=written,
             advantages=advantages,
             valid=tuple(parts.valid for parts in rewards),
             truncated=tuple(FormatFlag.TRUNCATED in pair.flags for pair in pairs),
@@ -94,7 +107,7 @@ def step(rooms: RlRooms, problems: Sequence[Problem], number: int, timer: PhaseT
         )
         updates = update_policy(rooms.policy, batch, rooms.grpo, max_completion_tokens=rooms.max_completion_tokens)
         follow_policy(rooms.reference_model, rooms.policy, rooms.grpo, number)
-        phase.tokens = sum(len(pair.teacher) for pair in pairs)
+        phase.count(num_tokens, rooms.policy.model_flops(written))
     return StepResult(groups, pairs, old_policy, student, leaks, by_student, rewards, advantages, updates)
 
 

@@ -166,7 +166,8 @@ def score_part(rooms: ScoreRooms, traces: Sequence[Trace], timer: PhaseTimer) ->
     with timer.phase("baseline") as phase:
         student_format = rooms.scorer.student_format
         baselines = solution_baselines(rooms.scorer.student, student_format, pairs, "gain")
-        phase.tokens = sum(len(sequence) for sequence in unexplained(student_format, pairs).values())
+        asked = list(unexplained(student_format, pairs).values())
+        phase.count(sum(len(sequence) for sequence in asked), rooms.scorer.student.model_flops(asked))
     return [_scored_row(*row) for row in zip(pairs, rewards, baselines, strict=True)]
 
 

@@ -58,11 +58,11 @@ def run_sft(config: SftConfig, heartbeat: Heartbeat) -> int:
         with run.timer.phase("data"):
             sequences = [sequence_of(problem) for problem in stream.next_batch(config.global_batch_size)]
         with run.timer.phase("update") as phase:
-            phase.tokens = sum(len(sequence) for sequence in sequences)
+            phase.count(sum(len(sequence) for sequence in sequences), policy.model_flops(sequences))
             metrics = sft_update(policy, sequences)
         if _is_due(config.evaluation, number + 1, num_steps):
             with run.timer.phase("evaluation") as phase:
-                phase.tokens = sum(len(sequence) for sequence in held_out)
+                phase.count(sum(len(sequence) for sequence in held_out), engine.model_flops(held_out))
                 metrics["evaluation_loss"] = mean_cross_entropy(engine, held_out)
         return metrics
 

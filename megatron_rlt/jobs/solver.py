@@ -7,7 +7,7 @@ from collections import Counter
 from megatron_rlt.config.solver import SolverConfig
 from megatron_rlt.jobs.grpo import logprob_metrics, update_metrics
 from megatron_rlt.jobs.judging import AnswerJudge
-from megatron_rlt.jobs.models import load_frozen_model, load_model
+from megatron_rlt.jobs.models import load_model, load_reference
 from megatron_rlt.jobs.policy_engines import build_policy, sampling_engine
 from megatron_rlt.jobs.problems import open_problems
 from megatron_rlt.jobs.rewarding import logprob_engine
@@ -67,7 +67,7 @@ def build_solver_rooms(
     """Load the model and bind the engines to it. Collective; raises ValueError for a folder that does not fit."""
     layout = build_layout(config.student.layout)
     model = load_model(config.student, layout)
-    reference_model = load_frozen_model(config.student, layout) if config.grpo.beta > 0 else None
+    reference_model = load_reference(config.student, config.grpo, layout)
     old_policy, reference = (
         None
         if one is None

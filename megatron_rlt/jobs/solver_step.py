@@ -15,7 +15,15 @@ from megatron_rlt.algorithm.dynamic_sampling import groups_with_spread
 from megatron_rlt.algorithm.overlong import soft_overlong_punishment
 from megatron_rlt.config.sections import GrpoConfig
 from megatron_rlt.config.solver import VerifierConfig
-from megatron_rlt.jobs.grpo import Draw, UpdateBatch, compare_within_groups, follow_policy, sample_groups, update_policy
+from megatron_rlt.jobs.grpo import (
+    Draw,
+    UpdateBatch,
+    compare_within_groups,
+    follow_policy,
+    rollout_work,
+    sample_groups,
+    update_policy,
+)
 from megatron_rlt.jobs.judging import AnswerJudge, judge_on_ranks
 from megatron_rlt.metrics.phases import PhaseTimer
 from megatron_rlt.models.language_model import LanguageModel
@@ -100,10 +108,12 @@ def solver_step(rooms: SolverRooms, next_problems: NextProblems, number: int, ti
     num_tokens = sum(len(sequence) for sequence in sequences)
     with timer.phase("old_policy") as phase:
         old_policy = rooms.old_policy.logprobs(sequences)
-        phase.tokens = num_tokens
+        phase.count(num_tokens, rooms.old_policy.model_flops(sequences))
     with timer.phase("reference") as phase:
-        reference = None if rooms.reference is None else rooms.reference.logprobs(sequences)
-        phase.tokens = 0 if reference is None else num_tokens
+        reference = None
+        if rooms.reference is not None:
+            reference = rooms.reference.logprobs(sequences)
+            phase.count(num_tokens, rooms.reference.model_flops(sequences))
     rewards = torch.tensor([reward for one in judged for reward in one.rewards], dtype=torch.float64)
     valid = torch.ones(len(sequences), dtype=torch.bool)
     advantages = compare_within_groups(rewards, valid, rooms.grpo)
@@ -118,7 +128,7 @@ def solver_step(rooms: SolverRooms, next_problems: NextProblems, number: int, ti
         )
         updates = update_policy(rooms.policy, batch, rooms.grpo, max_completion_tokens=rooms.max_completion_tokens)
         follow_policy(rooms.reference_model, rooms.policy, rooms.grpo, number)
-        phase.tokens = num_tokens
+        phase.count(num_tokens, rooms.policy.model_flops(sequences))
     return SolverResult(judged, num_replaced, old_policy, advantages, updates)
 
 
@@ -158,7 +168,7 @@ def _judged_groups(rooms: SolverRooms, problems: Sequence[Problem], draw: Draw, 
             group_size=rooms.grpo.group_size,
             policy_version=rooms.policy.num_updates,
         )
-        phase.tokens = sum(len(c.token_ids) for group in groups for c in group.completions)
+        phase.count(*rollout_work(rooms.rollout, groups))
     with timer.phase("reward"):
         texts = [rooms.student.completion_text(c.token_ids.tolist()) for g in groups for c in g.completions]
         asked = [group.prompt.problem for group in groups for _ in group.completions]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from megatron_rlt.config.sections import RewardConfig, StudentsConfig
-from megatron_rlt.jobs.baselines import solution_baselines
+from megatron_rlt.jobs.baselines import solution_baselines, student_work
 from megatron_rlt.jobs.rewarding import reward_explanations
 from megatron_rlt.metrics.phases import PhaseTimer
 from megatron_rlt.prompts.pairs import PairBuilder
@@ -66,7 +66,9 @@ class StudentPanel:
                     reward=self.reward,
                     penalties=self.penalties,
                 )
-                phase.tokens = sum(len(pair.student) for pair in pairs)
+                unit = self.reward.solution_unit
+                phase.count(*student_work(student.engine, student.pairs.student, pairs, unit))
+                phase.model_flops += 0.0 if student.divergence is None else student.divergence.model_flops(pairs)
         return found
 
     def combined(self, rewards: StudentRewards) -> tuple[RewardParts, ...]:

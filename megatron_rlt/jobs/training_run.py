@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from megatron_rlt.config.solver import SolverConfig
 from megatron_rlt.data.loader import ProblemStream
 from megatron_rlt.jobs.signals import EndRequest
 from megatron_rlt.metrics.memory import MemoryLedger
-from megatron_rlt.metrics.phases import PhaseTimer
+from megatron_rlt.metrics.peak import peak_flops_per_second
+from megatron_rlt.metrics.phases import PhaseTimer, rates
 from megatron_rlt.metrics.progress import Progress
 from megatron_rlt.metrics.reduce import largest
 from megatron_rlt.metrics.run_folder import check_run_folder, write_run_folder
@@ -29,7 +31,7 @@ from megatron_rlt.models.architecture import Architecture
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.weights.export import save_hf_folder
 from megatron_rlt.parallel.failures import ENDED_EARLY
-from megatron_rlt.parallel.platform import world
+from megatron_rlt.parallel.platform import device_name, world
 from megatron_rlt.parallel.watchdog import Heartbeat
 from megatron_rlt.policy.policy import Policy
 
@@ -49,6 +51,14 @@ class TrainingState:
     def models(self) -> dict[str, LanguageModel]:
         models = {POLICY: self.policy.model}
         return models if self.reference is None else models | {"reference": self.reference}
+
+    @contextmanager
+    def on_device(self, *, changes: bool) -> Iterator[None]:
+        """A turn of all models, to read or to overwrite their weights."""
+        with ExitStack() as turns:
+            for model in self.models.values():
+                turns.enter_context(model.on_device(changes=changes))
+            yield
 
 
 class TrainingRun:
@@ -120,7 +130,8 @@ class TrainingRun:
         with self._progress as progress:
             for number in range(start, num_steps):
                 metrics = take_step(number)
-                metrics |= largest(self.timer.take() | self._memory.take(), world())
+                measured = largest(self.timer.take() | self._memory.take(), world())
+                metrics |= measured | self._rates(measured)
                 writer.log(number + 1, metrics)
                 progress.finish_step(number + 1, {name: metrics[name] for name in shown if name in metrics})
                 ended, is_last = self._end.agreed(), number + 1 == num_steps
@@ -132,6 +143,10 @@ class TrainingRun:
         writer.close()
         self._export(state)
         return 0
+
+    def _rates(self, measured: dict[str, float]) -> dict[str, float]:
+        peak = peak_flops_per_second(self._metrics.peak_flops_per_second, device_name())
+        return rates(measured, num_devices=dist.get_world_size(), peak_flops_per_second=peak)
 
     def on_progress(self, detail: str) -> None:
         """A sign of life within a phase."""
@@ -148,13 +163,14 @@ class TrainingRun:
             info = find_resumable(self._output_dir / CHECKPOINTS, group=world())
             if info is None:
                 return 0
-            loaded = load_training_state(
-                info,
-                models=state.models,
-                optimizer=state.policy.optimizer,
-                scheduler=state.policy.scheduler,
-                layout=state.policy.layout,
-            )
+            with state.on_device(changes=True):
+                loaded = load_training_state(
+                    info,
+                    models=state.models,
+                    optimizer=state.policy.optimizer,
+                    scheduler=state.policy.scheduler,
+                    layout=state.policy.layout,
+                )
             state.stream.load_state_bytes(loaded.shared.data_position)
             state.policy.num_updates = loaded.num_updates
             state.policy.skipped_in_a_row = loaded.shared.counters["skipped_in_a_row"]
@@ -163,7 +179,7 @@ class TrainingRun:
             return loaded.step
 
     def _save(self, state: TrainingState, step: int) -> None:
-        with self.timer.phase("checkpoint"):
+        with self.timer.phase("checkpoint"), state.on_device(changes=False):
             save_training_state(
                 self._output_dir / CHECKPOINTS,
                 step,

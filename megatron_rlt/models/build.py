@@ -46,7 +46,7 @@ def build_model(architecture: Architecture, layout: Layout, *, dtype: torch.dtyp
             config,
             block_spec(num_layers=num_layers, qk_norm=architecture.qk_norm, dtype=dtype),
             vocab_size=padded_vocab_size(architecture, layout.tp),
-            unpadded_vocab_size=architecture.vocab_size,
+            architecture=architecture,
             max_sequence_length=architecture.max_positions,
             pre_process=layout.is_first_stage,
             post_process=layout.is_last_stage,

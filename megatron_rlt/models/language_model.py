@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
+from megatron_rlt.models.architecture import Architecture
 from megatron_rlt.models.kv_cache import KeyValueCache
+from megatron_rlt.models.residency import HostWeights
 
 
 class LanguageModel(GPTModel):  # type: ignore[misc]
     """One pipeline stage of a dense decoder. Build with `build_model`, fill with `models.weights`."""
 
-    def __init__(self, *args: Any, unpadded_vocab_size: int, **kwargs: Any) -> None:  # noqa: ANN401 - GPTModel's
+    def __init__(self, *args: Any, architecture: Architecture, **kwargs: Any) -> None:  # noqa: ANN401 - GPTModel's
         super().__init__(*args, **kwargs)
-        self.unpadded_vocab_size = unpadded_vocab_size  # `vocab_size` is Megatron's: padded to a multiple of tp
+        self.architecture = architecture
+        self.unpadded_vocab_size = architecture.vocab_size  # `vocab_size` is Megatron's: padded to a multiple of tp
+        self._host_weights: HostWeights | None = None
+
+    def live_on_host(self) -> None:
+        """Hand the device's memory back and hold it from now on only in turns: `on_device`. For frozen models."""
+        self._host_weights = HostWeights(self)
+
+    def on_device(self, *, changes: bool = False) -> AbstractContextManager[None]:
+        """A turn: the weights are on the device for its time. Nothing moves for a model that stays there.
+
+        Args:
+            changes: the weights are written in this turn; without it, what is written may be lost.
+        """
+        return nullcontext() if self._host_weights is None else self._host_weights.turn(changes=changes)
 
     def forward(
         self,

@@ -16,6 +16,11 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def device_name() -> str | None:
+    """The accelerator's name; None on a CPU."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
 # What our libraries warn of by themselves, whatever we do: nothing a user could act on. Megatron-core 0.16.1 warns of
 # optional packages and of its own defaults, and uses names of collectives that torch 2.13 is about to retire. Regular
 # expressions for the beginning of the message.

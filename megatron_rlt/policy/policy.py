@@ -16,6 +16,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor
 
 from megatron_rlt.config.sections import OptimizerConfig, ScoringConfig
+from megatron_rlt.models.flops import update_flops
 from megatron_rlt.models.forward import run_stage, target_logprobs
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.packing import alignment_of, empty_batch, pack, share
@@ -100,6 +101,10 @@ class Policy:
         records = broadcast_record(records, source_rank=self.layout.last_stage_rank, group=self.layout.pp_group)
         by_replica = gather_by_index({self.layout.dp_rank: records}, self.layout.dp, self.layout.dp_group)
         return Update(tuple(record for part in by_replica for record in part), grad_norm, lr, skipped)
+
+    def model_flops(self, sequences: Sequence[SpannedSequence]) -> float:
+        """What `update` on these sequences costs over all ranks, as `models.flops` counts."""
+        return update_flops(self.model.architecture, sequences)
 
     def _my_batches(self, sequences: Sequence[SpannedSequence]) -> list[PackedBatch]:
         mine = share(sequences, self.layout.dp)[self.layout.dp_rank]

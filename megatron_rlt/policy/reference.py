@@ -13,6 +13,11 @@ def mix_into_reference(reference: LanguageModel, policy: LanguageModel, *, polic
 
     Both have the same layout, so every rank mixes its own shards.
     """
+    with reference.on_device(changes=True):
+        _mix(reference, policy, policy_share)
+
+
+def _mix(reference: LanguageModel, policy: LanguageModel, policy_share: float) -> None:
     for (name, target), (policy_name, source) in zip(
         reference.named_parameters(), policy.named_parameters(), strict=True
     ):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_rlt.models.decoding import decoding
+from megatron_rlt.models.flops import decoding_flops
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.collectives import gather_by_index
 from megatron_rlt.parallel.layout import Layout
@@ -111,6 +112,19 @@ class MegatronEngine:
         completions = {row.index: self._completion(row, policy_version) for row in rows}
         return gather_by_index(completions, len(requests), self._layout.dp_group)
 
+    def model_flops(self, prompts: Sequence[Tensor], completions: Sequence[Completion]) -> float:
+        """What sampling these cost over all ranks, as `models.flops` counts: equal prompts count once.
+
+        Args:
+            prompts: `[P]` token ids, one prompt a completion.
+        """
+        lengths: defaultdict[bytes, list[int]] = defaultdict(list)
+        by_ids = {prompt.numpy().tobytes(): prompt for prompt in prompts}
+        for prompt, completion in zip(prompts, completions, strict=True):
+            lengths[prompt.numpy().tobytes()].append(len(completion.token_ids))
+        architecture = self._model.architecture
+        return sum(decoding_flops(architecture, len(by_ids[ids]), found) for ids, found in lengths.items())
+
     def _decode(self, requests: Sequence[tuple[int, SampleRequest]]) -> list[Row]:
         """This replica's completions, in the order in which they ended."""
         if not requests:
@@ -135,7 +149,7 @@ class MegatronEngine:
         )
         waiting, finished = deque(requests), list[Row]()
         seconds = {"prefill": 0.0, "decode": 0.0}
-        with decoding(self._model, self._layout):
+        with self._model.on_device(), decoding(self._model, self._layout):
             while waiting or batch.rows:
                 self._on_progress(f"{len(batch.rows)} completions decode, {len(waiting)} wait")
                 start = time.perf_counter()

@@ -63,7 +63,13 @@ class DivergenceEngine:
 
         Where the vocabularies' sizes differ, both distributions are those over the common ids.
         """
-        return tuple(part for chunk in _chunks(pairs, self._max_rows) for part in self._chunk(chunk))
+        with self._teacher.model.on_device(), self._student.model.on_device():
+            return tuple(part for chunk in _chunks(pairs, self._max_rows) for part in self._chunk(chunk))
+
+    def model_flops(self, pairs: Sequence[ScoringPair]) -> float:
+        """What `per_token` costs over all ranks, as `models.flops` counts: both models up to the explanation's end."""
+        teacher = self._teacher.model_flops([_explanation_of_teacher(pair) for pair in pairs])
+        return teacher + self._student.model_flops([_explanation_of_student(pair) for pair in pairs])
 
     def _chunk(self, pairs: Sequence[ScoringPair]) -> list[Tensor]:
         teacher_rows = torch.cat(self._teacher.hidden([_explanation_of_teacher(pair) for pair in pairs]))

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from megatron_rlt.models.flops import scoring_flops
 from megatron_rlt.models.forward import run_stage, target_logprobs, target_rows
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.packing import alignment_of, pack, share
@@ -77,6 +78,10 @@ class LogprobEngine:
             temperature=self.temperature,
         )
 
+    def model_flops(self, sequences: Sequence[SpannedSequence]) -> float:
+        """What `logprobs` of these sequences costs over all ranks, as `models.flops` counts."""
+        return scoring_flops(self.model.architecture, sequences)
+
     def hidden(self, sequences: Sequence[SpannedSequence]) -> tuple[Tensor, ...]:
         """The final hidden states that predict the wanted tokens: one `[N_i, H]` per sequence, on the CPU.
 
@@ -102,14 +107,15 @@ class LogprobEngine:
         was_training = self.model.training
         self.model.eval()  # no recomputation: there is no backward pass
         try:
-            results = forward_only(
-                self.model,
-                self.layout,
-                batches,
-                run_stage,
-                lambda index, output: read(batches[index], output),
-                on_batch=lambda index: self._on_progress(f"pack {index + 1} of {len(batches)}"),
-            )
+            with self.model.on_device():
+                results = forward_only(
+                    self.model,
+                    self.layout,
+                    batches,
+                    run_stage,
+                    lambda index, output: read(batches[index], output),
+                    on_batch=lambda index: self._on_progress(f"pack {index + 1} of {len(batches)}"),
+                )
         finally:
             self.model.train(was_training)
         results = broadcast_record(results, source_rank=self.layout.last_stage_rank, group=self.layout.pp_group)

@@ -37,7 +37,7 @@ METRICS = {
     *("completion_tokens", "completion_tokens_max", "explanation_tokens", "prompt_tokens", "entropy"),
     *("rollout_gap_mean", "rollout_gap_max", "loss", "ratio_mean", "clip_share", "kl_to_reference", "grad_norm", "lr"),
     *(f"seconds/{phase}" for phase in PHASES),
-    *(f"tokens_per_second/{phase}" for phase in PHASES),
+    *(f"{rate}_per_second/{phase}" for rate in ("tokens", "model_flops") for phase in PHASES),
 }
 
 

@@ -16,23 +16,30 @@ from megatron_rlt.metrics.completions import CompletionRow, read_completions
 from megatron_rlt.metrics.writer import read_metrics
 from megatron_rlt.prompts.formats import pair_builder
 from megatron_rlt.rewards.solution_score import solution_score
-from tests.distributed.tiny_runs import ENDED_EARLY, RL_CONFIG, SMALL_RL, TinyInputs, hashes, train_here
+from tests.distributed.tiny_runs import ENDED_EARLY, RL_CONFIG, SMALL_RL, TinyInputs, hashes, outcome, train_here
 from tests.oracle import dense_logprobs
 from tests.ranks import run_ranks
 from tools.demo.make_assets import save_model
 
+# A reference that is mixed after the first step.
+TWO_STEPS = ("num_steps=2", "grpo.beta=0.1", "grpo.reference_sync_steps=1")
 RUNS: dict[str, list[str]] = {
     "paper": [],
     "gain": ["reward.solution_unit=gain"],
-    "same folder": ["student.layout={tp: 2, sp: true}", "num_steps=2"],
-    "self": ["student=self", "num_steps=2"],
+    "same folder": ["student.layout={tp: 2, sp: true}", *TWO_STEPS],
+    "self": ["student=self", *TWO_STEPS],
+    "host": [
+        *("student.layout={tp: 2, sp: true}", *TWO_STEPS),
+        *("student.residency=host", "grpo.reference_residency=host"),
+    ],
 }
+RESUMED = ("self", "host")
 
 
 def _train(settings: dict[Path, list[str]]) -> list[int]:
-    """All runs; the one with `student: self` ends after its first step and goes on from its checkpoint."""
-    ended = [train_here(folder, run, stop_after=1) for folder, run in settings.items() if folder.name == "self"]
-    assert ended == [ENDED_EARLY]
+    """All runs; some end after their first step and go on from their checkpoint."""
+    ended = [train_here(folder, run, stop_after=1) for folder, run in settings.items() if folder.name in RESUMED]
+    assert ended == [ENDED_EARLY] * len(RESUMED)
     return [train_here(folder, run) for folder, run in settings.items()]
 
 
@@ -78,6 +85,14 @@ def test_a_gain_is_counted_from_the_dense_models_log_probs_without_an_explanatio
             total = row.r_ss - config.reward.lambda_kl * row.r_kl + row.penalty
             assert row.reward == pytest.approx(total, abs=1e-12)
     assert any(row.num_explanation_tokens > 0 for row in _rows(runs / "gain", 1))
+
+
+def test_frozen_models_that_live_on_the_host_change_no_bit_also_after_a_resume(runs: Path) -> None:
+    """Student and reference; the reference is mixed, saved and loaded there."""
+    on_host, resident = (outcome(runs / name) for name in ("host", "same folder"))
+    assert on_host.completions == resident.completions
+    assert on_host.metrics == resident.metrics
+    assert on_host.metrics[1]["kl_to_reference"] > 0
 
 
 def test_a_student_that_is_the_teachers_start_gives_the_rewards_of_its_folder_also_after_a_resume(runs: Path) -> None:

@@ -47,7 +47,10 @@ SMALL_SFT = (
     "data.shuffle_buffer_size=4",
     "metrics.tensorboard=false",
 )
-_OF_THE_MACHINE = ("seconds/", "tokens_per_second/", "host_bytes/", "host_peak_bytes", "device_peak_bytes/")
+_OF_THE_MACHINE = (
+    *("seconds/", "tokens_per_second/", "model_flops_per_second/", "peak_share/"),
+    *("host_bytes/", "host_peak_bytes", "device_peak_bytes/"),
+)
 
 
 @dataclass(frozen=True)

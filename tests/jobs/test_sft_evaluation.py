@@ -25,6 +25,7 @@ from tests.ranks import run_ranks
 from tools.demo.make_assets import make_assets
 
 NUM_HELD_OUT = 7  # an uneven share for two replicas
+_OF_EVALUATION = ("evaluation_loss", "tokens/evaluation", "model_flops/evaluation")
 LAYOUTS = {"tp2": "{tp: 2, sp: true}", "pp2": "{pp: 2}"}
 
 
@@ -104,7 +105,4 @@ def test_held_out_data_without_rows_is_one_line_and_bad_input(runs: Runs) -> Non
 
 
 def _without_evaluation(run: Outcome) -> list[dict[str, Any]]:
-    return [
-        {name: value for name, value in step.items() if name not in ("evaluation_loss", "tokens/evaluation")}
-        for step in run.metrics
-    ]
+    return [{name: value for name, value in step.items() if name not in _OF_EVALUATION} for step in run.metrics]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from megatron_rlt.metrics.memory import MemoryLedger
-from megatron_rlt.metrics.phases import PhaseTimer
+from megatron_rlt.metrics.peak import peak_flops_per_second
+from megatron_rlt.metrics.phases import PhaseTimer, rates
 
 
 def test_seconds_and_tokens_add_up_by_phase_and_start_afresh() -> None:
@@ -16,7 +17,7 @@ def test_seconds_and_tokens_add_up_by_phase_and_start_afresh() -> None:
     timer = PhaseTimer(heartbeat=beats.append, memory=MemoryLedger())
     for tokens in (30, 10):
         with timer.phase("rollout") as phase:
-            phase.tokens = tokens
+            phase.count(tokens, 2e6)
             time.sleep(0.05)
     with timer.phase("reward"):
         pass
@@ -24,9 +25,25 @@ def test_seconds_and_tokens_add_up_by_phase_and_start_afresh() -> None:
     assert beats == ["rollout", "rollout", "reward"]
     assert 0.1 <= values["seconds/rollout"] < 1.0
     assert values["tokens/rollout"] == 40
-    assert values["tokens_per_second/rollout"] == pytest.approx(40 / values["seconds/rollout"])
-    assert "tokens_per_second/reward" not in values
+    assert values["model_flops/rollout"] == 4e6
+    assert "tokens/reward" not in values
+    assert "model_flops/reward" not in values
     assert timer.take() == {}
+
+
+def test_rates_are_of_all_devices_and_shares_of_each_devices_peak() -> None:
+    """2 s, 40 tokens, 6e9 FLOP on 3 devices of 2e9 FLOP/s: 20 tokens/s, 3e9 FLOP/s, half the peak."""
+    values = {"seconds/update": 2.0, "seconds/reward": 1.0, "tokens/update": 40.0, "model_flops/update": 6e9}
+    expected = {"tokens_per_second/update": 20.0, "model_flops_per_second/update": 3e9}
+    assert rates(values, num_devices=3, peak_flops_per_second=None) == expected
+    assert rates(values, num_devices=3, peak_flops_per_second=2e9) == expected | {"peak_share/update": 0.5}
+
+
+def test_a_stated_peak_goes_before_the_table_and_an_unknown_device_has_none() -> None:
+    assert peak_flops_per_second(1e12, "NVIDIA H200") == 1e12
+    assert peak_flops_per_second(None, "NVIDIA H200") == 989.4e12
+    assert peak_flops_per_second(None, "NVIDIA GeForce GT 710") is None
+    assert peak_flops_per_second(None, None) is None
 
 
 def test_a_phase_that_raises_is_not_counted_and_does_not_block_the_next() -> None:

@@ -23,6 +23,7 @@ from rich.table import Table
 from megatron_rlt.config.sections import LayoutConfig, OptimizerConfig, ScoringConfig
 from megatron_rlt.models.architecture import Architecture
 from megatron_rlt.models.build import build_model
+from megatron_rlt.models.flops import scoring_flops, update_flops
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.weights.load import load_hf_weights
 from megatron_rlt.parallel.layout import Layout, build_layout
@@ -30,7 +31,7 @@ from megatron_rlt.parallel.platform import stop_distributed
 from megatron_rlt.policy.policy import Policy
 from megatron_rlt.scoring.engine import LogprobEngine
 from megatron_rlt.types import PackedBatch, SpannedSequence
-from tools.bench.machine import forward_flops, matmul_flops_per_second, peak_resident_bytes, resident_bytes
+from tools.bench.machine import matmul_flops_per_second, peak_resident_bytes, resident_bytes
 from tools.bench.workload import save_random_model, sequences, start_single_rank
 
 _TEMPERATURE = 0.7
@@ -133,12 +134,12 @@ def _measure(arguments: argparse.Namespace) -> Measurement:
     mean_logprob = work(made)
     seconds = time.perf_counter() - start
     extra = peak_resident_bytes() - before  # before the rate is measured: its matrices are not the way's
-    flops = forward_flops(architecture, [len(one) for one in made], sum(one.num_targets for one in made))
+    flops = update_flops if arguments.way == "update" else scoring_flops
     return Measurement(
         way=arguments.way,
         seconds=seconds,
         num_tokens=sum(len(one) for one in made),
-        flops=flops * (3 if arguments.way == "update" else 1),
+        flops=flops(architecture, made),
         matmul_flops_per_second=matmul_flops_per_second(dtype),
         extra_bytes=extra,
         mean_logprob=mean_logprob,

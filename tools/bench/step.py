@@ -19,17 +19,17 @@ from rich.table import Table
 from megatron_rlt.config.jobs import TrainConfig
 from megatron_rlt.jobs.rewarding import build_pairs
 from megatron_rlt.jobs.rl_rooms import build_rooms
-from megatron_rlt.jobs.rl_step import StepResult, step
+from megatron_rlt.jobs.rl_step import step
 from megatron_rlt.metrics.memory import MemoryLedger
-from megatron_rlt.metrics.phases import PhaseTimer
-from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.metrics.phases import PhaseTimer, rates
 from megatron_rlt.parallel.platform import stop_distributed
-from megatron_rlt.types import Problem, SpannedSequence, tell_nobody
-from tools.bench.machine import forward_flops, matmul_flops_per_second
+from megatron_rlt.types import Problem, tell_nobody
+from tools.bench.machine import matmul_flops_per_second
 from tools.bench.workload import save_random_model, start_single_rank
 from tools.demo.tokenizer import save_tokenizer
 
 _QUESTIONS = ("5 +5 *5 *6 +4", "2 *3 *2 +5 *6", "6 +1 *4 +2 *3", "1 *5 +3 *2 +6")
+_PHASES = ("rollout", "old_policy", "student", "update")
 _TAGS = {
     "thought_open": "<exp>",
     "solution_open": "<sol>",
@@ -72,10 +72,11 @@ def _bench(arguments: argparse.Namespace, folder: Path, vocab_size: int) -> None
     for number in range(1 + arguments.steps):
         result = step(rooms, problems, number, timer)
         taken.append(timer.take() | memory.take())
-    architecture = Architecture.from_folder(model)
+    matmul_rate = matmul_flops_per_second(dtype)
+    taken = [one | rates(one, num_devices=1, peak_flops_per_second=matmul_rate) for one in taken]
     title = f"{arguments.dtype}, hidden {arguments.hidden}, {arguments.layers} layers, vocab {vocab_size}, "
     title += f"{len(result.pairs)} completions of {len(result.completions[0].token_ids)} tokens"
-    _print(title, taken[1:], _flops(architecture, result), matmul_flops_per_second(dtype))
+    _print(title, taken[1:], matmul_rate)
 
 
 def _settings(arguments: argparse.Namespace, model: Path, folder: Path) -> dict[str, Any]:
@@ -98,27 +99,17 @@ def _settings(arguments: argparse.Namespace, model: Path, folder: Path) -> dict[
     }
 
 
-def _flops(architecture: Architecture, result: StepResult) -> dict[str, float]:
-    def forward(sequences: list[SpannedSequence]) -> float:
-        return forward_flops(architecture, [len(one) for one in sequences], sum(one.num_targets for one in sequences))
-
-    teacher = forward([pair.teacher for pair in result.pairs])
-    student = forward([pair.student for pair in result.pairs])
-    # Decoding does the work of one forward pass over the same tokens; a backward pass twice that of the forward.
-    return {"rollout": teacher, "old_policy": teacher, "student": student, "update": 3 * teacher}
-
-
-def _print(title: str, taken: list[dict[str, float]], flops: dict[str, float], matmul_rate: float) -> None:
+def _print(title: str, taken: list[dict[str, float]], matmul_rate: float) -> None:
     table = Table(title=title, title_justify="left")
     for column in ("phase", "seconds", "tokens/s", "share of matmul rate", "host memory after"):
         table.add_column(column, justify="left" if column == "phase" else "right")
-    for phase, work in flops.items():
-        seconds = statistics.median(one[f"seconds/{phase}"] for one in taken)
-        rate = statistics.median(one[f"tokens_per_second/{phase}"] for one in taken)
-        memory = taken[-1][f"host_bytes/{phase}"] / 2**20
-        table.add_row(
-            phase, f"{seconds:.2f}", f"{rate:,.0f}", f"{work / seconds / matmul_rate:.0%}", f"{memory:,.0f} MiB"
+    for phase in _PHASES:
+        seconds, rate, share = (
+            statistics.median(one[f"{name}/{phase}"] for one in taken)
+            for name in ("seconds", "tokens_per_second", "peak_share")
         )
+        memory = taken[-1][f"host_bytes/{phase}"] / 2**20
+        table.add_row(phase, f"{seconds:.2f}", f"{rate:,.0f}", f"{share:.0%}", f"{memory:,.0f} MiB")
     Console().print(table)
     scoring, update = (statistics.median(one[f"seconds/{name}"] for one in taken) for name in ("student", "update"))
     Console().print(f"scoring pass / update: {scoring / update:.2f}; matmul rate {matmul_rate / 1e9:,.0f} GFLOP/s\n")
