@@ -1,220 +1,151 @@
-"""Scoring and update passes against the reference's way of scoring: `python -m tools.bench.scoring`.
+"""Scoring against the reference's way of scoring: `python -m tools.bench.scoring`.
 
-Every way runs in a process of its own on the same weights and sequences; peak memory is what it held beyond the
-loaded weights. `reference` is one sequence at a time through transformers with full log-softmax of all logits.
+The same random weights and the same completions go through transformers one sequence at a time with a full
+log-softmax (what the public reference does), through transformers in padded batches of four, and through this
+project's scoring pass on one rank, TP2 and DP2. All use the same number of cores. Prints a table a setting and writes
+`docs/results/bench_scoring.json`; `--completions 8 --rounds 1` for a quick look.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
+import os
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from megatron_rlt.config.sections import LayoutConfig, OptimizerConfig, ScoringConfig
-from megatron_rlt.models.architecture import Architecture
-from megatron_rlt.models.build import build_model
-from megatron_rlt.models.flops import scoring_flops, update_flops
-from megatron_rlt.models.language_model import LanguageModel
-from megatron_rlt.models.weights.load import load_hf_weights
-from megatron_rlt.parallel.layout import Layout, build_layout
-from megatron_rlt.parallel.platform import stop_distributed
-from megatron_rlt.policy.policy import Policy
-from megatron_rlt.scoring.engine import LogprobEngine
-from megatron_rlt.types import PackedBatch, SpannedSequence
-from tools.bench.machine import matmul_flops_per_second, peak_resident_bytes, resident_bytes
-from tools.bench.workload import save_random_model, sequences, start_single_rank
+from megatron_rlt.config.sections import LayoutConfig, ScoringConfig
+from tools.bench.contest import Result, Way, compete
+from tools.bench.machine import describe_machine
+from tools.bench.ways import one_at_a_time, padded_batches, scoring
+from tools.bench.workload import lognormal_lengths, save_random_model
 
-_TEMPERATURE = 0.7
-_WAYS = ("reference", "scoring", "update")
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One way's cost on the whole set of sequences."""
-
-    way: str
-    seconds: float
-    num_tokens: int
-    flops: float
-    matmul_flops_per_second: float
-    extra_bytes: int  # peak beyond what was held when the weights were loaded
-    mean_logprob: float  # so that the ways can be seen to agree
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.num_tokens / self.seconds
-
-    @property
-    def share_of_peak(self) -> float:
-        return self.flops / self.seconds / self.matmul_flops_per_second
+_REFERENCE, _PADDED, _SCORING = "one at a time", "batches of 4", "scoring"
+# (dtype, vocabulary from, against, times its tokens/s at least). Memory: a twentieth of the reference's from 152k on.
+_SPEED_TARGETS = (
+    ("float32", 152_064, _REFERENCE, 1.5),
+    ("float32", 152_064, _PADDED, 2.0),
+    ("bfloat16", 152_064, _REFERENCE, 2.2),
+    ("float32", 32_000, _REFERENCE, 1.2),
+)
+_MEMORY_TARGET = 1 / 20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--completions", type=int, default=64)
+    parser.add_argument("--longest", type=int, default=2000, help="tokens; the shortest has 100")
+    parser.add_argument("--rounds", type=int, default=3, help="every way takes a round in turn; medians are shown")
     parser.add_argument("--vocab", type=int, nargs="+", default=[32_000, 152_064])
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--sequences", type=int, default=16)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--way", choices=_WAYS, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
+    parser.add_argument(
+        "--cores", type=int, default=len(os.sched_getaffinity(0)), help="threads of every way, over all ranks"
+    )
+    parser.add_argument("--out", type=Path, default=Path("docs/results/bench_scoring.json"))
     arguments = parser.parse_args()
-    if arguments.way:
-        print(json.dumps(asdict(_measure(arguments))))
-        return
-    for vocab_size in arguments.vocab:
-        _compare(arguments, vocab_size)
+    settings = [_measure(arguments, dtype, vocab_size) for dtype in arguments.dtype for vocab_size in arguments.vocab]
+    given = {name: value for name, value in vars(arguments).items() if name != "out"}
+    record = {"command": "python -m tools.bench.scoring", "arguments": given, "machine": describe_machine()}
+    arguments.out.write_text(json.dumps(record | {"settings": settings}, indent=1) + "\n", encoding="utf-8")
 
 
-def _compare(arguments: argparse.Namespace, vocab_size: int) -> None:
-    table = Table(title=f"{arguments.dtype}, hidden {arguments.hidden}, {arguments.layers} layers, vocab {vocab_size}")
-    for column in ("way", "tokens/s", "share of matmul rate", "peak beyond weights", "seconds", "mean log-prob"):
-        table.add_column(column, justify="right")
+def _measure(arguments: argparse.Namespace, dtype: str, vocab_size: int) -> dict[str, Any]:
+    lengths = lognormal_lengths(arguments.completions, shortest=100, longest=arguments.longest)
     with tempfile.TemporaryDirectory() as folder:
         save_random_model(
             Path(folder),
             hidden_size=arguments.hidden,
             num_layers=arguments.layers,
             vocab_size=vocab_size,
-            dtype=getattr(torch, arguments.dtype),
+            dtype=getattr(torch, dtype),
         )
-        measured = {way: _in_child(arguments, way, folder, vocab_size) for way in _WAYS}
-    for way, row in measured.items():
-        table.add_row(
-            way,
-            f"{row.tokens_per_second:,.0f}",
-            f"{row.share_of_peak:.0%}",
-            f"{row.extra_bytes / 2**20:,.0f} MiB",
-            f"{row.seconds:.2f}",
-            f"{row.mean_logprob:.4f}",
-        )
-    Console().print(table)
-    scoring, update, reference = measured["scoring"], measured["update"], measured["reference"]
-    Console().print(
-        f"scoring / reference: {scoring.tokens_per_second / reference.tokens_per_second:.2f}x the tokens/s, "
-        f"{scoring.extra_bytes / reference.extra_bytes:.3f} of the memory; "
-        f"scoring / update seconds: {scoring.seconds / update.seconds:.2f}\n"
-    )
+        results = compete(_ways(Path(folder), dtype, arguments.cores), lengths, rounds=arguments.rounds)
+    title = f"{dtype}, vocabulary {vocab_size:,}, hidden {arguments.hidden}, {arguments.layers} layers, "
+    title += f"{len(lengths)} completions of {sum(lengths):,} tokens, against '{_REFERENCE}'"
+    Console(width=110).print(_table(title, results, sum(lengths)))
+    measured = {name: _facts(result, results[_REFERENCE], sum(lengths)) for name, result in results.items()}
+    targets = _targets(dtype, vocab_size, results)
+    for target in targets:
+        verdict = {True: ", met", False: ", missed", None: ""}[target.get("met")]
+        Console(width=110).print(f"{target['claim']}: {target['measured']:.3g}{verdict}")
+    return {
+        "dtype": dtype,
+        "vocab_size": vocab_size,
+        "num_tokens": sum(lengths),
+        "ways": measured,
+        "targets": targets,
+    }
 
 
-def _in_child(arguments: argparse.Namespace, way: str, folder: str, vocab_size: int) -> Measurement:
-    command = [
-        sys.executable,
-        "-m",
-        "tools.bench.scoring",
-        "--way",
-        way,
-        "--folder",
-        folder,
-        "--dtype",
-        arguments.dtype,
+def _ways(folder: Path, dtype: str, cores: int) -> list[Way]:
+    settings = ScoringConfig(max_tokens_per_pack=2048)
+    ours = partial(scoring, folder, dtype, settings=settings)
+    return [
+        Way(_REFERENCE, partial(one_at_a_time, folder, dtype), num_ranks=1, num_threads=cores),
+        Way(_PADDED, partial(padded_batches, folder, dtype, batch_size=4), num_ranks=1, num_threads=cores),
+        Way(_SCORING, partial(ours, layout=LayoutConfig()), num_ranks=1, num_threads=cores),
+        Way("scoring, TP2", partial(ours, layout=LayoutConfig(tp=2)), num_ranks=2, num_threads=max(cores // 2, 1)),
+        Way("scoring, DP2", partial(ours, layout=LayoutConfig()), num_ranks=2, num_threads=max(cores // 2, 1)),
     ]
-    command += ["--vocab", str(vocab_size), "--sequences", str(arguments.sequences)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return Measurement(**json.loads(output.splitlines()[-1]))
 
 
-def _measure(arguments: argparse.Namespace) -> Measurement:
-    dtype = getattr(torch, arguments.dtype)
-    architecture = Architecture.from_folder(arguments.folder)
-    made = sequences(count=arguments.sequences, shortest=200, longest=2000, vocab_size=architecture.vocab_size)
-    work, before = _prepare(arguments.way, arguments.folder, architecture, dtype)
-    work(made[:1])  # warm-up: allocations and kernels
-    start = time.perf_counter()
-    mean_logprob = work(made)
-    seconds = time.perf_counter() - start
-    extra = peak_resident_bytes() - before  # before the rate is measured: its matrices are not the way's
-    flops = update_flops if arguments.way == "update" else scoring_flops
-    return Measurement(
-        way=arguments.way,
-        seconds=seconds,
-        num_tokens=sum(len(one) for one in made),
-        flops=flops(architecture, made),
-        matmul_flops_per_second=matmul_flops_per_second(dtype),
-        extra_bytes=extra,
-        mean_logprob=mean_logprob,
-    )
+def _facts(result: Result, reference: Result, num_tokens: int) -> dict[str, float]:
+    return {
+        "seconds": round(result.seconds, 3),
+        "cpu_seconds": round(result.cpu_seconds, 3),
+        "tokens_per_second": round(num_tokens / result.seconds, 1),
+        "times_the_reference": round(reference.seconds / result.seconds, 3),
+        "extra_bytes": result.extra_bytes,
+        "share_of_the_reference_memory": round(result.extra_bytes / reference.extra_bytes, 4),
+        "largest_gap_to_the_reference": float(abs(result.logprobs - reference.logprobs).max()),
+    }
 
 
-def _prepare(
-    way: str, folder: Path, architecture: Architecture, dtype: torch.dtype
-) -> tuple[Callable[[list[SpannedSequence]], float], int]:
-    """The way as a callable that returns the mean log-prob, and the memory held once its weights are loaded."""
-    if way == "reference":
-        return _reference_way(folder, dtype)
-    start_single_rank()
-    layout = build_layout(LayoutConfig())
-    model = build_model(architecture, layout, dtype=dtype, recompute="none")
-    load_hf_weights(model, architecture, folder, layout)
-    before = resident_bytes()
-    return (_scoring_way if way == "scoring" else _update_way)(model, layout), before
+def _table(title: str, results: dict[str, Result], num_tokens: int) -> Table:
+    table = Table(title=title, title_justify="left")
+    columns = ("way", "tokens/s", "times", "beyond weights", "share", "seconds", "CPU s", "largest gap")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "way" else "right", no_wrap=True)
+    for name, result in results.items():
+        facts = _facts(result, results[_REFERENCE], num_tokens)
+        table.add_row(
+            name,
+            f"{facts['tokens_per_second']:,.0f}",
+            f"{facts['times_the_reference']:.2f}",
+            f"{result.extra_bytes / 2**20:,.0f} MiB",
+            f"{facts['share_of_the_reference_memory']:.3f}",
+            f"{result.seconds:.2f}",
+            f"{result.cpu_seconds:.2f}",
+            f"{facts['largest_gap_to_the_reference']:.1e}",
+        )
+    return table
 
 
-def _reference_way(folder: Path, dtype: torch.dtype) -> tuple[Callable[[list[SpannedSequence]], float], int]:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval()
-    sum(float(parameter.detach().float().sum()) for parameter in model.parameters())  # weights are mapped lazily
-    before = resident_bytes()
-
-    @torch.no_grad()
-    def score(made: list[SpannedSequence]) -> float:
-        parts = []
-        for one in made:
-            logprobs = (model(one.token_ids[None]).logits[0, :-1] / _TEMPERATURE).log_softmax(-1)
-            gathered = logprobs.gather(1, one.token_ids[1:, None])[:, 0]
-            parts.append(gathered[one.target_positions - 1].float())
-        return float(torch.cat(parts).mean())
-
-    return score, before
-
-
-def _scoring_way(model: LanguageModel, layout: Layout) -> Callable[[list[SpannedSequence]], float]:
-    settings = ScoringConfig()
-    engine = LogprobEngine(
-        model,
-        layout,
-        temperature=_TEMPERATURE,
-        max_tokens_per_pack=4096,
-        row_block=settings.row_block,
-        vocab_block=settings.vocab_block,
-    )
-    return lambda made: float(torch.cat(engine.logprobs(made).values).mean())
-
-
-def _update_way(model: LanguageModel, layout: Layout) -> Callable[[list[SpannedSequence]], float]:
-    policy = Policy(
-        model,
-        layout,
-        optimizer=OptimizerConfig(lr=1e-12),
-        blocks=ScoringConfig(),
-        temperature=_TEMPERATURE,
-        micro_batch_size=2,
-        num_updates=10,
-    )
-
-    def update(made: list[SpannedSequence]) -> float:
-        num_rows = sum(one.num_targets for one in made)
-
-        def loss(_: PackedBatch, logprobs: torch.Tensor, __: torch.Tensor) -> tuple[torch.Tensor, float]:
-            return -logprobs.sum() / num_rows, float(logprobs.detach().sum())
-
-        return sum(policy.update(made, loss).records) / num_rows
-
-    return update
+def _targets(dtype: str, vocab_size: int, results: dict[str, Result]) -> list[dict[str, Any]]:
+    ours = results[_SCORING]
+    targets: list[dict[str, Any]] = []
+    for target_dtype, target_vocab, against, bound in _SPEED_TARGETS:
+        if (dtype, vocab_size) == (target_dtype, target_vocab):
+            times = results[against].seconds / ours.seconds
+            claim = f"scoring at least {bound} times as fast as {against}"
+            targets.append({"claim": claim, "measured": round(times, 3), "met": times >= bound})
+    if vocab_size >= 152_064:
+        share = ours.extra_bytes / results[_REFERENCE].extra_bytes
+        claim = f"scoring in at most {_MEMORY_TARGET} of the memory of {_REFERENCE}"
+        targets.append({"claim": claim, "measured": round(share, 4), "met": share <= _MEMORY_TARGET})
+    for name in ("scoring, TP2", "scoring, DP2"):
+        overhead = results[name].seconds / ours.seconds - 1
+        targets.append({"claim": f"overhead of {name}, as a share of one rank's time", "measured": round(overhead, 3)})
+    return targets
 
 
 if __name__ == "__main__":
     main()
-    if torch.distributed.is_initialized():
-        stop_distributed()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import random
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,7 +31,7 @@ def save_random_model(folder: Path, *, hidden_size: int, num_layers: int, vocab_
         intermediate_size=round(hidden_size * 8 / 3 / 64) * 64,
         num_hidden_layers=num_layers,
         num_attention_heads=num_heads,
-        num_key_value_heads=max(num_heads // 4, 1),
+        num_key_value_heads=max(num_heads // 4, min(num_heads, 2)),  # two, so that TP2 can cut them
         max_position_embeddings=32768,
         tie_word_embeddings=False,
         bos_token_id=None,
@@ -40,13 +43,23 @@ def save_random_model(folder: Path, *, hidden_size: int, num_layers: int, vocab_
     return folder
 
 
-def sequences(*, count: int, shortest: int, longest: int, vocab_size: int) -> list[SpannedSequence]:
-    """Lengths spread evenly on a log scale; a tenth is prompt, the rest explanation (4/5) and solution (1/5)."""
+def lognormal_lengths(count: int, *, shortest: int, longest: int) -> tuple[int, ...]:
+    """Evenly spaced quantiles of a log-normal whose 2-sigma range ends at `shortest` and `longest`, in random order.
+
+    Quantiles instead of draws: a shortened run has the same distribution as a long one.
+    """
+    middle, spread = math.log(shortest * longest) / 2, math.log(longest / shortest) / 4
+    normal = statistics.NormalDist(middle, spread)
+    lengths = [round(math.exp(normal.inv_cdf((index + 0.5) / count))) for index in range(count)]
+    random.Random(0).shuffle(lengths)
+    return tuple(min(max(length, shortest), longest) for length in lengths)
+
+
+def completions(lengths: Sequence[int], *, vocab_size: int) -> list[SpannedSequence]:
+    """Random tokens; of each sequence a tenth is prompt, the rest explanation (7/10) and solution (1/5)."""
     generator = torch.Generator().manual_seed(0)
     made = []
-    for index in range(count):
-        share = index / max(count - 1, 1)
-        length = round(math.exp(math.log(shortest) * (1 - share) + math.log(longest) * share))
+    for length in lengths:
         prompt, solution = max(length // 10, 1), max(length // 5, 1)
         ids = torch.randint(0, vocab_size, (length,), generator=generator)
         made.append(SpannedSequence(ids, (Span(prompt, length - solution), Span(length - solution, length))))
