@@ -88,25 +88,33 @@ def attend_rows(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, 
         mask: `[B, 1, S, S_key]` bool, True where a query must not look.
     """
     if mask is not None and query.size(0) == 1:
-        return _attend_one_token(query, key, value, mask, scale=scale)
+        return attend_one_token(query[0], key, value, ~mask, scale=scale)[None]
     rows = (part.permute(1, 2, 0, 3) for part in (query, key, value))
     output = _attend(*rows, mask=None if mask is None else ~mask, scale=scale)
     return output.permute(2, 0, 1, 3).flatten(2)
 
 
-def _attend_one_token(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scale: float) -> Tensor:
+def attend_one_token(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scale: float) -> Tensor:
     """`attend_rows` for one new token a row: the query heads of a group stand where queries of a sequence would.
 
     Kernels that take a mask do not take grouped queries on every device; torch would then copy the whole cache.
+
+    Args:
+        query: `[B, heads, D]`.
+        key: `[S_key, B, kv_heads, D]`, as `value`.
+        mask: `[B, 1, 1, S_key]`, True where a query may look, or what is added to its scores.
+
+    Returns:
+        `[B, heads * D]`.
     """
-    _, num_rows, num_heads, head_dim = query.shape
+    num_rows, num_heads, head_dim = query.shape
     grouped = query.reshape(num_rows, key.size(2), num_heads // key.size(2), head_dim)
-    output = _attend(grouped, *(part.permute(1, 2, 0, 3) for part in (key, value)), mask=~mask, scale=scale)
-    return output.reshape(1, num_rows, num_heads * head_dim)
+    output = _attend(grouped, *(part.permute(1, 2, 0, 3) for part in (key, value)), mask=mask, scale=scale)
+    return output.reshape(num_rows, num_heads * head_dim)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, scale: float) -> Tensor:
-    """`[B, heads, S, D]`; `mask` is True where a query may look."""
+    """`[B, heads, S, D]`; `mask` is True where a query may look, or what is added to its scores."""
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=query.size(1) != key.size(1)
     )
@@ -133,12 +141,12 @@ class CachedSelfAttention(SelfAttention):  # type: ignore[misc]
         if inference_context is None:
             return query, key, value, rotary_pos_emb, self.attn_mask_type, None
         cos, sin = inference_context.rotation(rotary_pos_emb[0], query.dtype)
-        query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         key, value = inference_context.append(self.layer_number, key, value)
         return query, key, value, None, AttnMaskType.arbitrary, None
 
 
-def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding, halves convention: `[S, B, heads, D]` by `[S, B, 1, D]`."""
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding, halves convention: `[..., B, heads, D]` by `[..., B, 1, D]`."""
     first, second = heads.chunk(2, dim=-1)
     return heads * cos + torch.cat((-second, first), dim=-1) * sin

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from megatron_rlt.models.kv_cache import KeyValueCache
 from megatron_rlt.models.language_model import LanguageModel
+from megatron_rlt.models.one_token import run_one_token
+from megatron_rlt.models.spec import uses_transformer_engine
 from megatron_rlt.parallel.layout import Layout
 from megatron_rlt.parallel.products import fp32_product
 
@@ -56,14 +58,24 @@ def cached_forward(
     cache.begin(counts)
     assert token_ids.shape == cache.positions.shape, "token_ids must be as wide as the largest count"
     token_ids = token_ids.to(cache.positions.device)
-    if not layout.is_first_stage:
-        model.set_input_tensor(_receive(model, layout, token_ids))
-    output: Tensor = model(token_ids, cache.positions, cache.mask, inference_context=cache)
+    received = None if layout.is_first_stage else _receive(model, layout, token_ids)
+    if token_ids.size(1) == 1 and not uses_transformer_engine(model.config.params_dtype):
+        output = run_one_token(model, token_ids, received, cache, layout)
+    else:
+        output = run_chunk(model, token_ids, received, cache)
     cache.commit()
     if layout.is_last_stage:
         return output.transpose(0, 1)
     dist.send(output.contiguous(), dist.get_global_rank(layout.pp_group, layout.pp_rank + 1), group=layout.pp_group)
     return None
+
+
+def run_chunk(model: LanguageModel, token_ids: Tensor, received: Tensor | None, cache: KeyValueCache) -> Tensor:
+    """Run this stage's modules on a chunk `[B, S]`, between the cache's `begin` and `commit`: `[S, B, H]`."""
+    if received is not None:
+        model.set_input_tensor(received)
+    output: Tensor = model(token_ids, cache.positions, cache.mask, inference_context=cache)
+    return output
 
 
 def last_token_logits(model: LanguageModel, hidden: Tensor, counts: Tensor, layout: Layout) -> Tensor:

@@ -29,6 +29,7 @@ class KeyValueCache(BaseInferenceContext):  # type: ignore[misc]
         self.mask = torch.empty(num_rows, 1, 0, 0, dtype=torch.bool, device=device)  # [B, 1, S, S_key] True: masked
         self._max_rows, self._capacity = max_rows, min(capacity, max_length)
         self._counts = self.lengths
+        self._rows = torch.empty(num_rows, 1, dtype=torch.int64, device=device)  # 0, 1, ... while a chunk runs
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> keys, values: [max_rows, capacity, heads, D]
         self._rotation: tuple[Tensor, Tensor] | None = None
 
@@ -62,6 +63,7 @@ class KeyValueCache(BaseInferenceContext):  # type: ignore[misc]
             )
         self._counts = counts.to(self.lengths)
         self.positions = self.lengths[:, None] + torch.arange(width, device=self.lengths.device)
+        self._rows = torch.arange(self.num_rows, device=self.lengths.device)[:, None]
         slots = torch.arange(reach, device=self.lengths.device)
         self.mask = (slots > self.positions[:, :, None])[:, None]
         self._rotation = None
@@ -88,9 +90,8 @@ class KeyValueCache(BaseInferenceContext):  # type: ignore[misc]
         """Store a chunk's keys and values, `[S, B, heads, D]`; returns all stored so far, `[S_key, B, heads, D]`."""
         count, reach = self.num_rows, self.mask.size(-1)
         keys, values = self._reserve(layer, key, num_rows=count, length=reach)
-        rows = torch.arange(count, device=key.device)[:, None]
-        keys[rows, self.positions] = key.transpose(0, 1)
-        values[rows, self.positions] = value.transpose(0, 1)
+        keys[self._rows, self.positions] = key.transpose(0, 1)
+        values[self._rows, self.positions] = value.transpose(0, 1)
         return keys[:count, :reach].transpose(0, 1), values[:count, :reach].transpose(0, 1)
 
     def keep(self, rows: Tensor) -> None:

@@ -36,6 +36,11 @@ def completion_seed(run_seed: int, step: int, question_index: int, completion_in
     return state >> 1
 
 
+# Logits of one block of rows where a CPU draws: its few temporaries, in float64 too, then fit a core's cache. Measured
+# for 64 rows of 32,000: a quarter of the time of all rows at once, whose temporaries are mapped anew for every token.
+_CPU_BLOCK = 2**17
+
+
 def sample(logits: Tensor, *, temperature: float, top_p: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """Draw one token a row from `logits` `[B, V]` with the row's number from `uniforms` `[B]` float64.
 
@@ -43,6 +48,14 @@ def sample(logits: Tensor, *, temperature: float, top_p: float, uniforms: Tensor
     `temperature`, and within the nucleus where `top_p < 1`. The token is the first, in id order, at which the
     cumulative probability exceeds the number.
     """
+    height = max(1, _CPU_BLOCK // logits.size(1)) if logits.device.type == "cpu" else max(1, len(logits))
+    blocks = zip(torch.split(logits, height), torch.split(uniforms, height), strict=True)
+    drawn = [_sample_rows(rows, numbers, temperature=temperature, top_p=top_p) for rows, numbers in blocks]
+    return torch.cat([tokens for tokens, _ in drawn]), torch.cat([logprobs for _, logprobs in drawn])
+
+
+def _sample_rows(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+    """`sample` of rows that are drawn together."""
     logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
     if top_p < 1.0:
         logprobs = torch.log_softmax(logprobs.masked_fill(~nucleus(logprobs, top_p), float("-inf")), dim=-1)

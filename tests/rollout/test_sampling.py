@@ -131,3 +131,16 @@ def test_bfloat16_logits_are_normalised_in_float32() -> None:
     expected = torch.log_softmax(logits.float() / 0.7, dim=-1).gather(1, tokens[:, None])[:, 0]
     assert logprobs.dtype == torch.float32
     assert torch.equal(logprobs, expected)
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_rows_of_a_large_vocabulary_are_drawn_as_each_alone(top_p: float) -> None:
+    """Seven rows of 40,000 ids go through the CPU in blocks of three, the last of one row: the same bits."""
+    generator = torch.Generator().manual_seed(8)
+    logits = 3 * torch.randn(7, 40_000, generator=generator)
+    numbers = torch.rand(7, generator=generator, dtype=torch.float64)
+    tokens, logprobs = sample(logits, temperature=0.7, top_p=top_p, uniforms=numbers)
+    assert len(set(tokens.tolist())) == 7
+    for row in range(7):
+        alone = sample(logits[row : row + 1], temperature=0.7, top_p=top_p, uniforms=numbers[row : row + 1])
+        assert (tokens[row], logprobs[row]) == (alone[0][0], alone[1][0])

@@ -1,0 +1,155 @@
+"""The embedded sampling engine by group size and width: `python -m tools.bench.decoding --out FILE`.
+
+One question, its whole group, random weights, completions of a fixed length, on one rank. Seconds are CPU seconds of
+the process, so that other work on the machine does not count; the matrix-product rate is measured beside every call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import json
+import pstats
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import megatron_rlt.parallel.cpu
+from megatron_rlt.config.sections import LayoutConfig
+from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.models.build import build_model
+from megatron_rlt.models.weights.load import load_hf_weights
+from megatron_rlt.parallel.layout import build_layout
+from megatron_rlt.parallel.platform import stop_distributed
+from megatron_rlt.rollout.engine import MegatronEngine
+from megatron_rlt.rollout.requests import SampleRequest
+from tools.bench.machine import forward_flops
+from tools.bench.workload import save_random_model, start_single_rank
+
+_LAYERS_AND_IDS = {64: (4, 1_000), 512: (8, 32_000)}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One call of the engine."""
+
+    hidden_size: int
+    group_size: int
+    cpu_seconds: float
+    tokens_per_second: float
+    share_of_matmul_rate: float
+    prefill_share: float  # of the engine's own seconds
+    translation_share: float  # of the CPU platform's functions, under a profiler that makes them look dearer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hidden", type=int, nargs="+", choices=list(_LAYERS_AND_IDS), default=[64, 512])
+    parser.add_argument("--group-size", type=int, nargs="+", default=[4, 16, 64])
+    parser.add_argument("--prompt", type=int, default=200, help="tokens of the prompt")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens of every completion")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    arguments = parser.parse_args()
+    start_single_rank()
+    rows = [row for hidden_size in arguments.hidden for row in _measure_width(arguments, hidden_size)]
+    stop_distributed()
+    _print(rows)
+    if arguments.out:
+        settings = {"prompt_tokens": arguments.prompt, "completion_tokens": arguments.tokens, "dtype": "float32"}
+        report = settings | {"threads": torch.get_num_threads(), "torch": torch.__version__}
+        arguments.out.write_text(json.dumps(report | {"rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+
+
+def _measure_width(arguments: argparse.Namespace, hidden_size: int) -> list[Measurement]:
+    num_layers, num_ids = _LAYERS_AND_IDS[hidden_size]
+    layout = build_layout(LayoutConfig())
+    with tempfile.TemporaryDirectory() as name:
+        folder = save_random_model(
+            Path(name), hidden_size=hidden_size, num_layers=num_layers, vocab_size=num_ids, dtype=torch.float32
+        )
+        architecture = Architecture.from_folder(folder)
+        model = build_model(architecture, layout, dtype=torch.float32, recompute="none")
+        load_hf_weights(model, architecture, folder, layout)
+    engine = MegatronEngine(
+        model,
+        layout,
+        temperature=0.7,
+        top_p=1.0,
+        greedy=False,
+        num_token_ids=num_ids,
+        max_completion_tokens=arguments.tokens,
+        max_batch_size=max(arguments.group_size),
+        max_prefill_tokens=arguments.prompt,
+        stop=lambda _: False,
+    )
+    prompt = torch.randint(num_ids, (arguments.prompt,), generator=torch.Generator().manual_seed(0))
+    engine.generate([SampleRequest(prompt, 0)], 0)  # warm-up: allocations and kernels
+    requests = [SampleRequest(prompt, seed) for seed in range(max(arguments.group_size))]
+    return [_measure(engine, architecture, requests[:group_size], arguments) for group_size in arguments.group_size]
+
+
+def _measure(
+    engine: MegatronEngine, architecture: Architecture, requests: list[SampleRequest], arguments: argparse.Namespace
+) -> Measurement:
+    start = time.process_time()
+    engine.generate(requests, 0)
+    seconds = time.process_time() - start
+    work, num_tokens = engine.work, len(requests) * arguments.tokens
+    rate = _matmul_rate()
+    prompt = forward_flops(architecture, [arguments.prompt], 0)
+    whole = forward_flops(architecture, [arguments.prompt + arguments.tokens], arguments.tokens)
+    return Measurement(
+        hidden_size=architecture.hidden_size,
+        group_size=len(requests),
+        cpu_seconds=seconds,
+        tokens_per_second=num_tokens / seconds,
+        share_of_matmul_rate=(prompt + len(requests) * (whole - prompt)) / seconds / rate,
+        prefill_share=work.prefill_seconds / (work.prefill_seconds + work.decode_seconds),
+        translation_share=_translation_share(engine, requests),
+    )
+
+
+def _matmul_rate(size: int = 1024, runs: int = 5) -> float:
+    """Multiply-adds x 2 for each CPU second of a square product."""
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    left @ right
+    start = time.process_time()
+    for _ in range(runs):
+        left @ right
+    return 2 * size**3 * runs / (time.process_time() - start)
+
+
+def _translation_share(engine: MegatronEngine, requests: list[SampleRequest]) -> float:
+    """Time in functions of `parallel/cpu.py`, constructors they call included, of a profiled call."""
+    profile = cProfile.Profile(time.process_time, builtins=False)
+    profile.runcall(engine.generate, requests, 0)
+    stats = pstats.Stats(profile)
+    own = {place[0]: 0.0 for place in stats.stats}  # type: ignore[attr-defined]  # pstats has no types for it
+    for (file, _, _), (_, _, own_seconds, _, _) in stats.stats.items():  # type: ignore[attr-defined]
+        own[file] += own_seconds
+    return own.get(megatron_rlt.parallel.cpu.__file__, 0.0) / sum(own.values())
+
+
+def _print(rows: list[Measurement]) -> None:
+    table = Table(title="embedded engine, one question and its group, float32")
+    for column in ("hidden", "group", "tokens/s", "share of matmul rate", "prefill", "device translation"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            str(row.hidden_size),
+            str(row.group_size),
+            f"{row.tokens_per_second:,.0f}",
+            f"{row.share_of_matmul_rate:.0%}",
+            f"{row.prefill_share:.1%}",
+            f"{row.translation_share:.2%}",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
