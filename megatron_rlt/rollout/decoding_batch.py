@@ -59,6 +59,11 @@ class DecodingBatch:
         self._max_length = max_length
         self._cache = self._new_cache(num_rows=0)
 
+    @property
+    def cache_bytes(self) -> int:
+        """Of the keys and values of all rows."""
+        return self._cache.num_bytes
+
     def admit(self, requests: Sequence[tuple[int, SampleRequest]]) -> None:
         """Take in requests (with their indices) and sample their first tokens; equal prompts are computed once."""
         groups: dict[bytes, list[Row]] = {}

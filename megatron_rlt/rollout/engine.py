@@ -72,6 +72,7 @@ class MegatronEngine:
         self._max_completion_tokens = max_completion_tokens
         self._max_batch_size = max_batch_size
         self._max_prefill_tokens = max_prefill_tokens
+        self._peak_cache_bytes = 0
 
     def generate(self, requests: Sequence[SampleRequest], policy_version: int) -> list[Completion]:
         """Continue every prompt. Collective: every rank passes the same requests.
@@ -108,6 +109,11 @@ class MegatronEngine:
         architecture = self._model.architecture
         return sum(decoding_flops(architecture, len(by_ids[ids]), found) for ids, found in lengths.items())
 
+    def take_peak_cache_bytes(self) -> int:
+        """Most that the keys and values of this rank took since the last call."""
+        peak, self._peak_cache_bytes = self._peak_cache_bytes, 0
+        return peak
+
     def _decode(self, requests: Sequence[tuple[int, SampleRequest]]) -> list[Row]:
         """This replica's completions, in the order in which they ended."""
         if not requests:
@@ -131,6 +137,7 @@ class MegatronEngine:
                     batch.admit([waiting.popleft() for _ in range(min(room, len(waiting)))])
                 else:
                     batch.step()
+                self._peak_cache_bytes = max(self._peak_cache_bytes, batch.cache_bytes)
                 finished += batch.release()
         return finished
 
