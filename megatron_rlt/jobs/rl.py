@@ -38,6 +38,7 @@ def run_train(config: TrainConfig, heartbeat: Heartbeat) -> int:
 
         stream = open_problems(config.data, seed=config.seed, work_dir=config.output_dir / "data", check=check)
         rooms = build_rooms(config, pairs, further_pairs, run.on_progress)
+    run.watch_memory(rooms.take_holdings)
     store = CompletionStore(config.output_dir / "completions")
     writes_completions = config.metrics.store_completions and dist.get_rank() == 0
 

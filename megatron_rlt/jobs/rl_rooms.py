@@ -8,10 +8,12 @@ from functools import partial
 
 from megatron_rlt.config.jobs import TrainConfig
 from megatron_rlt.config.sections import GrpoConfig, ModelConfig, RewardConfig
+from megatron_rlt.jobs.holdings import take_holdings
 from megatron_rlt.jobs.models import load_frozen_model, load_model, load_reference
 from megatron_rlt.jobs.policy_engines import build_policy, sampling_engine
 from megatron_rlt.jobs.rewarding import build_layouts, divergence_engine, logprob_engine
 from megatron_rlt.jobs.student_panel import FurtherStudent, StudentPanel
+from megatron_rlt.metrics.memory import Holdings
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.policy.policy import Policy
@@ -41,6 +43,12 @@ class RlRooms:
     panel: StudentPanel  # the students beside the first
     reference: LogprobEngine | None  # only with beta > 0
     reference_model: LanguageModel | None
+
+    def take_holdings(self) -> Holdings:
+        """Bytes of all models, the optimizer and the caches on this rank, at most since the last call."""
+        students = (self.student.model, *(one.engine.model for one in self.panel.further.values()))
+        references = () if self.reference_model is None else (self.reference_model,)
+        return take_holdings(self.policy, (*students, *references), self.rollout)
 
 
 def build_rooms(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from megatron_rlt.config.jobs import EvaluationLossConfig, SftConfig
 from megatron_rlt.config.plan import num_sft_updates
+from megatron_rlt.jobs.holdings import take_holdings
 from megatron_rlt.jobs.models import load_model
 from megatron_rlt.jobs.problems import open_problems, read_problems
 from megatron_rlt.jobs.rewarding import logprob_engine
@@ -53,6 +54,8 @@ def run_sft(config: SftConfig, heartbeat: Heartbeat) -> int:
         engine = logprob_engine(
             policy.model, layout, temperature=_TEMPERATURE, scoring=config.scoring, on_progress=run.on_progress
         )
+
+    run.watch_memory(lambda: take_holdings(policy, (), None))
 
     def take_step(number: int) -> dict[str, float]:
         with run.timer.phase("data"):

@@ -6,6 +6,7 @@ from collections import Counter
 
 from megatron_rlt.config.solver import SolverConfig
 from megatron_rlt.jobs.grpo import logprob_metrics, update_metrics
+from megatron_rlt.jobs.holdings import take_holdings
 from megatron_rlt.jobs.judging import AnswerJudge
 from megatron_rlt.jobs.models import load_model, load_reference
 from megatron_rlt.jobs.policy_engines import build_policy, sampling_engine
@@ -50,6 +51,9 @@ def run_solver(config: SolverConfig, heartbeat: Heartbeat) -> int:
 
         stream = open_problems(config.data, seed=config.seed, work_dir=config.output_dir / "data", check=check)
         rooms = build_solver_rooms(config, student, judge, run.on_progress)
+
+    frozen = () if rooms.reference_model is None else (rooms.reference_model,)
+    run.watch_memory(lambda: take_holdings(rooms.policy, frozen, rooms.rollout))
 
     def take_step(number: int) -> dict[str, float]:
         result = solver_step(rooms, stream.next_batch, number, run.timer)

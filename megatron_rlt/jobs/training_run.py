@@ -20,7 +20,7 @@ from megatron_rlt.config.jobs import SftConfig, TrainConfig
 from megatron_rlt.config.solver import SolverConfig
 from megatron_rlt.data.loader import ProblemStream
 from megatron_rlt.jobs.signals import EndRequest
-from megatron_rlt.metrics.memory import MemoryLedger
+from megatron_rlt.metrics.memory import Holdings, MemoryLedger
 from megatron_rlt.metrics.peak import peak_flops_per_second
 from megatron_rlt.metrics.phases import PhaseTimer, rates
 from megatron_rlt.metrics.progress import Progress
@@ -143,6 +143,10 @@ class TrainingRun:
         writer.close()
         self._export(state)
         return 0
+
+    def watch_memory(self, ask: Callable[[], Holdings]) -> None:
+        """Log memory by kind: `ask` tells what this rank's owners held since it was asked before."""
+        self._memory.watch(ask)
 
     def _rates(self, measured: dict[str, float]) -> dict[str, float]:
         peak = peak_flops_per_second(self._metrics.peak_flops_per_second, device_name())

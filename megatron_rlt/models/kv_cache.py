@@ -42,6 +42,11 @@ class KeyValueCache(BaseInferenceContext):  # type: ignore[misc]
         return False
 
     @property
+    def num_bytes(self) -> int:
+        """Of all buffers, filled or not."""
+        return sum(buffer.nbytes for layer in self._buffers.values() for buffer in layer)
+
+    @property
     def num_rows(self) -> int:
         return int(self.lengths.numel())
 

@@ -35,6 +35,22 @@ class LanguageModel(GPTModel):  # type: ignore[misc]
         """
         return nullcontext() if self._host_weights is None else self._host_weights.turn(changes=changes)
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of this rank's weights on the device in any case."""
+        if self._host_weights is not None:
+            return 0
+        return sum(tensor.nbytes for tensor in (*self.parameters(), *self.buffers()))
+
+    @property
+    def host_weight_bytes(self) -> int:
+        """Of this rank's weights that live on the host."""
+        return 0 if self._host_weights is None else self._host_weights.num_bytes
+
+    def take_visiting_bytes(self) -> int:
+        """Of weights that live on the host and had a turn since the last call."""
+        return 0 if self._host_weights is None else self._host_weights.take_visiting_bytes()
+
     def forward(
         self,
         input_ids: Tensor,

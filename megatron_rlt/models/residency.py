@@ -31,6 +31,7 @@ class HostWeights:
             torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda) for tensor in self._on_device
         ]
         self._depth = 0
+        self._had_turn = False
         self._keep()
         self._free()
 
@@ -44,6 +45,11 @@ class HostWeights:
         """Whether the device holds nothing of them."""
         return self._depth == 0
 
+    def take_visiting_bytes(self) -> int:
+        """Bytes that were on the device since the last call: all of them, or none."""
+        had_turn, self._had_turn = self._had_turn, not self.are_away
+        return self.num_bytes if had_turn else 0
+
     @contextmanager
     def turn(self, *, changes: bool) -> Iterator[None]:
         """The weights on the device; turns nest.
@@ -53,6 +59,7 @@ class HostWeights:
         """
         if self._depth == 0:
             self._fetch()
+            self._had_turn = True
         self._depth += 1
         try:
             yield

@@ -67,6 +67,18 @@ def build_optimizer(wrapped: DistributedDataParallel, layout: Layout, settings: 
         return get_megatron_optimizer(megatron_config, [wrapped], use_gloo_process_groups=False)
 
 
+def optimizer_bytes(optimizer: MegatronOptimizer, model: LanguageModel) -> int:
+    """Of all tensors that the optimizer holds beside the model's own weights, on this rank."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    inner = optimizer.optimizer
+    shards = [shard for group in inner.param_groups for shard in group["params"]]
+    states = [
+        value for shard in shards for value in inner.state.get(shard, {}).values() if isinstance(value, torch.Tensor)
+    ]
+    mains = [shard for shard in shards if shard.untyped_storage().data_ptr() not in own]
+    return sum(tensor.nbytes for tensor in (*states, *mains))
+
+
 def build_scheduler(
     optimizer: MegatronOptimizer, settings: OptimizerConfig, *, num_updates: int
 ) -> OptimizerParamScheduler:

@@ -23,7 +23,7 @@ from megatron_rlt.models.packing import alignment_of, empty_batch, pack, share
 from megatron_rlt.parallel.collectives import broadcast_record, gather_by_index
 from megatron_rlt.parallel.layout import Layout
 from megatron_rlt.parallel.pipeline import forward_backward
-from megatron_rlt.policy.optimizer import build_optimizer, build_scheduler, wrap_for_training
+from megatron_rlt.policy.optimizer import build_optimizer, build_scheduler, optimizer_bytes, wrap_for_training
 from megatron_rlt.types import OnProgress, PackedBatch, SpannedSequence, tell_nobody
 
 T = TypeVar("T")
@@ -105,6 +105,16 @@ class Policy:
     def model_flops(self, sequences: Sequence[SpannedSequence]) -> float:
         """What `update` on these sequences costs over all ranks, as `models.flops` counts."""
         return update_flops(self.model.architecture, sequences)
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Of this rank's gradient buffers."""
+        return sum(buffer.grad_data.nbytes for buffer in self.wrapped.buffers)
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """Of this rank's share of moments and main weights. Moments exist from the first update on."""
+        return optimizer_bytes(self.optimizer, self.model)
 
     def _my_batches(self, sequences: Sequence[SpannedSequence]) -> list[PackedBatch]:
         mine = share(sequences, self.layout.dp)[self.layout.dp_rank]

@@ -69,6 +69,11 @@ class DecodingBatch:
             device=device(),
         )
 
+    @property
+    def cache_bytes(self) -> int:
+        """Of the keys and values of all rows."""
+        return self._cache.num_bytes
+
     def admit(self, requests: Sequence[tuple[int, SampleRequest]]) -> None:
         """Take in requests (with their indices) and sample their first tokens."""
         for prefilled, shares in self._prompts.serve([request for _, request in requests]):

@@ -88,6 +88,7 @@ class MegatronEngine:
         self._max_prefill_tokens = max_prefill_tokens
         self.work = SamplingWork(0, 0, 0, 0.0, 0.0)
         """Of the last `generate`."""
+        self._peak_cache_bytes = 0
 
     def generate(self, requests: Sequence[SampleRequest], policy_version: int) -> list[Completion]:
         """Continue every prompt. Collective: every rank passes the same requests.
@@ -125,6 +126,11 @@ class MegatronEngine:
         architecture = self._model.architecture
         return sum(decoding_flops(architecture, len(by_ids[ids]), found) for ids, found in lengths.items())
 
+    def take_peak_cache_bytes(self) -> int:
+        """Most that the keys and values of this rank took since the last call."""
+        peak, self._peak_cache_bytes = self._peak_cache_bytes, 0
+        return peak
+
     def _decode(self, requests: Sequence[tuple[int, SampleRequest]]) -> list[Row]:
         """This replica's completions, in the order in which they ended."""
         if not requests:
@@ -160,6 +166,7 @@ class MegatronEngine:
                 else:
                     batch.step()
                     seconds["decode"] += time.perf_counter() - start
+                self._peak_cache_bytes = max(self._peak_cache_bytes, batch.cache_bytes)
                 finished += batch.release()
         self.work = SamplingWork(
             prompts.num_tokens, batch.num_decoded_rows, batch.num_steps, seconds["prefill"], seconds["decode"]

@@ -29,6 +29,7 @@ LEAKS = [field.name for field in fields(LeakMetrics)]
 # The tiny models write a few signs in random order: only n-grams of one word repeat.
 LEAK_SETTINGS = ("reward.leaks.ngram=1", "reward.leaks.repetition=-0.5")
 PHASES = ("rollout", "old_policy", "student", "reference", "update")
+MEMORY_KINDS = ("peak", "weights", "gradients", "optimizer", "caches", "activations", "other", "host_weights")
 METRICS = {
     *("reward", "r_ss", "r_ss_mean", "r_ss_min", "r_kl", "r_kl_mean", "r_kl_max", "penalty", "dropped_completions"),
     *("advantage_std", "advantage_share/r_ss", "advantage_share/r_kl", "advantage_share/penalty"),
@@ -37,6 +38,7 @@ METRICS = {
     *("completion_tokens", "completion_tokens_max", "explanation_tokens", "prompt_tokens", "entropy"),
     *("rollout_gap_mean", "rollout_gap_max", "loss", "ratio_mean", "clip_share", "kl_to_reference", "grad_norm", "lr"),
     *(f"seconds/{phase}" for phase in PHASES),
+    *(f"memory/{kind}_bytes/{phase}" for kind in MEMORY_KINDS for phase in PHASES),
     *(f"{rate}_per_second/{phase}" for rate in ("tokens", "model_flops") for phase in PHASES),
 }
 

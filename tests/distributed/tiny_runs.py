@@ -49,7 +49,7 @@ SMALL_SFT = (
 )
 _OF_THE_MACHINE = (
     *("seconds/", "tokens_per_second/", "model_flops_per_second/", "peak_share/"),
-    *("host_bytes/", "host_peak_bytes", "device_peak_bytes/"),
+    *("host_bytes/", "host_peak_bytes", "memory/"),
 )
 
 

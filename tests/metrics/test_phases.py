@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
-from megatron_rlt.metrics.memory import MemoryLedger
+from megatron_rlt.metrics.memory import Holdings, MemoryLedger
 from megatron_rlt.metrics.peak import peak_flops_per_second
 from megatron_rlt.metrics.phases import PhaseTimer, rates
 
@@ -72,3 +75,30 @@ def test_the_ledger_sees_memory_that_a_phase_keeps() -> None:
     assert values["host_peak_bytes"] >= values["host_bytes/after"] * 0.99
     assert kept[0] == 1
     assert list(ledger.take()) == ["host_peak_bytes"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a phase's own peak")
+def test_a_peak_is_the_phases_own_and_kinds_add_up_to_it() -> None:
+    """A phase that used 200 MB and gave them back; one after it that used nothing. 50 MB of them were cache."""
+    mib = 2**20
+    ledger = MemoryLedger()
+    held = Holdings(weights=7, visiting_weights=3, host_weights=5, gradients=11, optimizer=13, caches=50 * mib)
+    ledger.watch(lambda: held)
+    ledger.start()
+    resident = psutil.Process().memory_info().rss
+    np.ones(200 * mib, dtype=np.uint8)
+    ledger.record("high")
+    high = ledger.take()
+    ledger.watch(lambda: replace(held, caches=0))
+    ledger.start()
+    ledger.record("low")
+    low = ledger.take()
+    assert 195 * mib < high["memory/peak_bytes/high"] - resident < 230 * mib
+    assert 145 * mib < high["memory/activations_bytes/high"] < 180 * mib
+    assert low["memory/peak_bytes/low"] < resident + 50 * mib
+    assert high["memory/weights_bytes/high"] == 10
+    kinds = ("weights", "gradients", "optimizer", "caches", "activations", "other", "host_weights")
+    for phase, values in (("high", high), ("low", low)):
+        total = sum(values[f"memory/{kind}_bytes/{phase}"] for kind in kinds)
+        assert total == values[f"memory/peak_bytes/{phase}"]
+    assert low["host_peak_bytes"] >= high["memory/peak_bytes/high"], "the process's own peak is not forgotten"
