@@ -166,9 +166,11 @@ def _take_turns(python: Path, folder: Path, *, rounds: int, cores: int) -> dict[
                 ours, name=f"ranks-{num_ranks}", num_ranks=num_ranks, num_threads=threads, folder=folder
             )
             stack.callback(sides[name].close)
-        for _ in range(1 + rounds):
-            for side in sides.values():
+        for number in range(1 + rounds):
+            for name, side in sides.items():
                 side.take_turn()
+                seconds = side.turns(after=number).median_seconds
+                print(f"round {number} of {rounds}, {name}: {seconds:.1f} s", file=sys.stderr)
         return {name: side.turns(after=1) for name, side in sides.items()}
 
 

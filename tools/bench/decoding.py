@@ -23,13 +23,12 @@ import megatron_rlt.parallel.cpu
 from megatron_rlt.config.sections import LayoutConfig
 from megatron_rlt.models.architecture import Architecture
 from megatron_rlt.models.build import build_model
+from megatron_rlt.models.flops import forward_flops
 from megatron_rlt.models.weights.load import load_hf_weights
 from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.parallel.platform import stop_distributed
 from megatron_rlt.rollout.engine import MegatronEngine
 from megatron_rlt.rollout.requests import SampleRequest
-from megatron_rlt.models.flops import forward_flops
-from tools.bench.machine import 
 from tools.bench.workload import save_random_model, start_single_rank
 
 _LAYERS_AND_IDS = {64: (4, 1_000), 512: (8, 32_000)}
