@@ -74,7 +74,7 @@ def test_lambda_is_all_that_the_ablation_changes_in_rl() -> None:
     stages = experiment(Path("demo"), 0) + ablation(Path("demo"), 0)
     runs = {s.name: _config(s) for s in stages if s.name.startswith("rlt")}
     with_kl, without = (runs[name].model_dump() for name in ("rlt", "rlt_lambda0"))
-    assert (with_kl["reward"].pop("lambda_kl"), without["reward"].pop("lambda_kl")) == (3.0, 0.0)
+    assert (with_kl["reward"].pop("lambda_kl"), without["reward"].pop("lambda_kl")) == (6.0, 0.0)
     assert with_kl.pop("output_dir") != without.pop("output_dir")
     assert with_kl == without
 

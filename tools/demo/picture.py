@@ -19,7 +19,7 @@ _COLOURS = {
     Style.WRONG: "#6d597a",
     Style.RAMBLE: "#b0b7bf",
 }
-_RUN_TITLES = {"rlt": "lambda = 3", "rlt_lambda0": "lambda = 0"}
+_RUN_TITLES = {"rlt": "lambda = 6", "rlt_lambda0": "lambda = 0"}
 
 
 def draw(results: DemoResults, file: Path) -> None:
