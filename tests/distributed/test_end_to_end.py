@@ -25,8 +25,10 @@ from megatron_rlt.types import FormatFlag, LeakMetrics
 from tests.distributed.commands import Command
 from tests.distributed.tiny_runs import RL_CONFIG, SMALL_RL, TinyInputs
 
+LAMBDA_KL = 3
 LEAKS = [field.name for field in fields(LeakMetrics)]
 # The tiny models write a few signs in random order: only n-grams of one word repeat.
+REWARD_SETTINGS = ("reward.kl_estimator=full", f"reward.lambda_kl={LAMBDA_KL}")
 LEAK_SETTINGS = ("reward.leaks.ngram=1", "reward.leaks.repetition=-0.5")
 PHASES = ("rollout", "old_policy", "student", "reference", "update")
 MEMORY_KINDS = ("peak", "weights", "gradients", "optimizer", "caches", "activations", "other", "host_weights")
@@ -46,7 +48,7 @@ METRICS = {
 @pytest.fixture(scope="module")
 def run(inputs: TinyInputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("end-to-end") / "run"
-    settings = ["num_steps=2", "grpo.beta=0.1", "reward.kl_estimator=full", "metrics.tensorboard=true"]
+    settings = ["num_steps=2", "grpo.beta=0.1", "metrics.tensorboard=true", *REWARD_SETTINGS]
     attempt = Command("train", RL_CONFIG, [*SMALL_RL, *inputs.for_train, *settings, *LEAK_SETTINGS], folder).finish()
     assert attempt.status == 0, attempt.errors
     return folder
@@ -102,7 +104,7 @@ def test_the_leaks_are_those_of_the_stored_texts(run: Path, inputs: TinyInputs) 
 
 
 def test_rewards_and_advantages_follow_from_the_stored_parts(run: Path) -> None:
-    """r = r_SS - 3 r_KL + penalty; A = (r - mean) / (std + 1e-4) within a group; no explanation, no reward."""
+    """r = r_SS - lambda r_KL + penalty; A = (r - mean) / (std + 1e-4) within a group; no explanation, no reward."""
     for row in [*_rows(run, 1), *_rows(run, 2)]:
         if row.num_explanation_tokens == 0:
             assert math.isnan(row.reward)
@@ -114,7 +116,7 @@ def test_rewards_and_advantages_follow_from_the_stored_parts(run: Path) -> None:
         penalty = -5.0 if FormatFlag.MISSING_END_TAG in row.flags else 0.0
         penalty += -0.5 * row.repetition
         assert row.penalty == pytest.approx(penalty, abs=1e-12)
-        assert row.reward == pytest.approx(float(r_ss - 3 * r_kl) + penalty, abs=1e-5)
+        assert row.reward == pytest.approx(float(r_ss - LAMBDA_KL * r_kl) + penalty, abs=1e-5)
     for step, question in ((1, 0), (1, 1), (2, 0), (2, 1)):
         group = [row for row in _kept(_rows(run, step)) if row.question_index == question]
         rewards = [row.reward for row in group]
