@@ -6,16 +6,15 @@ pseudo-sequence of its own, so that attention never mixes it with tokens and no 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 
+from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.models.flops import scoring_flops
 from megatron_rlt.parallel.layout import Layout
 from megatron_rlt.types import PackedBatch, SpannedSequence
-
-# Tokens at which a layer's attention costs as much as its matrix products: 12 x hidden size, here that of a model
-# of 3 to 4 B parameters. Only balance depends on it.
-_ATTENTION_EVEN_TOKENS = 12 * 2560
 
 
 def alignment_of(layout: Layout) -> int:
@@ -31,7 +30,9 @@ def pack(
     max_sequences: int | None,
     alignment: int,
 ) -> list[PackedBatch]:
-    """Pack `sequences[i]` for every `i` of `indices`: longest first, each into the first pack with room for it.
+    """Pack `sequences[i]` for every `i` of `indices`: into as few packs as first-fit needs, as even as they can be.
+
+    Even packs of the same number: the largest sets the peak of memory, in training that of all activations.
 
     Args:
         indices: which sequences; they become the packs' `sequence_indices`.
@@ -39,21 +40,42 @@ def pack(
         max_sequences: most sequences in one pack. None: no limit.
         alignment: see `alignment_of`.
     """
+    lengths = {index: len(sequences[index]) for index in sorted(indices, key=lambda i: (-len(sequences[i]), i))}
+    assert all(lengths.values()), "an empty sequence cannot be packed"
+    token_limit = math.inf if max_tokens is None else max_tokens
+    count_limit = math.inf if max_sequences is None else max_sequences
+    packs = _first_fit(lengths, token_limit, count_limit)
+    packs = _evenly(lengths, len(packs), token_limit, count_limit) or packs
+    return [_join(sequences, members, alignment) for members in packs]
+
+
+def _first_fit(lengths: dict[int, int], token_limit: float, count_limit: float) -> list[list[int]]:
+    """Longest first, each into the first pack with room for it."""
     packs: list[list[int]] = []
     sizes: list[int] = []
-    for index in sorted(indices, key=lambda i: (-len(sequences[i]), i)):
-        length = len(sequences[index])
-        assert length > 0, "an empty sequence cannot be packed"
+    for index, length in lengths.items():
         for number, members in enumerate(packs):
-            full = max_sequences is not None and len(members) >= max_sequences
-            if not full and (max_tokens is None or sizes[number] + length <= max_tokens):
+            if len(members) < count_limit and sizes[number] + length <= token_limit:
                 members.append(index)
                 sizes[number] += length
                 break
         else:
             packs.append([index])
             sizes.append(length)
-    return [_join(sequences, members, alignment) for members in packs]
+    return packs
+
+
+def _evenly(lengths: dict[int, int], num_packs: int, token_limit: float, count_limit: float) -> list[list[int]] | None:
+    """Longest first, each into the smallest pack with a place for it; None if that breaks the token budget."""
+    packs: list[list[int]] = [[] for _ in range(num_packs)]
+    sizes = [0] * num_packs
+    for index, length in lengths.items():
+        number = min((n for n in range(num_packs) if len(packs[n]) < count_limit), key=lambda n: (sizes[n], n))
+        if packs[number] and sizes[number] + length > token_limit:
+            return None
+        packs[number].append(index)
+        sizes[number] += length
+    return packs
 
 
 def empty_batch(alignment: int) -> PackedBatch:
@@ -61,17 +83,20 @@ def empty_batch(alignment: int) -> PackedBatch:
     return _join([], [], alignment)
 
 
-def share(sequences: Sequence[SpannedSequence], dp: int) -> list[list[int]]:
-    """Split indices over `dp` replicas by work: heaviest first, each to the least loaded replica with room.
+def share(sequences: Sequence[SpannedSequence], dp: int, architecture: Architecture) -> list[list[int]]:
+    """Split indices over `dp` replicas by model FLOP, see `share_by_work`: attention and output rows count.
 
-    Work is tokens plus attention's quadratic term; no replica gets more than ceil(n / dp) sequences. Each
-    replica's indices ascend; a replica may get none.
+    A backward pass does twice as much of each, so the same shares balance training.
     """
-    return share_by_work([work_of(len(sequence)) for sequence in sequences], dp)
+    return share_by_work([scoring_flops(architecture, [sequence]) for sequence in sequences], dp)
 
 
 def share_by_work(work: Sequence[float], dp: int) -> list[list[int]]:
-    """As `share`, for items whose work is known."""
+    """Split indices over `dp` replicas: heaviest first, each to the least loaded replica with room.
+
+    No replica gets more than ceil(n / dp) sequences, which keeps the number of micro-batches what the plan says.
+    Each replica's indices ascend; a replica may get none.
+    """
     most = -(-len(work) // dp)
     shares: list[list[int]] = [[] for _ in range(dp)]
     loads = [0.0] * dp
@@ -80,11 +105,6 @@ def share_by_work(work: Sequence[float], dp: int) -> list[list[int]]:
         shares[replica].append(index)
         loads[replica] += work[index]
     return [sorted(indices) for indices in shares]
-
-
-def work_of(num_tokens: int) -> float:
-    """Work of one sequence, in units of one token's matrix products."""
-    return num_tokens * (1.0 + num_tokens / _ATTENTION_EVEN_TOKENS)
 
 
 def _join(sequences: Sequence[SpannedSequence], members: list[int], alignment: int) -> PackedBatch:

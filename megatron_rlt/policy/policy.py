@@ -117,7 +117,7 @@ class Policy:
         return optimizer_bytes(self.optimizer, self.model)
 
     def _my_batches(self, sequences: Sequence[SpannedSequence]) -> list[PackedBatch]:
-        mine = share(sequences, self.layout.dp)[self.layout.dp_rank]
+        mine = share(sequences, self.layout.dp, self.model.architecture)[self.layout.dp_rank]
         batches = pack(
             sequences, mine, max_tokens=None, max_sequences=self._micro_batch_size, alignment=alignment_of(self.layout)
         )

@@ -96,7 +96,7 @@ class LogprobEngine:
 
     def _run(self, sequences: Sequence[SpannedSequence], read: Callable[[PackedBatch, Tensor], list[T]]) -> list[T]:
         """What `read` makes of each sequence of a batch from the last stage's output, in the caller's order."""
-        mine = share(sequences, self.layout.dp)[self.layout.dp_rank]
+        mine = share(sequences, self.layout.dp, self.model.architecture)[self.layout.dp_rank]
         batches = pack(
             sequences,
             mine,

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import math
+import statistics
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_rlt.models.packing import empty_batch, pack, share, work_of
+from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.models.flops import scoring_flops
+from megatron_rlt.models.packing import empty_batch, pack, share, share_by_work
 from megatron_rlt.types import Span, SpannedSequence
 from tests.models.dense import random_sequences
+from tests.tiny_models import tiny_hf_model
 
+_QWEN_7B = Architecture(  # Qwen2.5-7B's shape
+    family="qwen2",
+    num_layers=28,
+    hidden_size=3584,
+    ffn_size=18944,
+    num_heads=28,
+    num_kv_heads=4,
+    head_dim=128,
+    vocab_size=152064,
+    tied_embeddings=False,
+    qkv_bias=True,
+    qk_norm=False,
+    norm_epsilon=1e-6,
+    rope_theta=1e6,
+    rope_scaling=None,
+    max_positions=32768,
+)
 _LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=12)
 
 
@@ -60,18 +84,56 @@ def test_every_sequence_is_in_one_pack_whole(
 @given(lengths=_LENGTHS, dp=st.integers(1, 5))
 def test_shares_partition_the_work_evenly(lengths: list[int], dp: int) -> None:
     sequences = random_sequences(97, lengths=lengths)
-    shares = share(sequences, dp)
+    shares = share(sequences, dp, _QWEN_7B)
     assert len(shares) == dp
     assert sorted(index for part in shares for index in part) == list(range(len(lengths)))
-    assert shares == share(sequences, dp)
+    assert shares == share(sequences, dp, _QWEN_7B)
     assert max(map(len, shares)) <= -(-len(lengths) // dp)
 
 
 def test_a_long_sequence_weighs_more_than_its_tokens() -> None:
-    # 2 x 20,000 tokens of attention cost more than 40,000 in short sequences, less than one of 40,000.
-    assert 40 * work_of(1000) < 2 * work_of(20_000) < work_of(40_000)
-    sequences = [SpannedSequence(torch.zeros(length, dtype=torch.int64), ()) for length in (8, 3, 3, 2)]
-    assert share(sequences, 2) == [[0, 3], [1, 2]]
+    # Work in millions: 5,000 tokens 30, 3,000 tokens 12, 2,000 tokens 6, 1,000 tokens 2. By tokens 5,000 + 2,000
+    # against 3,000 + 3,000 + 1,000 would be even, by work it is 36 against 26. Heaviest first: 30 + 2 against
+    # 12 + 12 + 6.
+    assert share_by_work([30, 12, 12, 6, 2], 2) == [[0, 4], [1, 2, 3]]
+    lengths = (50_000, 30_000, 30_000, 20_000, 10_000)  # where attention outweighs the products of a 7 B model
+    sequences = [SpannedSequence(torch.zeros(length, dtype=torch.int64), ()) for length in lengths]
+    assert share(sequences, 2, _QWEN_7B) == [[0, 4], [1, 2, 3]]
+
+
+def test_wanted_rows_weigh(tmp_path: Path) -> None:
+    """Of equal lengths, those whose every token reaches the output layer are the heavier ones."""
+    folder = tiny_hf_model(tmp_path, "llama", tied=False, vocab_size=997, hidden_size=8, head_dim=4, num_heads=2)
+    ids = torch.zeros(10, dtype=torch.int64)
+    wanted, bare = SpannedSequence(ids, (Span(1, 10),)), SpannedSequence(ids, (Span(9, 10),))
+    assert share([wanted, wanted, bare, bare], 2, Architecture.from_folder(folder)) == [[0, 2], [1, 3]]
+    assert share([wanted, bare, bare, bare], 2, Architecture.from_folder(folder)) == [[0, 3], [1, 2]]
+
+
+def test_the_heaviest_replica_of_a_skewed_batch_has_at_most_3_percent_more_than_the_mean() -> None:
+    # 64 completions whose lengths are log-normal between 100 and 2,000: cut in order of
+    # length, the heaviest of 4 replicas has 2.1 times the mean.
+    normal = statistics.NormalDist(math.log(100 * 2000) / 2, math.log(2000 / 100) / 4)
+    lengths = [round(math.exp(normal.inv_cdf((index + 0.5) / 64))) for index in range(64)]
+    sequences = [
+        SpannedSequence(torch.zeros(length, dtype=torch.int64), (Span(length // 10, length),)) for length in lengths
+    ]
+    work = [scoring_flops(_QWEN_7B, [sequence]) for sequence in sequences]
+    for dp, bound in ((2, 1.001), (4, 1.01), (8, 1.03)):
+        loads = [sum(work[index] for index in indices) for indices in share(sequences, dp, _QWEN_7B)]
+        assert max(loads) <= bound * sum(loads) / dp
+
+
+def test_packs_are_as_even_as_their_number_allows() -> None:
+    # First-fit would fill (9, 8), (2, 1): the same two packs, but a peak of 17 tokens instead of 10.
+    sequences = random_sequences(97, lengths=[9, 1, 8, 2])
+    for limits in ({"max_tokens": None, "max_sequences": 2}, {"max_tokens": 17, "max_sequences": None}):
+        batches = pack(sequences, range(4), alignment=1, **limits)
+        assert [batch.sequence_indices for batch in batches] == [(0, 1), (2, 3)]
+    # Where even packs would break the budget, first-fit's stand: 6, 6 | 4, 4, 4 fill two packs of 12.
+    sequences = random_sequences(97, lengths=[6, 6, 4, 4, 4])
+    batches = pack(sequences, range(5), max_tokens=12, max_sequences=None, alignment=1)
+    assert [batch.lengths for batch in batches] == [(6, 6), (4, 4, 4)]
 
 
 @pytest.mark.parametrize("alignment", [1, 4])
