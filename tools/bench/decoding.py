@@ -7,9 +7,7 @@ the process, so that other work on the machine does not count; the matrix-produc
 from __future__ import annotations
 
 import argparse
-import cProfile
 import json
-import pstats
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -19,7 +17,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-import megatron_rlt.parallel.cpu
 from megatron_rlt.config.sections import LayoutConfig
 from megatron_rlt.models.architecture import Architecture
 from megatron_rlt.models.build import build_model
@@ -29,6 +26,8 @@ from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.parallel.platform import stop_distributed
 from megatron_rlt.rollout.engine import MegatronEngine
 from megatron_rlt.rollout.requests import SampleRequest
+from tools.bench.machine import describe_machine
+from tools.bench.translation import translation_share
 from tools.bench.workload import save_random_model, start_single_rank
 
 _LAYERS_AND_IDS = {64: (4, 1_000), 512: (8, 32_000)}
@@ -53,16 +52,16 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, nargs="+", default=[4, 16, 64])
     parser.add_argument("--prompt", type=int, default=200, help="tokens of the prompt")
     parser.add_argument("--tokens", type=int, default=128, help="tokens of every completion")
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/bench_decoding.json"))
     arguments = parser.parse_args()
     start_single_rank()
     rows = [row for hidden_size in arguments.hidden for row in _measure_width(arguments, hidden_size)]
     stop_distributed()
     _print(rows)
-    if arguments.out:
-        settings = {"prompt_tokens": arguments.prompt, "completion_tokens": arguments.tokens, "dtype": "float32"}
-        report = settings | {"threads": torch.get_num_threads(), "torch": torch.__version__}
-        arguments.out.write_text(json.dumps(report | {"rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    given = {name: value for name, value in vars(arguments).items() if name != "out"}
+    record = {"command": "python -m tools.bench.decoding", "arguments": given, "machine": describe_machine()}
+    found = {"threads": torch.get_num_threads(), "rows": [asdict(row) for row in rows]}
+    arguments.out.write_text(json.dumps(record | found, indent=1) + "\n", encoding="utf-8")
 
 
 def _measure_width(arguments: argparse.Namespace, hidden_size: int) -> list[Measurement]:
@@ -110,7 +109,7 @@ def _measure(
         tokens_per_second=num_tokens / seconds,
         share_of_matmul_rate=(prompt + len(requests) * (whole - prompt)) / seconds / rate,
         prefill_share=work.prefill_seconds / (work.prefill_seconds + work.decode_seconds),
-        translation_share=_translation_share(engine, requests),
+        translation_share=translation_share(lambda: engine.generate(requests, 0)),
     )
 
 
@@ -122,17 +121,6 @@ def _matmul_rate(size: int = 1024, runs: int = 5) -> float:
     for _ in range(runs):
         left @ right
     return 2 * size**3 * runs / (time.process_time() - start)
-
-
-def _translation_share(engine: MegatronEngine, requests: list[SampleRequest]) -> float:
-    """Time in functions of `parallel/cpu.py`, constructors they call included, of a profiled call."""
-    profile = cProfile.Profile(time.process_time, builtins=False)
-    profile.runcall(engine.generate, requests, 0)
-    stats = pstats.Stats(profile)
-    own = {place[0]: 0.0 for place in stats.stats}  # type: ignore[attr-defined]  # pstats has no types for it
-    for (file, _, _), (_, _, own_seconds, _, _) in stats.stats.items():  # type: ignore[attr-defined]
-        own[file] += own_seconds
-    return own.get(megatron_rlt.parallel.cpu.__file__, 0.0) / sum(own.values())
 
 
 def _print(rows: list[Measurement]) -> None:

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from megatron_rlt.config.jobs import TrainConfig
 from megatron_rlt.jobs.rewarding import build_pairs
-from megatron_rlt.jobs.rl_rooms import build_rooms
+from megatron_rlt.jobs.rl_rooms import RlRooms, build_rooms
 from megatron_rlt.jobs.rl_step import step
 from megatron_rlt.metrics.memory import MemoryLedger
 from megatron_rlt.metrics.phases import PhaseTimer, rates
@@ -29,6 +29,7 @@ from tools.bench.workload import save_random_model, start_single_rank
 from tools.demo.tokenizer import save_tokenizer
 
 _QUESTIONS = ("5 +5 *5 *6 +4", "2 *3 *2 +5 *6", "6 +1 *4 +2 *3", "1 *5 +3 *2 +6")
+PROBLEMS = tuple(Problem(str(number), question, "3") for number, question in enumerate(_QUESTIONS))
 _PHASES = ("rollout", "old_policy", "student", "update")
 _TAGS = {
     "thought_open": "<exp>",
@@ -57,6 +58,23 @@ def main() -> None:
 
 
 def _bench(arguments: argparse.Namespace, folder: Path, vocab_size: int) -> None:
+    rooms = prepare_rooms(arguments, folder, vocab_size)
+    memory = MemoryLedger()
+    timer = PhaseTimer(heartbeat=lambda _: None, memory=memory)
+    taken: list[dict[str, float]] = []
+    for number in range(1 + arguments.steps):
+        result = step(rooms, PROBLEMS, number, timer)
+        taken.append(timer.take() | memory.take())
+    dtype = getattr(torch, arguments.dtype)
+    matmul_rate = matmul_flops_per_second(dtype)
+    taken = [one | rates(one, num_devices=1, peak_flops_per_second=matmul_rate) for one in taken]
+    title = f"{arguments.dtype}, hidden {arguments.hidden}, {arguments.layers} layers, vocab {vocab_size}, "
+    title += f"{len(result.pairs)} completions of {len(result.completions[0].token_ids)} tokens"
+    _print(title, taken[1:], matmul_rate)
+
+
+def prepare_rooms(arguments: argparse.Namespace, folder: Path, vocab_size: int) -> RlRooms:
+    """A random model of `arguments.hidden` and `arguments.layers` as teacher and as student, ready for `step`."""
     dtype = getattr(torch, arguments.dtype)
     model = save_random_model(
         folder / "model", hidden_size=arguments.hidden, num_layers=arguments.layers, vocab_size=vocab_size, dtype=dtype
@@ -64,19 +82,7 @@ def _bench(arguments: argparse.Namespace, folder: Path, vocab_size: int) -> None
     save_tokenizer(model)
     config = TrainConfig.model_validate(_settings(arguments, model, folder))
     pairs = build_pairs(config.teacher.model, config.student.model, config.prompts, config.reward)
-    rooms = build_rooms(config, pairs, {}, tell_nobody)
-    memory = MemoryLedger()
-    timer = PhaseTimer(heartbeat=lambda _: None, memory=memory)
-    problems = [Problem(str(number), question, "3") for number, question in enumerate(_QUESTIONS)]
-    taken: list[dict[str, float]] = []
-    for number in range(1 + arguments.steps):
-        result = step(rooms, problems, number, timer)
-        taken.append(timer.take() | memory.take())
-    matmul_rate = matmul_flops_per_second(dtype)
-    taken = [one | rates(one, num_devices=1, peak_flops_per_second=matmul_rate) for one in taken]
-    title = f"{arguments.dtype}, hidden {arguments.hidden}, {arguments.layers} layers, vocab {vocab_size}, "
-    title += f"{len(result.pairs)} completions of {len(result.completions[0].token_ids)} tokens"
-    _print(title, taken[1:], matmul_rate)
+    return build_rooms(config, pairs, {}, tell_nobody)
 
 
 def _settings(arguments: argparse.Namespace, model: Path, folder: Path) -> dict[str, Any]:
@@ -86,7 +92,7 @@ def _settings(arguments: argparse.Namespace, model: Path, folder: Path) -> dict[
         "teacher": side,
         "student": side,
         "data": {"path": folder},
-        "num_steps": 1 + arguments.steps,
+        "num_steps": 1000,  # what the learning rate is planned for
         "prompts": {"custom_tags": _TAGS, "teacher_system": "", "student_system": ""},
         "rollout": {"max_completion_tokens": arguments.tokens},
         "scoring": {"max_tokens_per_pack": 4096},
