@@ -48,17 +48,18 @@ class Recipe:
 
 def _recipes(inputs: TinyInputs, rows: Path, folder: Path) -> list[Recipe]:
     """All of them in the order in which a user runs them, each with what those before it leave in `folder`."""
-    base, shards = inputs.model, folder / "prepare_stratos-17k"
+    base, shards, mathematics = inputs.model, folder / "prepare_stratos-17k", folder / "prepare_math"
     warm, rlt = folder / "sft_warmup_qwen2.5-7b_1x8_tp2sp" / "hf", folder / "rlt_qwen2.5-7b_1x8_tp2sp_tp2" / "hf"
     collected = folder / "collect_qwen2.5-7b_1x8_dp8" / "scored" / "sft_first.jsonl"
     student = folder / "sft_distill_qwen2.5-7b_1x8_tp2sp" / "hf"
     collecting = [f"teacher.model={rlt}", f"student.model={base}", f"data={shards}", "rollout.max_completion_tokens=24"]
     evaluating = [f"model.model={student}", f"data={rows}", "sampling.max_completion_tokens=24", *_TINY_EVALUATION]
     distilling = [f"model.model={base}", f"data.path={collected}", *_TINY_SFT]
-    solving = [f"student.model={student}", f"data.path={shards}", *_TINY_RL]
+    solving = [f"student.model={student}", f"data.path={mathematics}", *_TINY_RL]
     both = ("teacher", "student")
     return [
         Recipe("prepare_stratos-17k.yaml", "prepare", (), [f"input=[{rows}]"]),
+        Recipe("prepare_math.yaml", "prepare", (), [f"input=[{rows}]", "columns.question=question"]),
         Recipe(
             "sft_warmup_qwen2.5-7b_1x8_tp2sp.yaml",
             "sft",
