@@ -7,6 +7,8 @@ share of the machine's own matrix-product rate (measured in the same run), and m
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -24,7 +26,7 @@ from megatron_rlt.metrics.memory import MemoryLedger
 from megatron_rlt.metrics.phases import PhaseTimer, rates
 from megatron_rlt.parallel.platform import stop_distributed
 from megatron_rlt.types import Problem, tell_nobody
-from tools.bench.machine import matmul_flops_per_second
+from tools.bench.machine import describe_machine, matmul_flops_per_second
 from tools.bench.workload import save_random_model, start_single_rank
 from tools.demo.tokenizer import save_tokenizer
 
@@ -49,15 +51,21 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512, help="longest completion; a random model seldom stops early")
     parser.add_argument("--steps", type=int, default=3, help="steps after one that warms up; medians are shown")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/bench_step.json"))
     arguments = parser.parse_args()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     start_single_rank()
+    settings = []
     for vocab_size in arguments.vocab:
         with tempfile.TemporaryDirectory() as folder:
-            _bench(arguments, Path(folder), vocab_size)
+            settings.append({"vocab_size": vocab_size} | _bench(arguments, Path(folder), vocab_size))
     stop_distributed()
+    given = {name: value for name, value in vars(arguments).items() if name != "out"}
+    record = {"command": "python -m tools.bench.step", "arguments": given, "machine": describe_machine()}
+    arguments.out.write_text(json.dumps(record | {"settings": settings}, indent=1) + "\n", encoding="utf-8")
 
 
-def _bench(arguments: argparse.Namespace, folder: Path, vocab_size: int) -> None:
+def _bench(arguments: argparse.Namespace, folder: Path, vocab_size: int) -> dict[str, Any]:
     rooms = prepare_rooms(arguments, folder, vocab_size)
     memory = MemoryLedger()
     timer = PhaseTimer(heartbeat=lambda _: None, memory=memory)
@@ -70,7 +78,9 @@ def _bench(arguments: argparse.Namespace, folder: Path, vocab_size: int) -> None
     taken = [one | rates(one, num_devices=1, peak_flops_per_second=matmul_rate) for one in taken]
     title = f"{arguments.dtype}, hidden {arguments.hidden}, {arguments.layers} layers, vocab {vocab_size}, "
     title += f"{len(result.pairs)} completions of {len(result.completions[0].token_ids)} tokens"
-    _print(title, taken[1:], matmul_rate)
+    phases = {phase: _medians(phase, taken[1:]) for phase in _PHASES}
+    _print(title, phases, matmul_rate)
+    return {"matmul_gflops": round(matmul_rate / 1e9, 1), "phases": phases}
 
 
 def prepare_rooms(arguments: argparse.Namespace, folder: Path, vocab_size: int) -> RlRooms:
@@ -105,20 +115,26 @@ def _settings(arguments: argparse.Namespace, model: Path, folder: Path) -> dict[
     }
 
 
-def _print(title: str, taken: list[dict[str, float]], matmul_rate: float) -> None:
+def _medians(phase: str, taken: list[dict[str, float]]) -> dict[str, float]:
+    names = ("seconds", "tokens_per_second", "peak_share", "host_bytes")
+    return {name: round(statistics.median(one[f"{name}/{phase}"] for one in taken), 4) for name in names}
+
+
+def _print(title: str, phases: dict[str, dict[str, float]], matmul_rate: float) -> None:
     table = Table(title=title, title_justify="left")
     for column in ("phase", "seconds", "tokens/s", "share of matmul rate", "host memory after"):
         table.add_column(column, justify="left" if column == "phase" else "right")
-    for phase in _PHASES:
-        seconds, rate, share = (
-            statistics.median(one[f"{name}/{phase}"] for one in taken)
-            for name in ("seconds", "tokens_per_second", "peak_share")
+    for phase, facts in phases.items():
+        table.add_row(
+            phase,
+            f"{facts['seconds']:.2f}",
+            f"{facts['tokens_per_second']:,.0f}",
+            f"{facts['peak_share']:.0%}",
+            f"{facts['host_bytes'] / 2**20:,.0f} MiB",
         )
-        memory = taken[-1][f"host_bytes/{phase}"] / 2**20
-        table.add_row(phase, f"{seconds:.2f}", f"{rate:,.0f}", f"{share:.0%}", f"{memory:,.0f} MiB")
     Console().print(table)
-    scoring, update = (statistics.median(one[f"seconds/{name}"] for one in taken) for name in ("student", "update"))
-    Console().print(f"scoring pass / update: {scoring / update:.2f}; matmul rate {matmul_rate / 1e9:,.0f} GFLOP/s\n")
+    ratio = phases["student"]["seconds"] / phases["update"]["seconds"]
+    Console().print(f"scoring pass / update: {ratio:.2f}; matmul rate {matmul_rate / 1e9:,.0f} GFLOP/s\n")
 
 
 if __name__ == "__main__":
