@@ -18,10 +18,12 @@ from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.parallel.watchdog import Heartbeat
 from megatron_rlt.policy.policy import Policy
 from megatron_rlt.prompts.formats import student_format, teacher_format
+from megatron_rlt.prompts.kept_sequences import KeptSequences
 from megatron_rlt.scoring.engine import LogprobEngine
 from megatron_rlt.types import PackedBatch, Problem, SpannedSequence
 
 _TEMPERATURE = 1.0  # the loss is the model's own cross-entropy
+_MOST_KEPT_TOKENS = 4_000_000  # with its text some 50 MB a rank
 _SHOWN = ("loss", "evaluation_loss", "lr")
 
 
@@ -115,7 +117,7 @@ def _sequence_maker(config: SftConfig) -> Callable[[Problem], SpannedSequence]:
             )
         return sequence
 
-    return sequence_of
+    return KeptSequences(sequence_of, max_tokens=_MOST_KEPT_TOKENS)
 
 
 def _is_due(evaluation: EvaluationLossConfig | None, step: int, num_steps: int) -> bool:

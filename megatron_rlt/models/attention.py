@@ -73,11 +73,10 @@ def attend_packed(query: Tensor, key: Tensor, value: Tensor, boundaries: list[in
     Args:
         boundaries: ascending positions where sequences begin and end, from 0 to T.
     """
-    outputs = [
-        _attend(*(part[start:stop].transpose(0, 1)[None] for part in (query, key, value)), mask=None, scale=scale)[0]
-        for start, stop in itertools.pairwise(boundaries)
-        if stop > start
-    ]
+    lengths = [stop - start for start, stop in itertools.pairwise(boundaries) if stop > start]
+    # Split, not sliced: the gradient of a slice is a tensor as large as the whole pack.
+    parts = zip(*(torch.split(part, lengths) for part in (query, key, value)), strict=True)
+    outputs = [_attend(*(one.transpose(0, 1)[None] for one in each), mask=None, scale=scale)[0] for each in parts]
     return torch.cat([output.transpose(0, 1) for output in outputs]).flatten(1)
 
 
