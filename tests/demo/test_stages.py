@@ -15,8 +15,8 @@ from megatron_rlt.config.loading import load_config
 from megatron_rlt.config.sections import Section
 from megatron_rlt.config.solver import SolverConfig
 from tools.demo.results import read_results
-from tools.demo.run import run_demo
-from tools.demo.stages import CONFIGS, Stage, ablation, experiment
+from tools.demo.run import run_demo, side_by_side
+from tools.demo.stages import ABLATION, CONFIGS, EXPERIMENT, SOLVERS, Stage, ablation, experiment
 
 CLASSES: dict[str, type[Section]] = {
     "prepare": PrepareConfig,
@@ -59,6 +59,17 @@ def test_every_stage_reads_only_what_stands_before_it() -> None:
         assert read <= there, f"{stage.name} reads {read - there}"
         assert stage.result not in there, f"{stage.name} is done before it began"
         there.add(stage.result)
+
+
+def test_stages_side_by_side_are_of_one_rank_and_read_nothing_of_each_other() -> None:
+    groups = side_by_side(experiment(Path("demo"), 0) + ablation(Path("demo"), 0))
+    pairs = [group for group in groups if len(group) > 1]
+    assert len(pairs) == 2 + len(EXPERIMENT) + len(ABLATION) + len(SOLVERS)
+    for first, second in pairs:
+        assert "world_size=1" in first.overrides
+        assert "world_size=1" in second.overrides
+        assert str(first.result) not in " ".join(second.overrides)
+    assert [len(group) for group in groups if group not in pairs] == [1] * (len(groups) - len(pairs))
 
 
 def test_students_differ_in_their_explanations_alone() -> None:

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from rich.console import Console
 from rich.table import Table
@@ -48,12 +51,13 @@ def run_demo(folder: Path, stages: Sequence[Stage], *, seed: int, num_rows: int,
     console.print(plan(stages))
     if not (folder / "assets" / "model").is_dir():
         make_assets(folder / "assets", seed=seed, num_rows=num_rows)
-    for number, stage in enumerate(stages, start=1):
-        console.rule(f"{number}/{len(stages)}. {stage.title}", align="left")
-        if stage.result.exists():
-            console.print(f"done before: {stage.result}")
-            continue
-        status = _run(folder, stage)
+    numbers = {stage.name: f"{number}/{len(stages)}" for number, stage in enumerate(stages, start=1)}
+    for group in side_by_side(stages):
+        for stage in group:
+            console.rule(f"{numbers[stage.name]}. {stage.title}", align="left")
+            if stage.result.exists():
+                console.print(f"done before: {stage.result}")
+        status = _run(folder, [stage for stage in group if not stage.result.exists()])
         if status != 0:
             return status
     results = read_results(folder)
@@ -73,17 +77,41 @@ def plan(stages: Sequence[Stage]) -> Table:
         seconds = "done" if stage.result.exists() else str(stage.expected_seconds)
         table.add_row(str(number), stage.title, stage.command, seconds)
     table.add_section()
-    ahead = sum(stage.expected_seconds for stage in stages if not stage.result.exists())
-    table.add_row("", "in all, on two quiet cores", "", f"{ahead}")
+    ahead = [[s.expected_seconds for s in group if not s.result.exists()] for group in side_by_side(stages)]
+    table.add_row("", "in all, on two quiet cores", "", f"{sum(max(seconds, default=0) for seconds in ahead)}")
     return table
 
 
-def _run(folder: Path, stage: Stage) -> int:
+def side_by_side(stages: Sequence[Stage]) -> list[list[Stage]]:
+    """The stages in their order, those that run at the same time together."""
+    groups: list[list[Stage]] = []
+    for stage in stages:
+        if stage.beside:
+            groups[-1].append(stage)
+        else:
+            groups.append([stage])
+    return groups
+
+
+def _run(folder: Path, group: Sequence[Stage]) -> int:
+    """Run stages at the same time. The first one's lines are seen as they come, the others' once it has ended."""
     start = time.monotonic()
-    status = subprocess.run([sys.executable, "-m", "megatron_rlt", *stage.arguments], check=False).returncode
-    if status == 0:
-        _note_seconds(folder, stage, time.monotonic() - start)
-    return status
+    threads = {} if len(group) < 2 else {"OMP_NUM_THREADS": "1"}
+    with ExitStack() as stack:
+        outputs = [stack.enter_context(TemporaryFile()) for _ in group[1:]]
+        running = [
+            subprocess.Popen(
+                [sys.executable, "-m", "megatron_rlt", *stage.arguments], stdout=output, env=os.environ | threads
+            )
+            for stage, output in zip(group, [None, *outputs], strict=False)
+        ]
+        for stage, process in zip(group, running, strict=True):
+            if process.wait() == 0:
+                _note_seconds(folder, stage, time.monotonic() - start)
+        for output in outputs:
+            output.seek(0)
+            sys.stdout.write(output.read().decode())
+    return max((process.returncode for process in running), key=abs, default=0)
 
 
 def _note_seconds(folder: Path, stage: Stage, seconds: float) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+_ALONE = "world_size=1"  # two stages of one rank side by side take less time than one after the other on two
 CONFIGS = Path(__file__).parents[2] / "configs" / "demo"
 NUM_ROWS = 4000
 NUM_RANKED = 4  # explanations of a question that best-of-n chooses from
@@ -37,6 +38,7 @@ class Stage:
     result: Path  # exists once the stage is done
     overrides: tuple[str, ...]
     expected_seconds: int  # on two quiet cores
+    beside: bool = False  # runs at the same time as the stage before it; both are of one rank
 
     @property
     def arguments(self) -> list[str]:
@@ -71,7 +73,7 @@ def experiment(folder: Path, seed: int) -> tuple[Stage, ...]:
         ),
         _rlt(folder, seed, name="rlt", title="RLT: teacher TP2 + sequence parallelism, student DP2", overrides=()),
         _collect(folder, seed, name="warm", teacher=warm),
-        _collect(folder, seed, name="rlt", teacher=folder / "rlt" / "hf"),
+        _collect(folder, seed, name="rlt", teacher=folder / "rlt" / "hf", beside=True),
         *_students(folder, seed, EXPERIMENT),
     )
 
@@ -86,7 +88,7 @@ def ablation(folder: Path, seed: int) -> tuple[Stage, ...]:
     return (
         _rlt(folder, seed, name="rlt_lambda0", title="RLT with lambda = 0", overrides=("reward.lambda_kl=0",)),
         _collect(folder, seed, name="lambda0", teacher=folder / "rlt_lambda0" / "hf"),
-        _collect(folder, seed, name="best", teacher=folder / "warmup" / "hf", overrides=ranked),
+        _collect(folder, seed, name="best", teacher=folder / "warmup" / "hf", overrides=ranked, beside=True),
         *_students(folder, seed, ABLATION),
         _solver(folder, seed),
         *(_evaluation(folder, seed, name, greedy=greedy) for name in SOLVERS for greedy in (True, False)),
@@ -117,7 +119,9 @@ def _rlt(folder: Path, seed: int, *, name: str, title: str, overrides: tuple[str
     )
 
 
-def _collect(folder: Path, seed: int, *, name: str, teacher: Path, overrides: tuple[str, ...] = ()) -> Stage:
+def _collect(
+    folder: Path, seed: int, *, name: str, teacher: Path, overrides: tuple[str, ...] = (), beside: bool = False
+) -> Stage:
     places = (f"teacher.model={teacher}", f"data={folder / 'shards'}", f"output_dir={folder / f'collect_{name}'}")
     return Stage(
         f"collect_{name}",
@@ -125,8 +129,9 @@ def _collect(folder: Path, seed: int, *, name: str, teacher: Path, overrides: tu
         "collect",
         "collect_2cpu_dp2.yaml",
         traces_file(folder, name),
-        (*places, f"seed={seed}", *overrides),
-        30,
+        (*places, f"seed={seed}", _ALONE, *overrides),
+        35,
+        beside=beside,
     )
 
 
@@ -176,6 +181,7 @@ def _evaluation(folder: Path, seed: int, name: str, *, greedy: bool) -> Stage:
         "evaluate",
         "evaluate_2cpu_dp2.yaml",
         target / "results.json",
-        (f"model.model={model}", *places, *sampling),
-        12,
+        (f"model.model={model}", *places, _ALONE, *sampling),
+        20,
+        beside=not greedy,
     )
