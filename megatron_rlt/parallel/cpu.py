@@ -44,9 +44,24 @@ def install_cpu_platform() -> None:
         return
     _answer_cuda_queries()
     _answer_tensor_queries()
-    _answer_rng_queries()
-    for name in _MODULES_WITH_CUDA_LITERALS:
-        importlib.import_module(name).torch = _TorchOnCpu()  # type: ignore[attr-defined]
+    with _without_compiler():
+        _answer_rng_queries()
+        for name in _MODULES_WITH_CUDA_LITERALS:
+            importlib.import_module(name).torch = _TorchOnCpu()  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Import Megatron without torch's compiler, which its decorators ask for while they are imported.
+
+    Loading it is a fifth of a rank's start, and its functions would want a C++ compiler when they are called.
+    """
+    compiler = torch.compile
+    torch.compile = lambda function=None, **_: function if function is not None else lambda f: f  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compiler
 
 
 class _TorchOnCpu(types.ModuleType):
