@@ -23,7 +23,7 @@ from megatron_rlt.policy.reference import mix_into_reference
 from megatron_rlt.rollout.engine import MegatronEngine
 from megatron_rlt.rollout.requests import SampleRequest
 from megatron_rlt.rollout.sampling import completion_seed
-from megatron_rlt.types import Completion, Logprobs, PackedBatch, Prompt, RolloutGroup, SpannedSequence
+from megatron_rlt.types import Logprobs, PackedBatch, Prompt, RolloutGroup, SpannedSequence
 
 
 @dataclass(frozen=True)
@@ -100,17 +100,6 @@ def follow_policy(reference: LanguageModel | None, policy: Policy, grpo: GrpoCon
     interval = grpo.reference_sync_steps
     if reference is not None and interval is not None and (number + 1) % interval == 0:
         mix_into_reference(reference, policy.model, policy_share=grpo.reference_mix)
-
-
-def logprob_metrics(completions: Sequence[Completion], old_policy: Logprobs) -> dict[str, float]:
-    """Entropy of the policy, and how far the sampling engine's log-probs are from the trainer's (per token)."""
-    sampled = torch.cat([completion.rollout_logprobs for completion in completions])
-    gap: Tensor = (sampled - torch.cat(old_policy.values)).abs()
-    return {
-        "entropy": float(torch.cat(old_policy.entropy).mean()),
-        "rollout_gap_mean": float(gap.mean()),
-        "rollout_gap_max": float(gap.max()),
-    }
 
 
 def update_metrics(updates: Sequence[Update[Tensor]]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_rlt.algorithm.rollout_gap import RolloutGap
 from megatron_rlt.config.sections import GrpoConfig
 from megatron_rlt.jobs.baselines import solution_baselines, student_work
 from megatron_rlt.jobs.grpo import (
@@ -47,6 +48,7 @@ class StepResult:
     groups: tuple[RolloutGroup, ...]
     pairs: tuple[ScoringPair, ...]  # one a completion, group by group
     old_policy: Logprobs  # of whole completions
+    rollout_gap: RolloutGap  # of the sampling engine's log-probs from these
     student: Logprobs  # of explanation, then solution, in the student's tokens
     leaks: tuple[LeakMetrics, ...]
     by_student: StudentRewards  # each student's own
@@ -70,6 +72,7 @@ def step(rooms: RlRooms, problems: Sequence[Problem], number: int, timer: PhaseT
     with timer.phase("old_policy") as phase:
         old_policy = rooms.old_policy.logprobs(written)
         phase.count(num_tokens, rooms.old_policy.model_flops(written))
+    gap = rooms.mismatch.compare(groups, old_policy, number)
     with timer.phase("student") as phase:
         student = rooms.student.logprobs([pair.student for pair in pairs])
         baselines = solution_baselines(rooms.student, rooms.pairs.student, pairs, rooms.reward.solution_unit)
@@ -108,7 +111,7 @@ def step(rooms: RlRooms, problems: Sequence[Problem], number: int, timer: PhaseT
         updates = update_policy(rooms.policy, batch, rooms.grpo, max_completion_tokens=rooms.max_completion_tokens)
         follow_policy(rooms.reference_model, rooms.policy, rooms.grpo, number)
         phase.count(num_tokens, rooms.policy.model_flops(written))
-    return StepResult(groups, pairs, old_policy, student, leaks, by_student, rewards, advantages, updates)
+    return StepResult(groups, pairs, old_policy, gap, student, leaks, by_student, rewards, advantages, updates)
 
 
 def explain(rooms: RlRooms, problems: Sequence[Problem], number: int) -> tuple[RolloutGroup, ...]:
