@@ -17,6 +17,7 @@ from megatron_rlt.algorithm.overlong import without_truncated
 from megatron_rlt.algorithm.policy_loss import LossSums, policy_loss
 from megatron_rlt.algorithm.token_weights import constant_token_weights, token_weights
 from megatron_rlt.config.sections import GrpoConfig
+from megatron_rlt.jobs.correction import Correction
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.policy.policy import Policy, Update
 from megatron_rlt.policy.reference import mix_into_reference
@@ -44,6 +45,7 @@ class UpdateBatch:
     valid: tuple[bool, ...]  # whether a completion has a reward
     truncated: tuple[bool, ...]  # whether the token budget ended it
     old_policy: Logprobs
+    correction: Correction  # for what the sampling engine rated otherwise than old_policy
     reference: Logprobs | None
 
 
@@ -125,6 +127,9 @@ def _update_on(
     lengths = [sequence.num_targets for sequence in sequences]
     weights = _weights(batch, part, lengths, grpo, max_completion_tokens)
     weight_rows = [weight.expand(length) for weight, length in zip(weights, lengths, strict=True)]
+    kept, importance = batch.correction.token_kept, batch.correction.importance
+    if kept is not None:  # a masked token takes no part, while the denominators stay as they were
+        weight_rows = [weight * kept[index] for index, weight in zip(part, weight_rows, strict=True)]
     advantage_rows = [batch.advantages[index].expand(length) for index, length in zip(part, lengths, strict=True)]
     old, reference = batch.old_policy, batch.reference
 
@@ -140,6 +145,7 @@ def _update_on(
             reference_logprobs=None if reference is None else rows([reference.values[index] for index in part]),
             advantages=rows(advantage_rows),
             weights=rows(weight_rows),
+            importance=None if importance is None else rows([importance[index] for index in part]),
             clip_low=grpo.clip_low,
             clip_high=grpo.clip_high,
             beta=grpo.beta,
@@ -156,6 +162,8 @@ def _weights(
     counted = torch.tensor([batch.valid[index] for index in part])
     if grpo.mask_truncated:
         counted = without_truncated(counted, [batch.truncated[index] for index in part])
+    if batch.correction.completion_kept is not None:
+        counted = counted & batch.correction.completion_kept[part.start : part.stop]
     if grpo.aggregation == "constant":
         return constant_token_weights(lengths, counted.tolist(), max_completion_tokens=max_completion_tokens)
     return token_weights(lengths, counted.tolist(), aggregation=grpo.aggregation)

@@ -15,11 +15,20 @@ import torch.distributed as dist
 
 from megatron_rlt.algorithm.rollout_gap import RolloutGap, rollout_gap
 from megatron_rlt.config.mismatch import MismatchConfig
+from megatron_rlt.jobs.correction import Correction, correction_of
 from megatron_rlt.metrics.worst_completions import WORST_FILE, WorstCompletion, WorstCompletions
 from megatron_rlt.parallel.failures import StoppedError
 from megatron_rlt.types import Completion, Logprobs, RolloutGroup
 
 Decode = Callable[[Sequence[int]], str]
+
+
+@dataclass(frozen=True, eq=False)
+class Mismatch:
+    """What engine and trainer disagree about in one step, and what the update does about it."""
+
+    gap: RolloutGap
+    correction: Correction
 
 
 @dataclass(frozen=True)
@@ -36,14 +45,15 @@ class MismatchWatch:
         """The watch of a run folder; `decode` writes completions' ids as text."""
         return cls(settings, folder, decode, WorstCompletions(folder) if dist.get_rank() == 0 else None)
 
-    def compare(self, groups: Sequence[RolloutGroup], old_policy: Logprobs, number: int) -> RolloutGap:
+    def compare(self, groups: Sequence[RolloutGroup], old_policy: Logprobs, number: int) -> Mismatch:
         """Measure a step's gap and record its worst completion. `number` counts from 0.
 
         Raises:
             StoppedError: a token's gap exceeds `max_rollout_gap`, or is not a number while there is a bound.
         """
         completions = [completion for group in groups for completion in group.completions]
-        gap = rollout_gap([completion.rollout_logprobs for completion in completions], old_policy.values)
+        rollout = [completion.rollout_logprobs for completion in completions]
+        gap = rollout_gap(rollout, old_policy.values)
         worst = _describe_worst(gap, groups, old_policy, self.decode)
         if self.store is not None:
             self.store.log(number + 1, worst)
@@ -51,18 +61,18 @@ class MismatchWatch:
         if bound is not None and not gap.maximum <= bound:
             dist.barrier()  # the first rank that ends has the others ended: the line is on disk before
             raise StoppedError(_complaint(worst, old_policy, bound, step=number + 1, file=self.folder / WORST_FILE))
-        return gap
+        return Mismatch(gap, correction_of(self.settings, rollout, old_policy.values))
 
 
-def logprob_metrics(old_policy: Logprobs, gap: RolloutGap) -> dict[str, float]:
+def logprob_metrics(old_policy: Logprobs, mismatch: Mismatch) -> dict[str, float]:
     """Entropy of the policy, and how far the sampling engine's log-probs are from the trainer's."""
     return {
         "entropy": float(torch.cat(old_policy.entropy).mean()),
-        "rollout_gap_mean": gap.mean,
-        "rollout_gap_p99": gap.p99,
-        "rollout_gap_max": gap.maximum,
-        "rollout_sequence_kl": gap.sequence_kl,
-    }
+        "rollout_gap_mean": mismatch.gap.mean,
+        "rollout_gap_p99": mismatch.gap.p99,
+        "rollout_gap_max": mismatch.gap.maximum,
+        "rollout_sequence_kl": mismatch.gap.sequence_kl,
+    } | mismatch.correction.metrics()
 
 
 def _describe_worst(

@@ -33,7 +33,7 @@ def step_metrics(result: StepResult, grpo: GrpoConfig, *, lambda_kl: float) -> d
     metrics["advantage_std"] = float(result.advantages.std())
     metrics |= _variance_shares(result, grpo, lambda_kl=lambda_kl)
     metrics |= {field.name: Tally.of(vars(leak)[field.name] for leak in result.leaks).mean for field in _LEAKS}
-    metrics |= _form(result) | logprob_metrics(result.old_policy, result.rollout_gap)
+    metrics |= _form(result) | logprob_metrics(result.old_policy, result.mismatch)
     return metrics | update_metrics(result.updates)
 
 

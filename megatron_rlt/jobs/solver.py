@@ -124,4 +124,4 @@ def solver_metrics(result: SolverResult) -> dict[str, float]:
         "completion_tokens_max": lengths.maximum,
     }
     metrics |= {f"verdict/{reason}": float(count) for reason, count in Counter(v.reason for v in verdicts).items()}
-    return metrics | logprob_metrics(result.old_policy, result.rollout_gap) | update_metrics(result.updates)
+    return metrics | logprob_metrics(result.old_policy, result.mismatch) | update_metrics(result.updates)
