@@ -43,7 +43,7 @@ def rollout_gap(rollout: Sequence[Tensor], old: Sequence[Tensor]) -> RolloutGap:
     completion = max(index for index, start in enumerate(starts) if start <= worst and lengths[index] > 0)
     return RolloutGap(
         mean=float(gap.mean()),
-        p99=high_quantile(gap),
+        p99=quantile(gap, _HIGH_SHARE),
         maximum=float(gap.max()),
         sequence_kl=sequence_kl(rollout, old),
         worst_completion=completion,
@@ -51,9 +51,12 @@ def rollout_gap(rollout: Sequence[Tensor], old: Sequence[Tensor]) -> RolloutGap:
     )
 
 
-def high_quantile(values: Tensor) -> float:
-    """The 99th percentile of `[T]` values by nearest rank; `torch.quantile` takes 16 million at most."""
-    return float(values.kthvalue(math.ceil(_HIGH_SHARE * len(values))).values)
+def quantile(values: Tensor, share: float) -> float:
+    """The smallest of `[T]` values that at least a share of them does not exceed (nearest rank).
+
+    `torch.quantile` takes 16 million values at most; a step may have more.
+    """
+    return float(values.kthvalue(math.ceil(share * len(values))).values)
 
 
 def sequence_kl(rollout: Sequence[Tensor], old: Sequence[Tensor]) -> float:

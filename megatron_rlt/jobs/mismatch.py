@@ -110,5 +110,6 @@ def _complaint(worst: WorstCompletion, old_policy: Logprobs, bound: float, *, st
         f" the last line of {file}. Probable causes: temperature mode (engine {worst.temperature:g}, trainer"
         f" {old_policy.temperature:g}; or rollout.top_p below 1); dtype (bfloat16 differs by some 0.1, float32 by some"
         f" 1e-5); stale weights in the engine (it sampled with version {worst.policy_version}); a prefix cache that"
-        " outlived a change of weights. With a reason that is known, raise the bound"
+        " outlived a change of weights. `megatron-rlt parity` tells which side is wrong; with a known reason, raise the"
+        " bound"
     )
