@@ -26,6 +26,7 @@ from megatron_rlt.config.jobs import (
     TrainConfig,
 )
 from megatron_rlt.config.loading import has_section, load_config, load_overrides, to_yaml
+from megatron_rlt.config.parity import ParityConfig
 from megatron_rlt.config.plan import Plan, plan_collect, plan_evaluate, plan_score, plan_sft, plan_train
 from megatron_rlt.config.sections import Section
 from megatron_rlt.config.solver import SolverConfig
@@ -198,6 +199,19 @@ def evaluate(
     return _launch(_evaluate_on_rank, config)
 
 
+@app.command()
+def parity(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    _help_config: Annotated[bool, _keys_option(ParityConfig)] = False,
+) -> int:
+    """Compare log-probs of the same tokens by transformers, Megatron in a `train`'s layouts, and its engine."""
+    config = load_config(ParityConfig, config_file, overrides or [])
+    shapes = check_train(config)
+    return _show(config, plan_train(config, shapes)) if dry_run else _launch(_parity_on_rank, config)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; a user's fault is one line a fault on stderr."""
     try:
@@ -257,3 +271,9 @@ def _evaluate_on_rank(config: EvaluateConfig, heartbeat: Heartbeat) -> int:
     from megatron_rlt.jobs.evaluate import run_evaluate
 
     return run_evaluate(config, heartbeat)
+
+
+def _parity_on_rank(config: ParityConfig, heartbeat: Heartbeat) -> int:
+    from megatron_rlt.jobs.parity import run_parity
+
+    return run_parity(config, heartbeat)

@@ -21,7 +21,7 @@ class LossSums:
     loss: Tensor  # weighted: the loss itself
     policy: Tensor  # weighted: its policy-gradient part
     kl: Tensor  # weighted: k3 KL to the reference, before beta
-    weight: Tensor  # 1 for a whole update with at least one valid completion
+    weight: Tensor  # 1 for a whole update with at least one valid completion, less what masked tokens had
     num_tokens: Tensor  # tokens that count
     token_ratio: Tensor  # unweighted sum of ratios; over num_tokens: the mean ratio
     token_clipped: Tensor  # tokens whose gradient the clipping removed; over num_tokens: the clip share
@@ -52,11 +52,12 @@ def policy_loss(
     reference_logprobs: Tensor | None,
     advantages: Tensor,
     weights: Tensor,
+    importance: Tensor | None,
     clip_low: float | None,
     clip_high: float | None,
     beta: float,
 ) -> tuple[Tensor, LossSums]:
-    """`sum_t w_t * (-min(ratio_t A_t, clip(ratio_t) A_t) + beta * k3_t)` of one micro-batch.
+    """`sum_t w_t * (-c_t min(ratio_t A_t, clip(ratio_t) A_t) + beta * k3_t)` of one micro-batch.
 
     k3 estimates KL(policy || reference) from the policy's samples: exp(x) - 1 - x with x = reference - new.
     A token of weight 0 takes no part, whatever its other values hold.
@@ -67,6 +68,7 @@ def policy_loss(
         reference_logprobs: `[R]`; None (only with beta 0) leaves the KL out.
         advantages: `[R]`, the completion's advantage at each of its tokens.
         weights: `[R]` from `token_weights`.
+        importance: `[R]` constants c_t from `rollout_correction`; None: 1 everywhere.
         clip_low, clip_high: the ratio is clipped to `[1 - clip_low, 1 + clip_high]`; None: that side is open.
         beta: weight of the KL.
 
@@ -82,6 +84,8 @@ def policy_loss(
         0.0 if clip_low is None else 1.0 - clip_low, float("inf") if clip_high is None else 1.0 + clip_high
     )
     policy = -torch.minimum(ratio * advantage, clipped_ratio * advantage)
+    if importance is not None:
+        policy = importance[counted].float() * policy
     kl = torch.zeros_like(new) if reference_logprobs is None else _k3(reference_logprobs[counted].float() - new)
     loss = (weight * (policy + beta * kl)).sum()
     sums = LossSums(

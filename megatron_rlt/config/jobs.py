@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from megatron_rlt.config.mismatch import MismatchConfig
 from megatron_rlt.config.sections import (
     AnswerSamplingConfig,
     CheckpointConfig,
@@ -64,6 +65,8 @@ class RlConfig(JobConfig):
     """Log-prob passes without gradient."""
     grpo: GrpoConfig = GrpoConfig()
     """Advantages, loss, batch sizes."""
+    mismatch: MismatchConfig = MismatchConfig()
+    """Sampling engine against trainer."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedule."""
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from megatron_rlt.config.evaluation_sets import data_faults
 from megatron_rlt.config.jobs import CollectConfig, EvaluateConfig, RlConfig, ScoreConfig, SftConfig, TrainConfig
+from megatron_rlt.config.mismatch_rules import mismatch_faults
 from megatron_rlt.config.sections import (
     CountdownConfig,
     GrpoConfig,
@@ -34,6 +35,7 @@ def train_faults(config: RlConfig, shapes: Shapes) -> list[str]:
         *layout_faults(config.models, shapes, config.world_size),
         *_batch_faults(config),
         *_grpo_faults(config.grpo),
+        *mismatch_faults(config.mismatch),
         *_length_faults(
             shapes,
             tokens,

@@ -17,13 +17,14 @@ from megatron_rlt.algorithm.overlong import without_truncated
 from megatron_rlt.algorithm.policy_loss import LossSums, policy_loss
 from megatron_rlt.algorithm.token_weights import constant_token_weights, token_weights
 from megatron_rlt.config.sections import GrpoConfig
+from megatron_rlt.jobs.correction import Correction
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.policy.policy import Policy, Update
 from megatron_rlt.policy.reference import mix_into_reference
 from megatron_rlt.rollout.engine import MegatronEngine
 from megatron_rlt.rollout.requests import SampleRequest
 from megatron_rlt.rollout.sampling import completion_seed
-from megatron_rlt.types import Completion, Logprobs, PackedBatch, Prompt, RolloutGroup, SpannedSequence
+from megatron_rlt.types import Logprobs, PackedBatch, Prompt, RolloutGroup, SpannedSequence
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class UpdateBatch:
     valid: tuple[bool, ...]  # whether a completion has a reward
     truncated: tuple[bool, ...]  # whether the token budget ended it
     old_policy: Logprobs
+    correction: Correction  # for what the sampling engine rated otherwise than old_policy
     reference: Logprobs | None
 
 
@@ -102,17 +104,6 @@ def follow_policy(reference: LanguageModel | None, policy: Policy, grpo: GrpoCon
         mix_into_reference(reference, policy.model, policy_share=grpo.reference_mix)
 
 
-def logprob_metrics(completions: Sequence[Completion], old_policy: Logprobs) -> dict[str, float]:
-    """Entropy of the policy, and how far the sampling engine's log-probs are from the trainer's (per token)."""
-    sampled = torch.cat([completion.rollout_logprobs for completion in completions])
-    gap: Tensor = (sampled - torch.cat(old_policy.values)).abs()
-    return {
-        "entropy": float(torch.cat(old_policy.entropy).mean()),
-        "rollout_gap_mean": float(gap.mean()),
-        "rollout_gap_max": float(gap.max()),
-    }
-
-
 def update_metrics(updates: Sequence[Update[Tensor]]) -> dict[str, float]:
     """Loss, ratio, clip share, KL and gradient of all of a step's updates together."""
     parts = [LossSums.from_vector(record) for update in updates for record in update.records]
@@ -136,6 +127,9 @@ def _update_on(
     lengths = [sequence.num_targets for sequence in sequences]
     weights = _weights(batch, part, lengths, grpo, max_completion_tokens)
     weight_rows = [weight.expand(length) for weight, length in zip(weights, lengths, strict=True)]
+    kept, importance = batch.correction.token_kept, batch.correction.importance
+    if kept is not None:  # a masked token takes no part, while the denominators stay as they were
+        weight_rows = [weight * kept[index] for index, weight in zip(part, weight_rows, strict=True)]
     advantage_rows = [batch.advantages[index].expand(length) for index, length in zip(part, lengths, strict=True)]
     old, reference = batch.old_policy, batch.reference
 
@@ -151,6 +145,7 @@ def _update_on(
             reference_logprobs=None if reference is None else rows([reference.values[index] for index in part]),
             advantages=rows(advantage_rows),
             weights=rows(weight_rows),
+            importance=None if importance is None else rows([importance[index] for index in part]),
             clip_low=grpo.clip_low,
             clip_high=grpo.clip_high,
             beta=grpo.beta,
@@ -167,6 +162,8 @@ def _weights(
     counted = torch.tensor([batch.valid[index] for index in part])
     if grpo.mask_truncated:
         counted = without_truncated(counted, [batch.truncated[index] for index in part])
+    if batch.correction.completion_kept is not None:
+        counted = counted & batch.correction.completion_kept[part.start : part.stop]
     if grpo.aggregation == "constant":
         return constant_token_weights(lengths, counted.tolist(), max_completion_tokens=max_completion_tokens)
     return token_weights(lengths, counted.tolist(), aggregation=grpo.aggregation)

@@ -52,6 +52,11 @@ def read_problems(path: Path, *, work_dir: Path, use: Callable[[Problem], T]) ->
     return tuple(use(problem) for problem in scan_problems(folder, part=0, num_parts=1))
 
 
+def first_problems(path: Path, count: int, *, work_dir: Path) -> tuple[Problem, ...]:
+    """The first rows of a data set, unchecked. Collective on the whole job; paths and errors as `read_problems`."""
+    return tuple(islice(scan_problems(_shards_of(path, work_dir), part=0, num_parts=1), count))
+
+
 def _shards_of(path: Path, work_dir: Path) -> Path:
     """The folder of shards; one rank makes it if need be."""
     folder = ensure_shards(path, work_dir) if dist.get_rank() == 0 else path

@@ -10,7 +10,8 @@ import torch
 
 from megatron_rlt.algorithm.variance import advantage_variance_shares
 from megatron_rlt.config.sections import GrpoConfig
-from megatron_rlt.jobs.grpo import logprob_metrics, update_metrics
+from megatron_rlt.jobs.grpo import update_metrics
+from megatron_rlt.jobs.mismatch import logprob_metrics
 from megatron_rlt.jobs.rl_step import StepResult
 from megatron_rlt.metrics.completions import CompletionRow
 from megatron_rlt.metrics.reduce import Tally
@@ -32,7 +33,7 @@ def step_metrics(result: StepResult, grpo: GrpoConfig, *, lambda_kl: float) -> d
     metrics["advantage_std"] = float(result.advantages.std())
     metrics |= _variance_shares(result, grpo, lambda_kl=lambda_kl)
     metrics |= {field.name: Tally.of(vars(leak)[field.name] for leak in result.leaks).mean for field in _LEAKS}
-    metrics |= _form(result) | logprob_metrics(result.completions, result.old_policy)
+    metrics |= _form(result) | logprob_metrics(result.old_policy, result.mismatch)
     return metrics | update_metrics(result.updates)
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from megatron_rlt.config.jobs import TrainConfig
 from megatron_rlt.config.sections import GrpoConfig, ModelConfig, RewardConfig
 from megatron_rlt.jobs.holdings import take_holdings
+from megatron_rlt.jobs.mismatch import MismatchWatch
 from megatron_rlt.jobs.models import load_frozen_model, load_model, load_reference
 from megatron_rlt.jobs.policy_engines import build_policy, sampling_engine
 from megatron_rlt.jobs.rewarding import build_layouts, divergence_engine, logprob_engine
@@ -38,6 +39,7 @@ class RlRooms:
     rollout: MegatronEngine
     policy: Policy
     old_policy: LogprobEngine  # the policy's weights before the update
+    mismatch: MismatchWatch
     student: LogprobEngine
     divergence: DivergenceEngine | None  # only for the exact KL
     panel: StudentPanel  # the students beside the first
@@ -91,6 +93,7 @@ def build_rooms(
         ),
         policy=build_policy(config, model, teacher_layout, temperature=config.temperature, on_progress=on_progress),
         old_policy=old_policy,
+        mismatch=MismatchWatch.of_run(config.mismatch, config.output_dir, pairs.teacher.tokenizer.decode),
         student=student,
         divergence=divergence_engine(old_policy, student, estimator=config.reward.kl_estimator, scoring=config.scoring),
         panel=StudentPanel(further, config.students, config.reward, penalty_table(config.reward.penalties)),

@@ -23,6 +23,7 @@ from megatron_rlt.jobs.grpo import (
     update_policy,
 )
 from megatron_rlt.jobs.leaks import count_leaks
+from megatron_rlt.jobs.mismatch import Mismatch
 from megatron_rlt.jobs.rewarding import reward_explanations
 from megatron_rlt.jobs.rl_rooms import RlRooms
 from megatron_rlt.jobs.student_panel import FIRST, StudentRewards
@@ -47,6 +48,7 @@ class StepResult:
     groups: tuple[RolloutGroup, ...]
     pairs: tuple[ScoringPair, ...]  # one a completion, group by group
     old_policy: Logprobs  # of whole completions
+    mismatch: Mismatch  # of the sampling engine's log-probs with these
     student: Logprobs  # of explanation, then solution, in the student's tokens
     leaks: tuple[LeakMetrics, ...]
     by_student: StudentRewards  # each student's own
@@ -70,6 +72,7 @@ def step(rooms: RlRooms, problems: Sequence[Problem], number: int, timer: PhaseT
     with timer.phase("old_policy") as phase:
         old_policy = rooms.old_policy.logprobs(written)
         phase.count(num_tokens, rooms.old_policy.model_flops(written))
+    mismatch = rooms.mismatch.compare(groups, old_policy, number)
     with timer.phase("student") as phase:
         student = rooms.student.logprobs([pair.student for pair in pairs])
         baselines = solution_baselines(rooms.student, rooms.pairs.student, pairs, rooms.reward.solution_unit)
@@ -103,12 +106,13 @@ def step(rooms: RlRooms, problems: Sequence[Problem], number: int, timer: PhaseT
             valid=tuple(parts.valid for parts in rewards),
             truncated=tuple(FormatFlag.TRUNCATED in pair.flags for pair in pairs),
             old_policy=old_policy,
+            correction=mismatch.correction,
             reference=reference,
         )
         updates = update_policy(rooms.policy, batch, rooms.grpo, max_completion_tokens=rooms.max_completion_tokens)
         follow_policy(rooms.reference_model, rooms.policy, rooms.grpo, number)
         phase.count(num_tokens, rooms.policy.model_flops(written))
-    return StepResult(groups, pairs, old_policy, student, leaks, by_student, rewards, advantages, updates)
+    return StepResult(groups, pairs, old_policy, mismatch, student, leaks, by_student, rewards, advantages, updates)
 
 
 def explain(rooms: RlRooms, problems: Sequence[Problem], number: int) -> tuple[RolloutGroup, ...]:

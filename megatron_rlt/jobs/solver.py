@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 from megatron_rlt.config.solver import SolverConfig
-from megatron_rlt.jobs.grpo import logprob_metrics, update_metrics
+from megatron_rlt.jobs.grpo import update_metrics
 from megatron_rlt.jobs.holdings import take_holdings
 from megatron_rlt.jobs.judging import AnswerJudge
+from megatron_rlt.jobs.mismatch import MismatchWatch, logprob_metrics
 from megatron_rlt.jobs.models import load_model, load_reference
 from megatron_rlt.jobs.policy_engines import build_policy, sampling_engine
 from megatron_rlt.jobs.problems import open_problems
@@ -101,6 +102,7 @@ def build_solver_rooms(
         ),
         policy=build_policy(config, model, layout, temperature=config.temperature, on_progress=on_progress),
         old_policy=old_policy,
+        mismatch=MismatchWatch.of_run(config.mismatch, config.output_dir, student.tokenizer.decode),
         reference=reference,
         reference_model=reference_model,
         on_progress=on_progress,
@@ -122,4 +124,4 @@ def solver_metrics(result: SolverResult) -> dict[str, float]:
         "completion_tokens_max": lengths.maximum,
     }
     metrics |= {f"verdict/{reason}": float(count) for reason, count in Counter(v.reason for v in verdicts).items()}
-    return metrics | logprob_metrics(result.completions, result.old_policy) | update_metrics(result.updates)
+    return metrics | logprob_metrics(result.old_policy, result.mismatch) | update_metrics(result.updates)

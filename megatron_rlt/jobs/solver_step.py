@@ -25,6 +25,7 @@ from megatron_rlt.jobs.grpo import (
     update_policy,
 )
 from megatron_rlt.jobs.judging import AnswerJudge, judge_on_ranks
+from megatron_rlt.jobs.mismatch import Mismatch, MismatchWatch
 from megatron_rlt.metrics.phases import PhaseTimer
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.policy.policy import Policy, Update
@@ -63,6 +64,7 @@ class SolverRooms:
     rollout: MegatronEngine
     policy: Policy
     old_policy: LogprobEngine
+    mismatch: MismatchWatch
     reference: LogprobEngine | None
     reference_model: LanguageModel | None
     on_progress: OnProgress
@@ -93,6 +95,7 @@ class SolverResult:
     judged: tuple[JudgedGroup, ...]
     num_replaced: int  # groups without spread that were dropped
     old_policy: Logprobs
+    mismatch: Mismatch  # of the sampling engine's log-probs with these
     advantages: Tensor  # [N] float64
     updates: tuple[Update[Tensor], ...]
 
@@ -109,6 +112,7 @@ def solver_step(rooms: SolverRooms, next_problems: NextProblems, number: int, ti
     with timer.phase("old_policy") as phase:
         old_policy = rooms.old_policy.logprobs(sequences)
         phase.count(num_tokens, rooms.old_policy.model_flops(sequences))
+    mismatch = rooms.mismatch.compare([one.group for one in judged], old_policy, number)
     with timer.phase("reference") as phase:
         reference = None
         if rooms.reference is not None:
@@ -124,12 +128,13 @@ def solver_step(rooms: SolverRooms, next_problems: NextProblems, number: int, ti
             valid=tuple(valid.tolist()),
             truncated=tuple(c.finish_reason is FinishReason.LENGTH for one in judged for c in one.group.completions),
             old_policy=old_policy,
+            correction=mismatch.correction,
             reference=reference,
         )
         updates = update_policy(rooms.policy, batch, rooms.grpo, max_completion_tokens=rooms.max_completion_tokens)
         follow_policy(rooms.reference_model, rooms.policy, rooms.grpo, number)
         phase.count(num_tokens, rooms.policy.model_flops(sequences))
-    return SolverResult(judged, num_replaced, old_policy, advantages, updates)
+    return SolverResult(judged, num_replaced, old_policy, mismatch, advantages, updates)
 
 
 def draw_groups(

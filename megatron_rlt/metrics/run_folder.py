@@ -33,6 +33,7 @@ _MAY_CHANGE = (
     "checkpoint",
     "evaluation",
     "metrics",
+    "mismatch.max_rollout_gap",
     "watchdog",
     "output_dir",
 )

@@ -6,12 +6,11 @@ Only one rank writes; on the others every call does nothing.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from megatron_rlt.metrics.json_lines import JsonLines, complete_lines
 from megatron_rlt.parallel.environment import wandb_mode
 
 METRICS_FILE = "metrics.jsonl"
@@ -41,7 +40,7 @@ class MetricsWriter:
         if not is_writer:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self._sinks.append(_JsonLines(folder / METRICS_FILE, resumed_step))
+        self._sinks.append(JsonLines(folder / METRICS_FILE, resumed_step=resumed_step))
         if tensorboard:
             self._sinks.append(_TensorBoard(folder / "tensorboard", resumed_step))
         if wandb:
@@ -60,31 +59,7 @@ class MetricsWriter:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """All steps of a run, oldest first. The line a killed run left half is not among them."""
-    return [record for _, record in _complete_lines(folder / METRICS_FILE)]
-
-
-def _complete_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [(line, json.loads(line)) for line in lines if line.endswith("}\n")]
-
-
-class _JsonLines:
-    def __init__(self, path: Path, resumed_step: int) -> None:
-        kept = [line for line, record in _complete_lines(path) if record["step"] <= resumed_step]
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(path)
-        self._file = path.open("a", encoding="utf-8")
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        record = {"step": step} | {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
+    return [record for _, record in complete_lines(folder / METRICS_FILE)]
 
 
 class _TensorBoard:

@@ -29,10 +29,15 @@ _PACKAGE = Path(megatron_rlt.__file__).parent
 _CONNECTION_PHRASES = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
+class StoppedError(RuntimeError):
+    """A job's own decision to end: its one line says all, and a traceback would not help."""
+
+
 class Kind(StrEnum):
     """Why a rank ended."""
 
     INPUT = "input"  # a ValueError of this project: the user's fault
+    STOPPED = "stopped"  # a StoppedError: the job itself decided to end
     ERROR = "error"  # any other exception
     STALL = "stall"  # the watchdog fired
     KILLED = "killed"  # by a signal that this launcher did not send
@@ -67,7 +72,7 @@ def failure_of_exception(error: BaseException, *, rank: int, phase: str) -> Fail
         phase=phase,
         kind=_kind_of(error),
         message=str(error)
-        if _is_users_fault(error)
+        if _is_users_fault(error) or isinstance(error, StoppedError)
         else traceback.format_exception_only(error)[-1].strip().splitlines()[0],
         details="".join(traceback.format_exception(error)),
         seconds=time.time(),
@@ -105,9 +110,9 @@ def culprit(failures: Sequence[Failure]) -> Failure:
 def report(failure: Failure, others: Sequence[Failure] = ()) -> str:
     """What a user reads: the culprit's traceback first, then one line that names it.
 
-    A user's fault is one line for each fault and no traceback.
+    A user's fault is one line for each fault and no traceback, a job's own end one line.
     """
-    if failure.kind is Kind.INPUT:
+    if failure.kind in (Kind.INPUT, Kind.STOPPED):
         return "".join(f"{PROGRAM}: error: {line}\n" for line in failure.message.splitlines())
     headline = f"rank {failure.rank} failed in phase {failure.phase}:"
     trace = f"{headline}\n{failure.details}" if failure.details else ""
@@ -132,6 +137,8 @@ def read_failures(folder: Path) -> list[Failure]:
 def _kind_of(error: BaseException) -> Kind:
     if _is_users_fault(error):
         return Kind.INPUT
+    if isinstance(error, StoppedError):
+        return Kind.STOPPED
     broken = isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _CONNECTION_PHRASES)
     return Kind.CONNECTION if broken or isinstance(error, dist.DistError | ConnectionError) else Kind.ERROR
 

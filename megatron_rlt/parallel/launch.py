@@ -50,7 +50,7 @@ Job = Callable[[Config, Heartbeat], int]
 _COLLECTIVE_MARGIN_SECONDS = 60.0
 # Under torchrun and srun a rank cannot see its peers' records: one that only lost a connection waits, so that
 # the culprit speaks first; usually the launcher ends it meanwhile.
-_PATIENCE_SECONDS = {Kind.CONNECTION: 3.0, Kind.INPUT: 1.0}
+_PATIENCE_SECONDS = {Kind.CONNECTION: 3.0, Kind.INPUT: 1.0, Kind.STOPPED: 1.0}
 # Ranks that wait for a hanging one stop beating when it does, and any of them may notice first; who is furthest
 # behind is known only once all have reported, which is a second or two apart.
 _STALL_PATIENCE_SECONDS = 3.0
@@ -185,7 +185,8 @@ def _local_rank(job: Job[Config], config: Config, records: Path, launcher: int) 
 
 def _end_among_peers(place: Place, failure: Failure) -> None:
     """Say what happened and leave at once: destructors of a process group wait for peers that never come."""
-    if failure.kind is Kind.CONNECTION or (failure.kind is Kind.INPUT and place.rank != 0):
+    every_rank_says_it = failure.kind in (Kind.INPUT, Kind.STOPPED)
+    if failure.kind is Kind.CONNECTION or (every_rank_says_it and place.rank != 0):
         time.sleep(_PATIENCE_SECONDS[failure.kind])
         failure = replace(failure, details="")
     _print_failure(failure)

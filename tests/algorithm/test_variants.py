@@ -31,6 +31,7 @@ def loss_of(
         reference_logprobs=None,
         advantages=advantages.repeat_interleave(counts),
         weights=weights.repeat_interleave(counts),
+        importance=None,
         clip_low=0.2,
         clip_high=clip_high,
         beta=0.0,

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 IMPORTERS: dict[str, tuple[str, ...]] = {
     "megatron.core": ("parallel/", "models/", "policy/", "checkpoint/"),
     "megatron.energon": ("data/loader.py", "data/energon_index.py"),
-    "transformers": ("prompts/tokenizer.py", "models/rope.py"),
+    "transformers": ("prompts/tokenizer.py", "models/rope.py", "models/dense.py"),
     "transformer_engine": ("models/", "scoring/"),
     "vllm": ("rollout/", "weight_sync/"),
     "safetensors": ("models/weights/",),

@@ -19,6 +19,7 @@ from megatron_rlt.config.jobs import TrainConfig
 from megatron_rlt.config.loading import load_config
 from megatron_rlt.data.scan import scan_problems
 from megatron_rlt.metrics.completions import CompletionRow, read_completions
+from megatron_rlt.metrics.worst_completions import read_worst_completions
 from megatron_rlt.metrics.writer import read_metrics
 from megatron_rlt.rewards.leaks import leak_metrics
 from megatron_rlt.types import FormatFlag, LeakMetrics
@@ -38,7 +39,18 @@ METRICS = {
     *("flag_share/missing_end_tag", "flag_share/truncated", "well_formed_share"),
     *LEAKS,
     *("completion_tokens", "completion_tokens_max", "explanation_tokens", "prompt_tokens", "entropy"),
-    *("rollout_gap_mean", "rollout_gap_max", "loss", "ratio_mean", "clip_share", "kl_to_reference", "grad_norm", "lr"),
+    *(
+        "rollout_gap_mean",
+        "rollout_gap_p99",
+        "rollout_gap_max",
+        "rollout_sequence_kl",
+        "loss",
+        "ratio_mean",
+        "clip_share",
+        "kl_to_reference",
+        "grad_norm",
+        "lr",
+    ),
     *(f"seconds/{phase}" for phase in PHASES),
     *(f"memory/{kind}_bytes/{phase}" for kind in MEMORY_KINDS for phase in PHASES),
     *(f"{rate}_per_second/{phase}" for rate in ("tokens", "model_flops") for phase in PHASES),
@@ -146,6 +158,21 @@ def test_the_metrics_are_what_the_completions_say(run: Path) -> None:
             **{name: mean(vars(row)[name] for row in rows) for name in LEAKS},
         }
         assert {name: step[name] for name in expected} == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+def test_the_worst_completion_of_each_step_is_the_stored_one_with_the_largest_gap(run: Path) -> None:
+    worst = read_worst_completions(run)
+    assert [line["step"] for line in worst] == [1, 2]
+    for line in worst:
+        rows = _rows(run, line["step"])
+        gaps = [(row.rollout_logprobs - row.old_logprobs).abs() for row in rows]
+        index = max(range(len(rows)), key=lambda at: float(gaps[at].max()))
+        row, token = rows[index], int(gaps[index].argmax())
+        assert (line["question_index"], line["completion_index"]) == (row.question_index, row.completion_index)
+        assert (line["problem_id"], line["seed"]) == (row.problem_id, row.seed)
+        assert (line["token_index"], line["token_id"]) == (token, int(row.completion_ids[token]))
+        assert line["gap"] == float(gaps[index].max())
+        assert line["text"].startswith(row.text)
 
 
 def _kept(rows: list[CompletionRow]) -> list[CompletionRow]:

@@ -18,6 +18,7 @@ from megatron_rlt.jobs.solver import build_solver_rooms, run_solver
 from megatron_rlt.jobs.solver_step import _judge_group, draw_groups
 from megatron_rlt.metrics.memory import MemoryLedger
 from megatron_rlt.metrics.phases import PhaseTimer
+from megatron_rlt.metrics.worst_completions import read_worst_completions
 from megatron_rlt.metrics.writer import read_metrics
 from megatron_rlt.parallel.watchdog import Heartbeat
 from megatron_rlt.prompts.formats import student_format
@@ -127,9 +128,11 @@ def test_a_run_writes_its_metrics_and_the_student(inputs: TinyInputs, tmp_path: 
     steps = read_metrics(tmp_path / "run")
     assert [step["step"] for step in steps] == [1, 2]
     for step in steps:
-        assert step["rollout_gap_max"] < 1e-4
+        assert 0 <= step["rollout_gap_p99"] <= step["rollout_gap_max"] < 1e-4
         assert 0 <= step["accuracy"] <= 1
         assert step["accuracy"] == pytest.approx(step["reward"])  # 1 for a right answer, 0 for any other
         assert step["groups_with_spread"] <= 2
+    worst = read_worst_completions(tmp_path / "run")
+    assert [(line["step"], line["gap"]) for line in worst] == [(s["step"], s["rollout_gap_max"]) for s in steps]
     assert (tmp_path / "run" / "hf" / "model.safetensors").is_file()
     assert json.loads((tmp_path / "run" / "run.json").read_text())["command"] == "train"

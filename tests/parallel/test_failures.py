@@ -14,6 +14,7 @@ from megatron_rlt.config.loading import load_config
 from megatron_rlt.parallel.failures import (
     Failure,
     Kind,
+    StoppedError,
     culprit,
     failure_of_exception,
     failure_of_exit,
@@ -82,6 +83,12 @@ def test_a_report_has_the_traceback_first_and_ends_in_one_line_with_rank_and_err
     lines = report(failure).splitlines()
     assert lines[:2] == ["rank 1 failed in phase rollout:", "Traceback (most recent call last):"]
     assert lines[-1] == "megatron-rlt: error: rank 1 failed in phase rollout: RuntimeError: CUDA error"
+
+
+def test_a_jobs_own_end_is_one_line_and_a_failure() -> None:
+    failure = _raised(StoppedError("step 3: the gap is 2"))
+    assert (failure.kind, failure.status) == (Kind.STOPPED, 1)
+    assert report(failure) == "megatron-rlt: error: step 3: the gap is 2\n"
 
 
 def test_exit_codes_are_explained() -> None:

@@ -38,6 +38,8 @@ class Batch:
     reference: tuple[Tensor, ...]
     advantages: Tensor
     valid: tuple[bool, ...]
+    importance: tuple[Tensor, ...]  # for the corrected cases: of the policy's part of the loss
+    kept: tuple[Tensor, ...]  # for the corrected cases: False where a token takes no part
 
 
 def make_batch() -> Batch:
@@ -55,10 +57,12 @@ def make_batch() -> Batch:
         reference=tuple(-5 - values for values in noise),
         advantages=torch.randn(len(lengths), generator=generator, dtype=torch.float64),
         valid=tuple(index != INVALID for index in range(len(lengths))),
+        importance=tuple((values / 2).exp().clamp(max=2.0) for values in noise),
+        kept=tuple(values > -1.0 for values in noise),
     )
 
 
-def dense_updates(folder: Path, aggregation: str) -> Updates:
+def dense_updates(folder: Path, aggregation: str, corrected: bool) -> Updates:
     """Losses, gradient norms and final weights of two updates, written out without any of our code."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     matrices = [p for p in model.parameters() if p.dim() > 1]
@@ -70,7 +74,7 @@ def dense_updates(folder: Path, aggregation: str) -> Updates:
     losses, norms = [], []
     for _ in range(2):
         optimizer.zero_grad()
-        terms = [dense_token_losses(model, batch, index) for index in used]
+        terms = [dense_token_losses(model, batch, index, corrected) for index in used]
         loss = torch.cat(terms).mean() if aggregation == "token_mean" else sum(t.mean() for t in terms) / len(terms)
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), ADAM.clip_grad)))
@@ -79,7 +83,7 @@ def dense_updates(folder: Path, aggregation: str) -> Updates:
     return losses, norms, {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def dense_token_losses(model: torch.nn.Module, batch: Batch, index: int) -> Tensor:
+def dense_token_losses(model: torch.nn.Module, batch: Batch, index: int, corrected: bool) -> Tensor:
     sequence, (span,) = batch.sequences[index], batch.sequences[index].spans
     logprobs = (model(sequence.token_ids[None]).logits[0, :-1] / TEMPERATURE).log_softmax(-1)
     new = logprobs.gather(1, sequence.token_ids[1:, None])[span.start - 1 : span.stop - 1, 0]
@@ -87,10 +91,15 @@ def dense_token_losses(model: torch.nn.Module, batch: Batch, index: int) -> Tens
     advantage = batch.advantages[index].float()
     surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP_LOW, 1 + CLIP_HIGH) * advantage)
     gap = batch.reference[index] - new
-    return -surrogate + BETA * (gap.exp() - 1 - gap)
+    divergence = gap.exp() - 1 - gap
+    if corrected:
+        return batch.kept[index] * (-batch.importance[index] * surrogate + BETA * divergence)
+    return -surrogate + BETA * divergence
 
 
-def megatron_updates(folder: Path, layout_config: LayoutConfig, micro_batch_size: int, aggregation: str) -> Updates:
+def megatron_updates(
+    folder: Path, layout_config: LayoutConfig, micro_batch_size: int, aggregation: str, corrected: bool
+) -> Updates:
     layout = build_layout(layout_config)
     model = load_model(ModelConfig(model=folder, dtype="float32", layout=layout_config), layout)
     policy = Policy(
@@ -110,12 +119,17 @@ def megatron_updates(folder: Path, layout_config: LayoutConfig, micro_batch_size
         def rows(values: Tensor) -> Tensor:
             return packed.join([value.expand(length) for value, length in zip(values, lengths, strict=True)])
 
+        masked = rows(weights)
+        if corrected:
+            masked = masked * packed.join(batch.kept)
+
         scalar, sums = policy_loss(
             logprobs,
             old_logprobs=packed.join(batch.old),
             reference_logprobs=packed.join(batch.reference),
             advantages=rows(batch.advantages),
-            weights=rows(weights),
+            weights=masked,
+            importance=packed.join(batch.importance) if corrected else None,
             clip_low=CLIP_LOW,
             clip_high=CLIP_HIGH,
             beta=BETA,
@@ -147,21 +161,22 @@ CASES: dict[int, list[tuple[LayoutConfig, int]]] = {
 
 
 def run_cases(
-    folder: Path, world_size: int, aggregation: str
+    folder: Path, world_size: int, aggregation: str, corrected: bool
 ) -> list[tuple[list[float], list[float], dict[str, Tensor]]]:
-    return [megatron_updates(folder, layout, size, aggregation) for layout, size in CASES[world_size]]
+    return [megatron_updates(folder, layout, size, aggregation, corrected) for layout, size in CASES[world_size]]
 
 
 @pytest.mark.parametrize(
-    ("family", "tied", "aggregation"), [("qwen2", True, "sequence_mean"), ("qwen3", False, "token_mean")]
+    ("family", "tied", "aggregation", "corrected"),
+    [("qwen2", True, "sequence_mean", False), ("qwen3", False, "token_mean", True)],
 )
 def test_two_updates_equal_a_dense_model_in_every_layout(
-    tmp_path: Path, family: str, tied: bool, aggregation: str
+    tmp_path: Path, family: str, tied: bool, aggregation: str, corrected: bool
 ) -> None:
     folder = tiny_hf_model(tmp_path / "model", family, tied=tied)
-    expected_losses, expected_norms, expected_weights = dense_updates(folder, aggregation)
+    expected_losses, expected_norms, expected_weights = dense_updates(folder, aggregation, corrected)
     for world_size, cases in CASES.items():
-        results = run_ranks(run_cases, world_size, folder, world_size, aggregation)[0]
+        results = run_ranks(run_cases, world_size, folder, world_size, aggregation, corrected)[0]
         for case, (losses, norms, weights) in zip(cases, results, strict=True):
             assert losses == pytest.approx(expected_losses, rel=1e-5), case
             # The second norm follows an Adam step, which makes rounding of the first gradient visible.

@@ -1,0 +1,41 @@
+"""The oracle: log-probs by transformers' own model, dense in fp32 on one device, without any of this project's code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
+
+from megatron_rlt.parallel.platform import device
+from megatron_rlt.types import OnProgress, SpannedSequence
+
+
+@torch.no_grad()
+def dense_logprobs(
+    folder: Path, sequences: Sequence[SpannedSequence], *, temperature: float, on_progress: OnProgress
+) -> tuple[Tensor, ...]:
+    """`[N_i]` float32 log-probs of each sequence's wanted tokens, on the CPU, in span order.
+
+    One sequence at a time; all logits of its wanted tokens exist at once. Not collective: one rank may call it. The
+    model is loaded for the call and dropped after it.
+    """
+    disable_progress_bar()  # loading one would write among the lines of a failure
+    model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True)
+    model.to(device()).eval()
+    found = []
+    for number, sequence in enumerate(sequences):
+        on_progress(f"sequence {number + 1} of {len(sequences)}")
+        positions = sequence.target_positions
+        if len(positions) == 0:
+            found.append(torch.empty(0))
+            continue
+        ids = sequence.token_ids.to(device())
+        logits = model(ids[None], logits_to_keep=(positions - 1).to(device())).logits[0].float() / temperature
+        wanted = logits.log_softmax(-1).gather(1, ids[positions.to(device())][:, None])[:, 0]
+        found.append(wanted.cpu())
+    return tuple(found)
