@@ -224,21 +224,19 @@ class PackedBatch:
     """Several sequences end to end: one call of a model.
 
     Built by `models.packing`, which owns alignment: the last entry of `lengths` may be padding that belongs
-    to no sequence. Rows are positions whose hidden state predicts a wanted token.
+    to no sequence. Rows are positions whose hidden state predicts a wanted token. With context parallelism a rank's
+    batch holds its part of the tokens (t) and the rows among them (r); without, t is T and r is R.
     """
 
-    input_ids: Tensor  # [T] int64, T a multiple of the layout's alignment
-    position_ids: Tensor  # [T] int64, restarting at 0 for every sequence
-    lengths: tuple[int, ...]  # sequence lengths incl. trailing padding; sums to T
+    input_ids: Tensor  # [t] int64, T a multiple of the layout's alignment
+    position_ids: Tensor  # [t] int64, restarting at 0 for every sequence
+    lengths: tuple[int, ...]  # of the whole pack: sequence lengths incl. padding; sums to T
+    num_tokens: int  # of the whole pack that belong to sequences, padding not counted
     sequence_indices: tuple[int, ...]  # the caller's index of each packed sequence
-    rows: Tensor  # [R] int64 into T
-    targets: Tensor  # [R] int64 token ids
+    rows: Tensor  # [r] int64 into t
+    targets: Tensor  # [r] int64 token ids
     row_counts: tuple[int, ...]  # wanted tokens of each packed sequence; sums to R
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that belong to sequences, padding not counted."""
-        return sum(self.lengths[: len(self.sequence_indices)])
+    own_rows: Tensor | None  # [r] int64 into R: which of the pack's rows are here; None: all of them
 
     def join(self, per_sequence: Sequence[Tensor]) -> Tensor:
         """Pick the packed sequences' tensors (`[N_i]` each, indexed by the caller's order) and join them: `[R]`."""

@@ -32,6 +32,7 @@ class SavedLayout:
     pp: int
     dp: int
     sp: bool
+    cp: int = 1  # checkpoints written before there was context parallelism do not say
 
 
 @dataclass(frozen=True)

@@ -92,8 +92,8 @@ def load_optimizer(optimizer: MegatronOptimizer, model: MegatronModule, folder: 
 
 def _save(state: dict[str, Any], folder: Path, layout: Layout) -> None:
     strategy: SaveShardedStrategy = TorchSaveStrategy()
-    if layout.dp > 1:  # replicas write different tensors instead of waiting for the first one
-        strategy = FullyParallelSaveStrategyWrapper(strategy, layout.dp_group)
+    if layout.dp_cp > 1:  # replicas write different tensors instead of waiting for the first one
+        strategy = FullyParallelSaveStrategyWrapper(strategy, layout.dp_cp_group)
     with _without_deprecations():
         dist_checkpointing.save(state, str(folder), strategy, content_metadata=dict(_METADATA))
 

@@ -142,7 +142,7 @@ def load_training_state(
     shared = json.loads((path / "shared.json").read_text(encoding="utf-8"))
     scheduler.num_steps = 0  # Megatron's load adds the saved count to the present one
     scheduler.load_state_dict(shared["scheduler"])
-    same_layout = manifest.layout == SavedLayout(layout.tp, layout.pp, layout.dp, layout.sp)
+    same_layout = manifest.layout == SavedLayout(layout.tp, layout.pp, layout.dp, layout.sp, layout.cp)
     return LoadedState(
         step=manifest.step,
         num_updates=manifest.num_updates,
@@ -178,7 +178,7 @@ def _manifest(
         format=FORMAT,
         step=step,
         num_updates=num_updates,
-        layout=SavedLayout(layout.tp, layout.pp, layout.dp, layout.sp),
+        layout=SavedLayout(layout.tp, layout.pp, layout.dp, layout.sp, layout.cp),
         models=tuple(sorted(models)),
         float32_weights=all(weight.dtype == torch.float32 for weight in models[POLICY].parameters()),
         versions={package: version(package) for package in _PACKAGES},

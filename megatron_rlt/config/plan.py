@@ -213,14 +213,15 @@ def _model_plan(name: str, model: ModelConfig, shape: ModelShape, world_size: in
     copies = 2 if use == "trained with reference" else 1
     return ModelPlan(
         name=name,
-        layout=f"tp {layout.tp} x pp {layout.pp} x dp {dp}{', sp' if layout.sp else ''}"
+        layout=f"tp {layout.tp} x pp {layout.pp}{f' x cp {layout.cp}' if layout.cp > 1 else ''} x dp {dp}"
+        f"{', sp' if layout.sp else ''}"
         f"{', host between turns' if model.residency == 'host' else ''}",
         num_parameters=num_parameters(shape),
         max_rank_parameters=parameters,
         weight_bytes=copies * parameters * _DTYPE_BYTES[model.dtype],
         gradient_bytes=trained * _GRADIENT_BYTES,
         # The distributed optimizer's share; its padding to bucket boundaries is below a kilobyte and not counted.
-        optimizer_bytes=math.ceil(trained / dp) * _OPTIMIZER_BYTES[model.dtype],
+        optimizer_bytes=math.ceil(trained / (layout.cp * dp)) * _OPTIMIZER_BYTES[model.dtype],
     )
 
 

@@ -96,7 +96,7 @@ def sft_faults(config: SftConfig, shapes: Shapes) -> list[str]:
     if dp is not None and config.global_batch_size < dp:
         faults.append(
             f"global_batch_size={config.global_batch_size}: each of the {dp} data-parallel ranks"
-            f" (world_size / (tp x pp)) needs at least one row; nearest valid: {dp}"
+            f" (world_size / (tp x pp x cp)) needs at least one row; nearest valid: {dp}"
         )
     default_epochs = SftConfig.model_fields["num_epochs"].default
     if config.num_steps is not None and config.num_epochs != default_epochs:
@@ -156,6 +156,11 @@ def evaluate_faults(config: EvaluateConfig, shapes: Shapes) -> list[str]:
             f"sampling.num_samples={sampling.num_samples}: greedy answers to one question are all equal;"
             " set num_samples=1, or greedy=false to sample"
         )
+    if config.model.layout.cp > 1:
+        faults.append(
+            f"model.layout.cp={config.model.layout.cp}: has no effect on answers that are only sampled, where"
+            " context-parallel ranks are replicas like others; leave it out"
+        )
     tokens = config.prompts.max_prompt_tokens + sampling.max_completion_tokens
     return [
         *layout_faults({"model": config.model}, shapes, config.world_size),
@@ -172,15 +177,19 @@ def evaluate_faults(config: EvaluateConfig, shapes: Shapes) -> list[str]:
 
 
 def data_parallel_size(layout: LayoutConfig, world_size: int) -> int | None:
-    """Replicas of a model, `world_size / (tp x pp)`; None where that is no whole number."""
-    replicas, rest = divmod(world_size, layout.tp * layout.pp)
+    """Replicas of a model, `world_size / (tp x pp x cp)`; None where that is no whole number."""
+    replicas, rest = divmod(world_size, _replica_ranks(layout))
     return replicas if rest == 0 else None
+
+
+def _replica_ranks(layout: LayoutConfig) -> int:
+    return layout.tp * layout.pp * layout.cp
 
 
 def layout_faults(models: Mapping[str, ModelConfig], shapes: Shapes, world_size: int) -> list[str]:
     """Broken rules between layouts, model shapes and the number of ranks."""
     faults = []
-    common = math.lcm(*(model.layout.tp * model.layout.pp for model in models.values()))
+    common = math.lcm(*(_replica_ranks(model.layout) for model in models.values()))
     for name, model in models.items():
         layout = model.layout
         if name in shapes:
@@ -193,8 +202,8 @@ def layout_faults(models: Mapping[str, ModelConfig], shapes: Shapes, world_size:
         if data_parallel_size(layout, world_size) is None:
             multiples = [common * max(world_size // common, 1), common * (world_size // common + 1)]
             faults.append(
-                f"world_size={world_size}: must be a multiple of {name}.layout.tp x pp = {layout.tp} x {layout.pp}"
-                f" = {layout.tp * layout.pp}; nearest valid: {_joined(multiples)}"
+                f"world_size={world_size}: must be a multiple of {name}.layout.tp x pp x cp = {layout.tp} x {layout.pp}"
+                f" x {layout.cp} = {_replica_ranks(layout)}; nearest valid: {_joined(multiples)}"
             )
     return faults
 

@@ -27,7 +27,7 @@ class Section(BaseModel):
 
 
 class LayoutConfig(Section):
-    """How one model is split over the ranks; what tp x pp leaves over is data parallel."""
+    """How one model is split over the ranks; what tp x pp x cp leaves over is data parallel."""
 
     tp: PositiveInt = 1
     """Tensor-parallel size: ranks that share every layer."""
@@ -35,6 +35,8 @@ class LayoutConfig(Section):
     """Pipeline-parallel size: stages the layers are split into."""
     sp: bool = False
     """Sequence parallelism: activations between layers are split over the tensor-parallel ranks; needs tp > 1."""
+    cp: PositiveInt = 1
+    """Context-parallel size: ranks that share the tokens of every sequence. Sampling takes them as further replicas."""
 
 
 class ModelConfig(Section):

@@ -1,8 +1,9 @@
 """Attention on torch's scaled_dot_product_attention, for Megatron's core-attention slot, and its cached form.
 
-`PackedAttention` takes what Megatron's local attention does not: packed sequences (thd), grouped queries without
-copies of keys, and an explicit mask for cached decoding. `CachedSelfAttention` is Megatron's self-attention with
-`KeyValueCache` behind it. Which of them a model uses is chosen in `spec.py`.
+`PackedAttention` takes what Megatron's local attention does not: packed sequences (thd), whole or cut over
+context-parallel ranks, grouped queries without copies of keys, and an explicit mask for cached decoding.
+`CachedSelfAttention` is Megatron's self-attention with `KeyValueCache` behind it. Which of them a model uses is chosen
+in `spec.py`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import itertools
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
@@ -20,6 +24,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_rlt.models.kv_cache import KeyValueCache
+from megatron_rlt.models.zigzag import zigzag_chunks, zigzag_whole
+
+# Queries of a cut sequence that attend together under one mask; it has as many rows, whatever the sequence's length.
+_QUERY_BLOCK = 256
 
 
 class PackedAttention(MegatronModule):  # type: ignore[misc]
@@ -32,6 +40,7 @@ class PackedAttention(MegatronModule):  # type: ignore[misc]
         attn_mask_type: AttnMaskType,
         attention_type: str,
         softmax_scale: float | None,
+        pg_collection: ProcessGroupCollection,
         **_: Any,  # noqa: ANN401 - layer number and groups, which Megatron passes and nothing here needs
     ) -> None:
         super().__init__(config=config)
@@ -39,6 +48,7 @@ class PackedAttention(MegatronModule):  # type: ignore[misc]
         assert attention_type == "self", "only causal self-attention is built here"
         assert softmax_scale is not None, "the configuration must state the softmax scale"
         self.scale = softmax_scale
+        self.cp_group: dist.ProcessGroup = pg_collection.cp
 
     def forward(
         self,
@@ -53,8 +63,8 @@ class PackedAttention(MegatronModule):  # type: ignore[misc]
         """Attend within each packed sequence, within each row, or under a mask.
 
         Args:
-            query: `[T, heads, D]` packed, else `[S, B, heads, D]`; key and value alike with this rank's kv heads
-                (cached decoding: with their own, longer S).
+            query: `[T, heads, D]` packed (T / cp tokens of it), else `[S, B, heads, D]`; key and value alike with this
+                rank's kv heads (cached decoding: with their own, longer S).
             attention_mask: read only when `attn_mask_type` is `arbitrary`: `[B, 1, S, S_key]`, True where masked.
 
         Returns:
@@ -62,7 +72,10 @@ class PackedAttention(MegatronModule):  # type: ignore[misc]
         """
         assert attention_bias is None, "attention bias is not supported"
         if packed_seq_params is not None:
-            return attend_packed(query, key, value, packed_seq_params.cu_seqlens_q.tolist(), scale=self.scale)
+            boundaries = packed_seq_params.cu_seqlens_q.tolist()
+            if self.cp_group.size() > 1:
+                return attend_cut(query, key, value, boundaries, cp_group=self.cp_group, scale=self.scale)
+            return attend_packed(query, key, value, boundaries, scale=self.scale)
         mask = attention_mask if attn_mask_type == AttnMaskType.arbitrary else None
         return attend_rows(query, key, value, mask, scale=self.scale)
 
@@ -78,6 +91,60 @@ def attend_packed(query: Tensor, key: Tensor, value: Tensor, boundaries: list[in
     parts = zip(*(torch.split(part, lengths) for part in (query, key, value)), strict=True)
     outputs = [_attend(*(one.transpose(0, 1)[None] for one in each), mask=None, scale=scale)[0] for each in parts]
     return torch.cat([output.transpose(0, 1) for output in outputs]).flatten(1)
+
+
+def attend_cut(
+    query: Tensor, key: Tensor, value: Tensor, boundaries: list[int], *, cp_group: dist.ProcessGroup, scale: float
+) -> Tensor:
+    """`attend_packed` for this rank's queries where each sequence is cut as in `zigzag`. Collective over `cp_group`.
+
+    Keys and values of all ranks come to each; in the backward pass their gradients go back, summed. What a rank
+    computes of the scores is its own queries' share.
+
+    Args:
+        query: `[T / cp, heads, D]`; key and value alike.
+        boundaries: of the whole sequences, from 0 to T; their lengths are multiples of 2 x cp.
+    """
+    cp = cp_group.size()
+    both = torch.cat([key, value], dim=-1)
+    everyones = gather_from_sequence_parallel_region(both, tensor_parallel_output_grad=True, group=cp_group)
+    parts = everyones.unflatten(0, (cp, -1))
+    staircase = _staircase(max(stop - start for start, stop in itertools.pairwise(boundaries)), like=query)
+    outputs = []
+    for start, stop in itertools.pairwise([boundary // cp for boundary in boundaries]):
+        keys, values = zigzag_whole(parts[:, start:stop]).transpose(0, 1)[None].chunk(2, dim=-1)
+        for chunk, number in zip(query[start:stop].chunk(2), zigzag_chunks(cp, cp_group.rank()), strict=True):
+            outputs += _attend_chunk(chunk, keys, values, number * len(chunk), staircase, scale=scale)
+    return torch.cat(outputs).flatten(1)
+
+
+def _attend_chunk(
+    query: Tensor, keys: Tensor, values: Tensor, offset: int, staircase: Tensor, *, scale: float
+) -> list[Tensor]:
+    """Causal attention of the queries `[S, heads, D]` at positions `offset`...: blocks of `[rows, heads, D]`.
+
+    Args:
+        keys: `[1, kv_heads, L, D]` of the whole sequence, as `values`.
+    """
+    blocks = []
+    for block in torch.split(query.transpose(0, 1)[None], _QUERY_BLOCK, dim=2):
+        stop = offset + block.size(2)
+        first = staircase.size(1) - staircase.size(0) - offset
+        mask = staircase[: block.size(2), first : first + stop]
+        output = _attend(block, keys[:, :, :stop], values[:, :, :stop], mask=mask, scale=scale)
+        blocks.append(output[0].transpose(0, 1))
+        offset = stop
+    return blocks
+
+
+def _staircase(longest: int, *, like: Tensor) -> Tensor:
+    """What is added to scores `[rows, longest + rows]`: row i of a block at `offset` sees one key more than row i - 1.
+
+    Column `longest - offset` belongs to the first key; so one tensor serves every block of every sequence.
+    """
+    rows = min(_QUERY_BLOCK, longest)
+    ones = torch.ones(rows, longest + rows, dtype=torch.bool, device=like.device)
+    return torch.zeros_like(ones, dtype=like.dtype).masked_fill_(ones.triu_(longest + 1), float("-inf"))
 
 
 def attend_rows(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scale: float) -> Tensor:

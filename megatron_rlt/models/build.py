@@ -54,6 +54,8 @@ def build_model(architecture: Architecture, layout: Layout, *, dtype: torch.dtyp
             position_embedding_type="rope",
         )
     model.rotary_pos_emb.inv_freq = frequencies
+    # Its table stays whole: packs are rotated by the positions of their own tokens, and decoding is never cut.
+    model.rotary_pos_emb.cp_group = None
     _mark_shards(model)
     return model
 
@@ -117,6 +119,7 @@ def _parallel_settings(layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
         "tensor_model_parallel_size": layout.tp,
         "pipeline_model_parallel_size": layout.pp,
         "sequence_parallel": layout.sp,
+        "context_parallel_size": layout.cp,
         "pipeline_dtype": dtype,
         "variable_seq_lengths": True,
         # Megatron ties variable lengths to this dispatcher even where no expert exists.

@@ -7,6 +7,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
 )
 from torch import Tensor, nn
 
@@ -18,13 +19,13 @@ from megatron_rlt.types import PackedBatch
 
 
 def run_stage(model: nn.Module, batch: PackedBatch) -> Tensor:
-    """Run this rank's stage on a packed batch, inside `with layout:`.
+    """Run this rank's stage on a packed batch, inside `with layout:`. Collective over the batch's replica.
 
     Args:
         model: a `LanguageModel`, or Megatron's DistributedDataParallel around one.
 
     Returns:
-        `[T / tp with sequence parallelism else T, 1, H]`: see `LanguageModel.forward`.
+        `[t / tp with sequence parallelism else t, 1, H]`: see `LanguageModel.forward`.
     """
     here = device()
     boundaries = torch.tensor([0, *batch.lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(here)
@@ -36,6 +37,9 @@ def run_stage(model: nn.Module, batch: PackedBatch) -> Tensor:
         max_seqlen_q=longest,
         max_seqlen_kv=longest,
     )
+    if batch.own_rows is not None:
+        # Padding counts as tokens here: none of a sequence's own sees it, and every kernel takes equal boundaries.
+        packed.cu_seqlens_q_padded = packed.cu_seqlens_kv_padded = boundaries
     output: Tensor = model(
         batch.input_ids[None].to(here), batch.position_ids[None].to(here), None, packed_seq_params=packed
     )
@@ -49,8 +53,8 @@ def target_rows(stage_output: Tensor, rows: Tensor, layout: Layout) -> Tensor:
     vocabulary.
 
     Args:
-        stage_output: the last stage's `[T / tp or T, 1, H]`.
-        rows: `[R]` int64 positions in the pack.
+        stage_output: the last stage's `[t / tp or t, 1, H]`.
+        rows: `[R]` int64 positions in this rank's part of the pack.
     """
     rows = rows.to(stage_output.device)
     if layout.sp:
@@ -61,6 +65,18 @@ def target_rows(stage_output: Tensor, rows: Tensor, layout: Layout) -> Tensor:
     else:
         hidden = copy_to_tensor_model_parallel_region(stage_output[:, 0].index_select(0, rows), group=layout.tp_group)
     return hidden
+
+
+def gather_rows(own: Tensor, batch: PackedBatch, layout: Layout) -> Tensor:
+    """Values of all the batch's rows `[R, ...]`, on every context-parallel rank, from those of its own `[r, ...]`.
+
+    In the backward pass each rank keeps its own rows' gradient: what follows is computed on every rank alike.
+    """
+    if batch.own_rows is None:
+        return own
+    whole = own.new_zeros(sum(batch.row_counts), *own.shape[1:]).index_copy(0, batch.own_rows.to(own.device), own)
+    gathered: Tensor = reduce_from_tensor_model_parallel_region(whole, group=layout.cp_group)
+    return gathered
 
 
 def target_logprobs(
@@ -89,4 +105,4 @@ def target_logprobs(
         row_block=row_block,
         vocab_block=vocab_block,
     )
-    return logprobs, entropy
+    return gather_rows(logprobs, batch, layout), gather_rows(entropy, batch, layout)

@@ -1,25 +1,42 @@
 """Sequences to packs: several sequences end to end in one call of a model, and the share of each replica.
 
 In: the step's sequences. Out: `PackedBatch`es. The one owner of alignment: trailing padding becomes a
-pseudo-sequence of its own, so that attention never mixes it with tokens and no score depends on it.
+pseudo-sequence of its own, so that attention never mixes it with tokens and no score depends on it. With context
+parallelism every sequence has padding behind it instead, which none of its tokens sees, and a rank's batch holds its
+part of each.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from megatron_rlt.models.architecture import Architecture
 from megatron_rlt.models.flops import scoring_flops
+from megatron_rlt.models.zigzag import zigzag_part
 from megatron_rlt.parallel.layout import Layout
 from megatron_rlt.types import PackedBatch, SpannedSequence
 
 
-def alignment_of(layout: Layout) -> int:
-    """What a pack's number of tokens must be a multiple of: sequence parallelism cuts it into tp equal parts."""
-    return layout.tp if layout.sp else 1
+@dataclass(frozen=True)
+class Alignment:
+    """What a layout asks of a pack, and which part of it is this rank's."""
+
+    multiple: int  # of a pack's tokens; with cp > 1 of each sequence's
+    cp: int
+    cp_rank: int
+
+
+def alignment_of(layout: Layout) -> Alignment:
+    """Sequence parallelism cuts a rank's tokens into tp equal parts, context parallelism a sequence into 2 x cp."""
+    tokens = layout.tp if layout.sp else 1
+    return Alignment(tokens if layout.cp == 1 else tokens * 2 * layout.cp, layout.cp, layout.cp_rank)
 
 
 def pack(
@@ -28,7 +45,7 @@ def pack(
     *,
     max_tokens: int | None,
     max_sequences: int | None,
-    alignment: int,
+    alignment: Alignment,
 ) -> list[PackedBatch]:
     """Pack `sequences[i]` for every `i` of `indices`: into as few packs as first-fit needs, as even as they can be.
 
@@ -78,7 +95,7 @@ def _evenly(lengths: dict[int, int], num_packs: int, token_limit: float, count_l
     return packs
 
 
-def empty_batch(alignment: int) -> PackedBatch:
+def empty_batch(alignment: Alignment) -> PackedBatch:
     """A batch of padding only, for a replica that has no work while others wait for it in a collective."""
     return _join([], [], alignment)
 
@@ -107,26 +124,54 @@ def share_by_work(work: Sequence[float], dp: int) -> list[list[int]]:
     return [sorted(indices) for indices in shares]
 
 
-def _join(sequences: Sequence[SpannedSequence], members: list[int], alignment: int) -> PackedBatch:
+def _join(sequences: Sequence[SpannedSequence], members: list[int], alignment: Alignment) -> PackedBatch:
     chosen = [sequences[index] for index in members]
-    lengths = [len(sequence) for sequence in chosen]
-    num_tokens = sum(lengths)
-    padding = -num_tokens % alignment if num_tokens else alignment
     ids = [sequence.token_ids for sequence in chosen]
-    rows, start = [], 0
-    for sequence in chosen:
-        rows.append(start + sequence.target_positions - 1)
-        start += len(sequence)
-    if padding:
-        ids.append(torch.zeros(padding, dtype=torch.int64))
-        lengths.append(padding)
+    pieces = _padded_together(ids, alignment.multiple) if alignment.cp == 1 else _padded(ids, alignment.multiple)
+    starts = itertools.accumulate((len(piece) for piece in pieces), initial=0)
+    rows = [start + sequence.target_positions - 1 for start, sequence in zip(starts, chosen, strict=False)]
     nothing = [torch.empty(0, dtype=torch.int64)]
-    return PackedBatch(
-        input_ids=torch.cat(ids),
-        position_ids=torch.cat([torch.arange(length) for length in lengths]),
-        lengths=tuple(lengths),
+    batch = PackedBatch(
+        input_ids=torch.cat(pieces),
+        position_ids=torch.cat([torch.arange(len(piece)) for piece in pieces]),
+        lengths=tuple(len(piece) for piece in pieces),
+        num_tokens=sum(len(sequence) for sequence in chosen),
         sequence_indices=tuple(members),
         rows=torch.cat(rows or nothing),
         targets=torch.cat([sequence.token_ids[sequence.target_positions] for sequence in chosen] or nothing),
         row_counts=tuple(sequence.num_targets for sequence in chosen),
+        own_rows=None,
+    )
+    return batch if alignment.cp == 1 else _part_of_rank(batch, alignment)
+
+
+def _padded_together(ids: list[Tensor], multiple: int) -> list[Tensor]:
+    """The sequences and, if need be, a last one of padding."""
+    num_tokens = sum(len(sequence) for sequence in ids)
+    padding = -num_tokens % multiple if num_tokens else multiple
+    return [*ids, torch.zeros(padding, dtype=torch.int64)] if padding else ids
+
+
+def _padded(ids: list[Tensor], multiple: int) -> list[Tensor]:
+    """Each sequence with padding behind it, which its own tokens do not see: attention is causal."""
+    return [F.pad(sequence, (0, -len(sequence) % multiple)) for sequence in ids] or [
+        torch.zeros(multiple, dtype=torch.int64)
+    ]
+
+
+def _part_of_rank(batch: PackedBatch, alignment: Alignment) -> PackedBatch:
+    """This context-parallel rank's tokens of every sequence, and the wanted rows among them."""
+    pieces = torch.split(torch.arange(batch.input_ids.numel()), list(batch.lengths))
+    positions = torch.cat([zigzag_part(piece, alignment.cp, alignment.cp_rank) for piece in pieces])
+    places = torch.full_like(batch.input_ids, -1)  # of the pack's tokens in this rank's part
+    places[positions] = torch.arange(positions.numel())
+    rows = places[batch.rows]
+    own_rows = (rows >= 0).nonzero()[:, 0]
+    return replace(
+        batch,
+        input_ids=batch.input_ids[positions],
+        position_ids=batch.position_ids[positions],
+        rows=rows[own_rows],
+        targets=batch.targets[own_rows],
+        own_rows=own_rows,
     )

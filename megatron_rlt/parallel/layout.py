@@ -19,17 +19,26 @@ _STATE_PREFIXES = ("_MPU_", "_VIRTUAL_")
 
 
 class Layout:
-    """Groups, ranks and sizes of one model on this rank. Build with `build_layout`."""
+    """Groups, ranks and sizes of one model on this rank. Build with `build_layout`.
+
+    `dp` counts what shares the sequences: replicas of tp x pp x cp ranks. `dp_cp` counts the ranks that hold the same
+    weights: Megatron's data-parallel group with context parallelism, over which gradients are summed.
+    """
 
     def __init__(self, config: LayoutConfig, state: dict[str, Any]) -> None:
-        self.tp, self.pp, self.sp = config.tp, config.pp, config.sp
+        self.tp, self.pp, self.sp, self.cp = config.tp, config.pp, config.sp, config.cp
         self.tp_group: dist.ProcessGroup = state["_TENSOR_MODEL_PARALLEL_GROUP"]
         self.pp_group: dist.ProcessGroup = state["_PIPELINE_MODEL_PARALLEL_GROUP"]
         self.dp_group: dist.ProcessGroup = state["_DATA_PARALLEL_GROUP"]
+        self.cp_group: dist.ProcessGroup = state["_CONTEXT_PARALLEL_GROUP"]
+        self.dp_cp_group: dist.ProcessGroup = state["_DATA_PARALLEL_GROUP_WITH_CP"]
         self.dp: int = self.dp_group.size()
+        self.dp_cp: int = self.dp_cp_group.size()
         self.tp_rank: int = self.tp_group.rank()
         self.pp_rank: int = self.pp_group.rank()
         self.dp_rank: int = self.dp_group.rank()
+        self.cp_rank: int = self.cp_group.rank()
+        self.dp_cp_rank: int = self.dp_cp_group.rank()
         self._state = state
         self._outer: list[dict[str, Any]] = []
 
@@ -43,7 +52,7 @@ class Layout:
 
     @property
     def last_stage_rank(self) -> int:
-        """Global rank of the last pipeline stage of this model replica (same tp and dp rank as mine)."""
+        """Global rank of the last pipeline stage of this model replica (same tp, cp and dp rank as mine)."""
         return dist.get_global_rank(self.pp_group, self.pp - 1)
 
     def __enter__(self) -> Layout:
@@ -57,7 +66,7 @@ class Layout:
         _write_state(self._outer.pop())
 
     def __str__(self) -> str:
-        return f"tp{self.tp} pp{self.pp} dp{self.dp}" + (" sp" if self.sp else "")
+        return f"tp{self.tp} pp{self.pp} dp{self.dp}" + (f" cp{self.cp}" if self.cp > 1 else "") + (" sp" * self.sp)
 
 
 def build_layout(config: LayoutConfig, *, seed: int = 0) -> Layout:
@@ -67,13 +76,13 @@ def build_layout(config: LayoutConfig, *, seed: int = 0) -> Layout:
         seed: of Megatron's model-parallel random-number tracker.
 
     Raises:
-        ValueError: the number of ranks is not a multiple of tp x pp.
+        ValueError: the number of ranks is not a multiple of tp x pp x cp.
     """
     world_size = dist.get_world_size()
-    if world_size % (config.tp * config.pp) != 0:
+    if world_size % (config.tp * config.pp * config.cp) != 0:
         raise ValueError(
-            f"the number of ranks must be a multiple of tp x pp; got {world_size} ranks for tp={config.tp}, "
-            f"pp={config.pp}: change world_size or the layout"
+            f"the number of ranks must be a multiple of tp x pp x cp; got {world_size} ranks for tp={config.tp}, "
+            f"pp={config.pp}, cp={config.cp}: change world_size or the layout"
         )
     before = _read_state()
     _write_state(dict.fromkeys(before))
@@ -81,6 +90,7 @@ def build_layout(config: LayoutConfig, *, seed: int = 0) -> Layout:
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=config.tp,
             pipeline_model_parallel_size=config.pp,
+            context_parallel_size=config.cp,
             create_gloo_process_groups=False,
         )
         # No model here draws random numbers on the device (dropout is 0): the inference tracker makes forks free.

@@ -105,13 +105,14 @@ class MegatronEngine:
             RuntimeError: the ranks of a replica sampled different tokens.
         """
         self.work = SamplingWork(0, 0, 0, 0.0, 0.0)
-        dp, dp_rank = self._layout.dp, self._layout.dp_rank
+        # A token cannot be cut over context-parallel ranks: each of them samples as a replica of its own.
+        num_replicas, replica = self._layout.dp_cp, self._layout.dp_cp_rank
         # Contiguous shares keep a group's equal prompts on one replica, where they are computed once.
-        mine = range(len(requests) * dp_rank // dp, len(requests) * (dp_rank + 1) // dp)
+        mine = range(len(requests) * replica // num_replicas, len(requests) * (replica + 1) // num_replicas)
         rows = self._decode([(index, requests[index]) for index in mine])
         _require_agreement(rows, self._layout)
         completions = {row.index: self._completion(row, policy_version) for row in rows}
-        return gather_by_index(completions, len(requests), self._layout.dp_group)
+        return gather_by_index(completions, len(requests), self._layout.dp_cp_group)
 
     def model_flops(self, prompts: Sequence[Tensor], completions: Sequence[Completion]) -> float:
         """What sampling these cost over all ranks, as `models.flops` counts: equal prompts count once.

@@ -114,7 +114,7 @@ def _blocks(engine: LogprobEngine, owners: Sequence[int], vocab_size: int, block
 def _owners(layout: Layout) -> tuple[int, ...]:
     """Global ranks that hold the output weight of the first replica, in vocabulary order. Collective over all ranks."""
     places: list[tuple[bool, int]] = [(False, 0)] * dist.get_world_size()
-    dist.all_gather_object(places, (layout.dp_rank == 0 and layout.is_last_stage, layout.tp_rank))
+    dist.all_gather_object(places, (layout.dp_cp_rank == 0 and layout.is_last_stage, layout.tp_rank))
     ranks = [rank for rank, (owns, _) in enumerate(places) if owns]
     return tuple(sorted(ranks, key=lambda rank: places[rank][1]))
 

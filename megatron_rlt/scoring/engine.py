@@ -13,7 +13,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from megatron_rlt.models.flops import scoring_flops
-from megatron_rlt.models.forward import run_stage, target_logprobs, target_rows
+from megatron_rlt.models.forward import gather_rows, run_stage, target_logprobs, target_rows
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.packing import alignment_of, pack, share
 from megatron_rlt.parallel.collectives import broadcast_record, gather_by_index
@@ -90,7 +90,8 @@ class LogprobEngine:
         """
 
         def read(batch: PackedBatch, stage_output: Tensor) -> list[Tensor]:
-            return _parts(batch, target_rows(stage_output, batch.rows, self.layout))
+            own = target_rows(stage_output, batch.rows, self.layout)
+            return _parts(batch, gather_rows(own, batch, self.layout))
 
         return tuple(self._run(sequences, read))
 

@@ -31,7 +31,7 @@ def _message(action: Any) -> str:
 def _life(model: Path, folder: Path) -> dict[str, Any]:
     """Several saves of one training on one rank, and what each left behind."""
     seen: dict[str, Any] = {}
-    training = tiny_training(model, layout_of(1, 1))
+    training = tiny_training(model, layout_of(1, 1, 1))
     training.save(folder, num_updates=0)  # before any update: the moments do not exist yet
     seen["nothing trained"] = _message(lambda: training.save(folder, step=1, num_updates=1))
     seen["idle"] = _message(lambda: training.save(folder, step=2, num_updates=0))
@@ -162,7 +162,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_good_one_offered(
 
 
 def _one_rank_fails(model: Path, folder: Path) -> dict[str, Any]:
-    training = tiny_training(model, layout_of(1, 2))
+    training = tiny_training(model, layout_of(1, 2, 1))
     unpicklable: Any = RankState(b"", lambda: None)  # type: ignore[arg-type]
     seen: dict[str, Any] = {}
     try:

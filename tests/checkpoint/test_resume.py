@@ -29,8 +29,11 @@ def test_rank_state_survives_its_bytes(extra: bytes) -> None:
     assert RankState.from_bytes(state.to_bytes()) == state
 
 
-def _interrupted(model: Path, folder: Path, tp: int, pp: int, dtype: torch.dtype) -> dict[str, Any]:
-    layout = layout_of(tp, pp)
+Sizes = tuple[int, int, int]  # tp, pp, cp
+
+
+def _interrupted(model: Path, folder: Path, sizes: Sizes, dtype: torch.dtype) -> dict[str, Any]:
+    layout = layout_of(*sizes)
     whole = tiny_training(model, layout, dtype)
     for _ in range(3):
         whole.update()
@@ -56,13 +59,19 @@ def _interrupted(model: Path, folder: Path, tp: int, pp: int, dtype: torch.dtype
 
 
 @pytest.mark.parametrize(
-    ("tp", "pp", "dtype"),
-    [(2, 1, torch.float32), (1, 2, torch.float32), (1, 1, torch.float32), (1, 1, torch.bfloat16)],
-    ids=["tp2", "pp2", "dp2", "dp2-bf16"],
+    ("sizes", "dtype"),
+    [
+        ((2, 1, 1), torch.float32),
+        ((1, 2, 1), torch.float32),
+        ((1, 1, 2), torch.float32),
+        ((1, 1, 1), torch.float32),
+        ((1, 1, 1), torch.bfloat16),
+    ],
+    ids=["tp2", "pp2", "cp2", "dp2", "dp2-bf16"],
 )
-def test_three_steps_and_three_resumed_equal_six(tmp_path: Path, tp: int, pp: int, dtype: torch.dtype) -> None:
-    model = tiny_hf_model(tmp_path / "hf", "qwen2", tied=pp == 1, num_layers=2, dtype=dtype)
-    for found in run_ranks(_interrupted, 2, model, tmp_path / "checkpoints", tp, pp, dtype):
+def test_three_steps_and_three_resumed_equal_six(tmp_path: Path, sizes: Sizes, dtype: torch.dtype) -> None:
+    model = tiny_hf_model(tmp_path / "hf", "qwen2", tied=sizes[1] == 1, num_layers=2, dtype=dtype)
+    for found in run_ranks(_interrupted, 2, model, tmp_path / "checkpoints", sizes, dtype):
         assert found["losses"]
         assert found["bits"]
         assert found["draws"]
@@ -71,16 +80,16 @@ def test_three_steps_and_three_resumed_equal_six(tmp_path: Path, tp: int, pp: in
         assert found["shared"].counters == {"skipped": 2, "best": 0.1}
 
 
-def _train_and_save(model: Path, folder: Path, tp: int, pp: int) -> float:
-    training = tiny_training(model, layout_of(tp, pp))
+def _train_and_save(model: Path, folder: Path, sizes: Sizes) -> float:
+    training = tiny_training(model, layout_of(*sizes))
     for _ in range(3):
         training.update()
     training.save(folder)
     return training.update()
 
 
-def _load_and_save(model: Path, source: Path, target: Path, tp: int, pp: int) -> tuple[float, bool]:
-    training = tiny_training(model, layout_of(tp, pp))
+def _load_and_save(model: Path, source: Path, target: Path, sizes: Sizes) -> tuple[float, bool]:
+    training = tiny_training(model, layout_of(*sizes))
     info = find_resumable(source, group=None)
     assert info is not None
     loaded = training.load(info)
@@ -100,15 +109,19 @@ def _differences(before: Path, after: Path) -> dict[str, bool]:
     return same
 
 
-@pytest.mark.parametrize(("before", "after"), [((2, 1), (1, 2)), ((1, 1), (2, 1))], ids=["tp2-to-pp2", "dp2-to-tp2"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((2, 1, 1), (1, 2, 1)), ((1, 1, 1), (2, 1, 1)), ((1, 1, 2), (1, 2, 1))],
+    ids=["tp2-to-pp2", "dp2-to-tp2", "cp2-to-pp2"],
+)
 def test_another_layout_gets_the_same_weights_moments_and_next_loss(
-    tmp_path: Path, before: tuple[int, int], after: tuple[int, int]
+    tmp_path: Path, before: Sizes, after: Sizes
 ) -> None:
     """TP2 pads the vocabulary of 131 rows to 132, the others do not: what must agree are the 131."""
     model = tiny_hf_model(tmp_path / "hf", "qwen3", tied=False, num_layers=2)
     source, target = tmp_path / "before", tmp_path / "after"
-    (next_loss, _) = run_ranks(_train_and_save, 2, model, source, *before)
-    for loss, is_new_layout in run_ranks(_load_and_save, 2, model, source, target, *after):
+    (next_loss, _) = run_ranks(_train_and_save, 2, model, source, before)
+    for loss, is_new_layout in run_ranks(_load_and_save, 2, model, source, target, after):
         assert is_new_layout
         assert loss == pytest.approx(next_loss, abs=1e-5)
     (same,) = run_ranks(_differences, 1, source / "step-000003", target / "step-000003")

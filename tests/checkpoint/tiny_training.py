@@ -103,5 +103,5 @@ def tiny_training(model: Path, layout: Layout, dtype: torch.dtype = torch.float3
     return Training(policy, reference, layout)
 
 
-def layout_of(tp: int, pp: int) -> Layout:
-    return build_layout(LayoutConfig(tp=tp, pp=pp, sp=tp > 1))
+def layout_of(tp: int, pp: int, cp: int) -> Layout:
+    return build_layout(LayoutConfig(tp=tp, pp=pp, sp=tp > 1, cp=cp))

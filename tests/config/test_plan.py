@@ -70,6 +70,19 @@ def test_parameters_and_bytes_of_the_fullest_rank(workplace: Path) -> None:
     assert (frozen.weight_bytes, frozen.gradient_bytes, frozen.optimizer_bytes) == (4 * frozen.num_parameters, 0, 0)
 
 
+def test_context_parallel_ranks_share_sequences_and_the_optimizer_but_not_weights(workplace: Path) -> None:
+    shapes = {name: Architecture.from_folder(workplace / name) for name in ("teacher", "student")}
+    plans = [
+        plan_train(load_config(TrainConfig, Path("train.yaml"), ["world_size=4", f"teacher.layout={layout}"]), shapes)
+        for layout in ("{tp: 1}", "{cp: 2}")
+    ]
+    whole, cut = (plan.models[0] for plan in plans)
+    assert (whole.layout, cut.layout) == ("tp 1 x pp 1 x dp 4", "tp 1 x pp 1 x cp 2 x dp 2")
+    assert (cut.weight_bytes, cut.optimizer_bytes) == (whole.weight_bytes, whole.optimizer_bytes)
+    name = "teacher sequences per data-parallel rank and step, at most"
+    assert [dict(plan.numbers)[name] for plan in plans] == [8, 16]
+
+
 def test_without_beta_no_reference_is_counted(workplace: Path) -> None:
     shapes = {name: Architecture.from_folder(workplace / name) for name in ("teacher", "student")}
     with_reference = plan_train(load_config(TrainConfig, Path("train.yaml"), []), shapes).models[0]

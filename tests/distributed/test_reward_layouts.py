@@ -27,10 +27,12 @@ LAYOUTS = {
         "tp1 beside tp1": (LayoutConfig(), LayoutConfig()),
         "tp2+sp beside dp2": (TP2_SP, LayoutConfig()),
         "tp2+sp beside pp2": (TP2_SP, LayoutConfig(pp=2)),
+        "cp2 beside tp2+sp": (LayoutConfig(cp=2), TP2_SP),
     },
     4: {
         "tp2 x pp2+sp beside tp4": (LayoutConfig(tp=2, pp=2, sp=True), LayoutConfig(tp=4)),
         "pp2 x dp2 beside tp2": (LayoutConfig(pp=2), LayoutConfig(tp=2)),
+        "tp2 x cp2+sp beside pp2 x cp2": (LayoutConfig(tp=2, sp=True, cp=2), LayoutConfig(pp=2, cp=2)),
     },
 }
 Key = tuple[float, str]

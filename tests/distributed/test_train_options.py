@@ -26,6 +26,7 @@ TWO_STEPS = ("num_steps=2", "grpo.beta=0.1", "grpo.reference_sync_steps=1")
 RUNS: dict[str, list[str]] = {
     "paper": [],
     "gain": ["reward.solution_unit=gain"],
+    "context": ["teacher.layout={cp: 2}"],
     "same folder": ["student.layout={tp: 2, sp: true}", *TWO_STEPS],
     "self": ["student=self", *TWO_STEPS],
     "host": [
@@ -112,6 +113,16 @@ def test_each_of_several_students_gives_the_reward_it_gives_alone_and_the_lowest
     lowest = [min(pair) if not math.isnan(sum(pair)) else math.nan for pair in zip(alone, other_alone, strict=True)]
     assert [row.reward for row in rows] == pytest.approx(lowest, abs=0, nan_ok=True)
     assert len({a < b for a, b in zip(alone, other_alone, strict=True) if not math.isnan(a + b)}) == 2
+
+
+def test_a_context_parallel_teacher_samples_scores_and_learns_like_a_tensor_parallel_one(runs: Path) -> None:
+    (paper,), (context,) = (read_metrics(runs / name) for name in ("paper", "context"))
+    for other, row in zip(_rows(runs / "paper", 1), _rows(runs / "context", 1), strict=True):
+        assert torch.equal(other.completion_ids, row.completion_ids)
+        assert row.reward == pytest.approx(other.reward, abs=1e-5, nan_ok=True)
+    assert context["loss"] == pytest.approx(paper["loss"], abs=1e-5)
+    assert context["grad_norm"] == pytest.approx(paper["grad_norm"], rel=1e-4)
+    assert context["rollout_gap_max"] < 1e-4
 
 
 def test_a_held_out_student_is_logged_and_changes_nothing(runs: Path) -> None:

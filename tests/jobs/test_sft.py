@@ -18,7 +18,7 @@ TEXTS = {
     "student": "<q> {question} <exp> {reasoning_trace} <sol> {solution} <eos>",
     "teacher": "<q> {question} <sol> {solution} <exp> {reasoning_trace} </exp> <eos>",
 }
-LAYOUTS = {"student": "{tp: 1}", "teacher": "{tp: 2, sp: true}"}
+LAYOUTS = {"student": "{cp: 2}", "teacher": "{tp: 2, sp: true}"}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Gradients of the log-probs equal transformers' under tensor and sequence parallelism and any recomputation."""
+"""Gradients of the log-probs equal transformers' however sequences and layers are split, with any recomputation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.tiny_models import tiny_hf_model
 TEMPERATURE = 0.7
 VOCAB_SIZE = 131
 TOLERANCE = 1e-5
-LAYOUTS = {1: [LayoutConfig()], 2: [LayoutConfig(tp=2), LayoutConfig(tp=2, sp=True)]}
+LAYOUTS = {1: [LayoutConfig()], 2: [LayoutConfig(tp=2), LayoutConfig(tp=2, sp=True), LayoutConfig(cp=2)]}
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -80,7 +80,7 @@ def _gradients(folder: Path, layout: Layout, recompute: str) -> dict[str, Tensor
                 model, run_stage(model, batch), batch, layout, temperature=TEMPERATURE, row_block=5, vocab_block=64
             )
             (logprobs * batch.join(weights)).sum().backward()
-        _sum_over_tensor_parallel_ranks(model, layout)
+        _sum_over_ranks(model, layout)
     # A gradient has its parameter's layout: the export of weights puts it together.
     for parameter in model.parameters():
         assert parameter.grad is not None
@@ -88,9 +88,10 @@ def _gradients(folder: Path, layout: Layout, recompute: str) -> dict[str, Tensor
     return dict(export_tensors(model, architecture, layout, destination=Destination.ALL_RANKS))
 
 
-def _sum_over_tensor_parallel_ranks(model: LanguageModel, layout: Layout) -> None:
-    """What Megatron's finalize_model_grads does to replicated parameters whose ranks saw different parts."""
+def _sum_over_ranks(model: LanguageModel, layout: Layout) -> None:
+    """What Megatron's finalize_model_grads does to parameters whose ranks saw different parts of the sequences."""
     for name, parameter in model.named_parameters():
+        dist.all_reduce(parameter.grad, group=layout.cp_group)
         is_split = layout.sp and hasattr(parameter, "sequence_parallel") and parameter.sequence_parallel
         if is_split or "q_layernorm" in name or "k_layernorm" in name:
             dist.all_reduce(parameter.grad, group=layout.tp_group)

@@ -33,6 +33,19 @@ def _two_layouts() -> dict[str, tuple[int, ...]]:
     return seen
 
 
+def _places() -> tuple[tuple[int, ...], ...]:
+    layout = build_layout(LayoutConfig(cp=2))
+    sizes = (layout.tp, layout.pp, layout.cp, layout.dp, layout.dp_cp)
+    return sizes, (layout.cp_rank, layout.dp_rank, layout.dp_cp_rank, layout.last_stage_rank)
+
+
+def test_context_parallel_ranks_share_a_replica_and_hold_the_same_weights() -> None:
+    # Megatron counts cp before dp: rank = cp_rank + 2 x dp_rank.
+    for rank, (sizes, places) in enumerate(run_ranks(_places, 4)):
+        assert sizes == (1, 1, 2, 2, 4)
+        assert places == (rank % 2, rank // 2, rank, rank)
+
+
 def test_each_layout_is_current_only_inside_its_block() -> None:
     for rank, seen in enumerate(run_ranks(_two_layouts, 2)):
         assert seen == {"teacher": (2, 1), "student": (1, rank), "back": (2, rank), "sum": (1, 1)}

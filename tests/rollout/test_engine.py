@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from megatron_rlt.config.sections import LayoutConfig
 from megatron_rlt.models.forward import run_stage, target_logprobs
 from megatron_rlt.models.language_model import LanguageModel
-from megatron_rlt.models.packing import pack
+from megatron_rlt.models.packing import alignment_of, pack
 from megatron_rlt.parallel.layout import Layout, build_layout
 from megatron_rlt.rollout.decoding_batch import Row
 from megatron_rlt.rollout.engine import MegatronEngine, _require_agreement
@@ -59,6 +59,7 @@ LAYOUTS_OF_TWO = (
     LayoutConfig(tp=2),
     LayoutConfig(tp=2, sp=True),
     LayoutConfig(pp=2),
+    LayoutConfig(cp=2),
 )
 Outcome = list[tuple[list[int], list[float], FinishReason]]
 
@@ -122,7 +123,7 @@ def _check_still_trainable(model: LanguageModel, layout: Layout) -> None:
     if layout.pp > 1:
         return
     sequence = SpannedSequence(torch.arange(8), (Span(1, 8),))
-    batch = pack([sequence], [0], max_tokens=None, max_sequences=None, alignment=2)[0]
+    batch = pack([sequence], [0], max_tokens=None, max_sequences=None, alignment=alignment_of(layout))[0]
     with layout:
         blocks = {"row_block": 8, "vocab_block": 64}
         logprobs, _ = target_logprobs(model, run_stage(model, batch), batch, layout, temperature=0.7, **blocks)
@@ -205,7 +206,7 @@ def test_two_ranks_sample_the_dense_models_tokens_in_every_layout(
 
 
 def test_four_ranks_sample_the_dense_models_tokens(folder: Path, dense: dict[str, Outcome]) -> None:
-    layouts = [LayoutConfig(tp=2, pp=2, sp=True), LayoutConfig(pp=2)]
+    layouts = [LayoutConfig(tp=2, pp=2, sp=True), LayoutConfig(pp=2), LayoutConfig(tp=2, sp=True, cp=2)]
     ranks = run_ranks(generate_cases, 4, folder, layouts, [CASES[1], CASES[5], CASES[-1]])
     assert all(rank == ranks[0] for rank in ranks)
     _assert_equal(ranks[0], dense)

@@ -26,8 +26,9 @@ LAYOUTS = {
         (LayoutConfig(tp=2, sp=True), LayoutConfig(pp=2)),
         (LayoutConfig(), LayoutConfig(tp=2)),
         (LayoutConfig(pp=2), LayoutConfig()),
+        (LayoutConfig(cp=2), LayoutConfig(tp=2)),
     ],
-    4: [(LayoutConfig(tp=2, pp=2, sp=True), LayoutConfig(tp=4))],
+    4: [(LayoutConfig(tp=2, pp=2, sp=True), LayoutConfig(tp=4)), (LayoutConfig(tp=2, cp=2), LayoutConfig(pp=2, cp=2))],
 }
 
 

@@ -23,8 +23,14 @@ from tests.tiny_models import tiny_hf_model
 VOCAB_SIZE = 131
 LENGTHS = (23, 1, 9, 40, 2, 3, 17, 1, 31, 12)
 LAYOUTS = {
-    2: [LayoutConfig(), LayoutConfig(tp=2), LayoutConfig(tp=2, sp=True), LayoutConfig(pp=2)],
-    4: [LayoutConfig(tp=2, pp=2, sp=True), LayoutConfig(tp=2)],
+    2: [LayoutConfig(), LayoutConfig(tp=2), LayoutConfig(tp=2, sp=True), LayoutConfig(pp=2), LayoutConfig(cp=2)],
+    4: [
+        LayoutConfig(tp=2, pp=2, sp=True),
+        LayoutConfig(tp=2),
+        LayoutConfig(tp=2, sp=True, cp=2),
+        LayoutConfig(pp=2, cp=2),
+        LayoutConfig(cp=4),
+    ],
 }
 
 

@@ -39,7 +39,7 @@ def export_tensors(
     A yielded tensor shares no memory with the model. Collective: every rank must exhaust the iterator. Ranks that
     receive nothing yield nothing, so with RANK_ZERO no collective may run in the loop's body.
     """
-    if destination is Destination.RANK_ZERO and layout.dp_rank != 0:
+    if destination is Destination.RANK_ZERO and layout.dp_cp_rank != 0:
         return
     held = stage_parameters(model, architecture)
     owners, dtype = _owners_and_dtype({name: parameter.dtype for name, (_, parameter) in held.items()}, layout)
