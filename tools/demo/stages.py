@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-_ALONE = "world_size=1"  # two stages of one rank side by side take less time than one after the other on two
+_ALONE = "world_size=1"  # stages of one rank side by side take less time than one after the other on two
 CONFIGS = Path(__file__).parents[2] / "configs" / "demo"
 NUM_ROWS = 4000
 NUM_RANKED = 4  # explanations of a question that best-of-n chooses from
@@ -38,7 +38,7 @@ class Stage:
     result: Path  # exists once the stage is done
     overrides: tuple[str, ...]
     expected_seconds: int  # on two quiet cores
-    beside: bool = False  # runs at the same time as the stage before it; both are of one rank
+    beside: bool = False  # runs at the same time as the stage before it; each is of one rank
 
     @property
     def arguments(self) -> list[str]:
@@ -149,11 +149,11 @@ def _solver(folder: Path, seed: int) -> Stage:
 
 
 def _students(folder: Path, seed: int, names: tuple[str, ...]) -> list[Stage]:
-    trained = [_student(folder, seed, name) for name in names]
+    trained = [_student(folder, seed, name, beside=name != names[0]) for name in names]
     return trained + [_evaluation(folder, seed, name, greedy=greedy) for name in names for greedy in (True, False)]
 
 
-def _student(folder: Path, seed: int, traces: str) -> Stage:
+def _student(folder: Path, seed: int, traces: str, *, beside: bool) -> Stage:
     """Equal beginnings, equal order of questions, equal number of steps: only the explanations differ."""
     target = folder / f"student_{traces}"
     places = (f"data.path={traces_file(folder, traces)}", f"output_dir={target}", f"seed={seed}")
@@ -163,8 +163,9 @@ def _student(folder: Path, seed: int, traces: str) -> Stage:
         "sft",
         "student_2cpu_dp2.yaml",
         target / "hf",
-        (f"model.model={folder / 'assets' / 'model'}", *places),
-        45,
+        (f"model.model={folder / 'assets' / 'model'}", *places, _ALONE),
+        130,
+        beside=beside,
     )
 
 
