@@ -52,7 +52,7 @@ def experiment(folder: Path, seed: int) -> tuple[Stage, ...]:
     data = (f"data.path={shards}", f"seed={seed}")
     rows = (f"input=[{folder / 'assets' / 'train.jsonl'}]", f"output_dir={shards}")
     return (
-        Stage("shards", "Rows to shards", "prepare", "prepare.yaml", shards, rows, 5),
+        Stage("shards", "Rows to shards", "prepare", "prepare.yaml", shards, rows, 7),
         Stage(
             "scorer",
             "The frozen student: SFT on the noisy traces (DP2)",
@@ -60,7 +60,7 @@ def experiment(folder: Path, seed: int) -> tuple[Stage, ...]:
             "scorer_2cpu_dp2.yaml",
             scorer,
             (*data, f"model.model={folder / 'assets' / 'model'}", f"output_dir={folder / 'scorer'}"),
-            50,
+            95,
         ),
         Stage(
             "warmup",
@@ -69,7 +69,7 @@ def experiment(folder: Path, seed: int) -> tuple[Stage, ...]:
             "warmup_2cpu_dp2.yaml",
             warm,
             (*data, f"model.model={scorer}", f"output_dir={folder / 'warmup'}"),
-            40,
+            80,
         ),
         _rlt(folder, seed, name="rlt", title="RLT: teacher TP2 + sequence parallelism, student DP2", overrides=()),
         _collect(folder, seed, name="warm", teacher=warm),
@@ -115,7 +115,7 @@ def _rlt(folder: Path, seed: int, *, name: str, title: str, overrides: tuple[str
     models = (f"teacher.model={folder / 'warmup' / 'hf'}", f"student.model={folder / 'scorer' / 'hf'}")
     places = (f"data.path={folder / 'shards'}", f"output_dir={folder / name}", f"seed={seed}")
     return Stage(
-        name, title, "train", "rlt_2cpu_tp2sp_dp2.yaml", folder / name / "hf", (*models, *places, *overrides), 90
+        name, title, "train", "rlt_2cpu_tp2sp_dp2.yaml", folder / name / "hf", (*models, *places, *overrides), 150
     )
 
 
@@ -130,7 +130,7 @@ def _collect(
         "collect_2cpu_dp2.yaml",
         traces_file(folder, name),
         (*places, f"seed={seed}", _ALONE, *overrides),
-        35,
+        38,
         beside=beside,
     )
 
@@ -144,7 +144,7 @@ def _solver(folder: Path, seed: int) -> Stage:
         "solver_2cpu_tp2sp.yaml",
         folder / "solver" / "hf",
         (f"student.model={folder / 'scorer' / 'hf'}", *places),
-        60,
+        80,
     )
 
 
@@ -164,7 +164,7 @@ def _student(folder: Path, seed: int, traces: str, *, beside: bool) -> Stage:
         "student_2cpu_dp2.yaml",
         target / "hf",
         (f"model.model={folder / 'assets' / 'model'}", *places, _ALONE),
-        130,
+        170,
         beside=beside,
     )
 
@@ -183,6 +183,6 @@ def _evaluation(folder: Path, seed: int, name: str, *, greedy: bool) -> Stage:
         "evaluate_2cpu_dp2.yaml",
         target / "results.json",
         (f"model.model={model}", *places, _ALONE, *sampling),
-        20,
+        15,
         beside=not greedy,
     )
