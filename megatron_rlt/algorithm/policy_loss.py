@@ -86,7 +86,7 @@ def policy_loss(
     policy = -torch.minimum(ratio * advantage, clipped_ratio * advantage)
     if importance is not None:
         policy = importance[counted].float() * policy
-    kl = torch.zeros_like(new) if reference_logprobs is None else _k3(reference_logprobs[counted].float() - new)
+    kl = torch.zeros_like(new) if reference_logprobs is None else k3(reference_logprobs[counted].float() - new)
     loss = (weight * (policy + beta * kl)).sum()
     sums = LossSums(
         loss=_sum(weight * (policy + beta * kl)),
@@ -101,7 +101,8 @@ def policy_loss(
     return loss, sums
 
 
-def _k3(gap: Tensor) -> Tensor:
+def k3(gap: Tensor) -> Tensor:
+    """`exp(x) - 1 - x`, elementwise: never negative (Schulman 2020, "Approximating KL Divergence")."""
     return torch.expm1(gap) - gap
 
 

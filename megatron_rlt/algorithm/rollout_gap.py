@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_rlt.algorithm.policy_loss import k3
+
 _HIGH_SHARE = 0.99
 
 
@@ -72,8 +74,4 @@ def sequence_kl(rollout: Sequence[Tensor], old: Sequence[Tensor]) -> float:
         rollout, old: as in `rollout_gap`.
     """
     pairs = zip(rollout, old, strict=True)
-    return float(torch.stack([_k3(theirs.double() - sampled.double()).sum() for sampled, theirs in pairs]).mean())
-
-
-def _k3(log_ratio: Tensor) -> Tensor:
-    return torch.expm1(log_ratio) - log_ratio
+    return float(torch.stack([k3(theirs.double() - sampled.double()).sum() for sampled, theirs in pairs]).mean())

@@ -50,11 +50,9 @@ def correction_of(settings: MismatchConfig, rollout: Sequence[Tensor], old: Sequ
         rollout, old: `[C_i]` each, log-probs by the sampling engine and by the trainer before the update.
     """
     log_ratios = [theirs.double() - sampled.double() for sampled, theirs in zip(rollout, old, strict=True)]
-    importance, cap = None, settings.token_weight_cap or settings.sequence_weight_cap
-    if settings.token_weight_cap is not None:
-        importance = token_importance(log_ratios, cap=settings.token_weight_cap)
-    elif settings.sequence_weight_cap is not None:
-        importance = sequence_importance(log_ratios, cap=settings.sequence_weight_cap)
+    cap = settings.token_weight_cap or settings.sequence_weight_cap
+    weigh = sequence_importance if settings.token_weight_cap is None else token_importance
+    importance = None if cap is None else weigh(log_ratios, cap=cap)
     return Correction(
         importance=importance,
         token_kept=tokens_within(log_ratios, low=settings.token_ratio_min, high=settings.token_ratio_max)
