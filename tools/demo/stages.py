@@ -60,7 +60,7 @@ def experiment(folder: Path, seed: int) -> tuple[Stage, ...]:
             "scorer_2cpu_dp2.yaml",
             scorer,
             (*data, f"model.model={folder / 'assets' / 'model'}", f"output_dir={folder / 'scorer'}"),
-            95,
+            75,
         ),
         Stage(
             "warmup",
@@ -69,7 +69,7 @@ def experiment(folder: Path, seed: int) -> tuple[Stage, ...]:
             "warmup_2cpu_dp2.yaml",
             warm,
             (*data, f"model.model={scorer}", f"output_dir={folder / 'warmup'}"),
-            80,
+            65,
         ),
         _rlt(folder, seed, name="rlt", title="RLT: teacher TP2 + sequence parallelism, student DP2", overrides=()),
         _collect(folder, seed, name="warm", teacher=warm),
@@ -115,7 +115,7 @@ def _rlt(folder: Path, seed: int, *, name: str, title: str, overrides: tuple[str
     models = (f"teacher.model={folder / 'warmup' / 'hf'}", f"student.model={folder / 'scorer' / 'hf'}")
     places = (f"data.path={folder / 'shards'}", f"output_dir={folder / name}", f"seed={seed}")
     return Stage(
-        name, title, "train", "rlt_2cpu_tp2sp_dp2.yaml", folder / name / "hf", (*models, *places, *overrides), 150
+        name, title, "train", "rlt_2cpu_tp2sp_dp2.yaml", folder / name / "hf", (*models, *places, *overrides), 115
     )
 
 
@@ -130,7 +130,7 @@ def _collect(
         "collect_2cpu_dp2.yaml",
         traces_file(folder, name),
         (*places, f"seed={seed}", _ALONE, *overrides),
-        38,
+        27,
         beside=beside,
     )
 
@@ -164,7 +164,7 @@ def _student(folder: Path, seed: int, traces: str, *, beside: bool) -> Stage:
         "student_2cpu_dp2.yaml",
         target / "hf",
         (f"model.model={folder / 'assets' / 'model'}", *places, _ALONE),
-        170,
+        130,
         beside=beside,
     )
 
@@ -183,6 +183,6 @@ def _evaluation(folder: Path, seed: int, name: str, *, greedy: bool) -> Stage:
         "evaluate_2cpu_dp2.yaml",
         target / "results.json",
         (f"model.model={model}", *places, _ALONE, *sampling),
-        15,
+        14,
         beside=not greedy,
     )
