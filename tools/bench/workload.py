@@ -16,9 +16,9 @@ from megatron_rlt.parallel.platform import start_distributed
 from megatron_rlt.types import Span, SpannedSequence
 
 
-def start_single_rank() -> None:
+def start_single_rank(port: int = 29511) -> None:
     """Make this process a job of one rank."""
-    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     start_distributed(timeout_seconds=600)
 
 
