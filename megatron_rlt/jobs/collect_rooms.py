@@ -9,12 +9,12 @@ from megatron_rlt.config.shapes import position_limit
 from megatron_rlt.jobs.collect_sampling import SamplingRooms
 from megatron_rlt.jobs.collect_scoring import ScoringRooms
 from megatron_rlt.jobs.models import load_frozen_model
+from megatron_rlt.jobs.policy_engines import sampling_engine
 from megatron_rlt.jobs.rewarding import Scorer, build_layouts, divergence_engine, logprob_engine
 from megatron_rlt.models.architecture import Architecture
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.prompts.pairs import PairBuilder
 from megatron_rlt.rewards.penalties import penalty_table
-from megatron_rlt.rollout.engine import MegatronEngine
 from megatron_rlt.scoring.engine import LogprobEngine
 from megatron_rlt.types import OnProgress
 
@@ -43,18 +43,15 @@ class CollectModels:
 
     def sampling(self) -> SamplingRooms:
         """What sampling needs. Collective; raises ValueError for a folder or checkpoint that does not fit."""
-        config, rollout = self._config, self._config.rollout
-        engine = MegatronEngine(
+        config = self._config
+        engine = sampling_engine(
+            config,
+            config.teacher,
             self._teacher(),
             self._teacher_layout,
-            temperature=config.temperature,
-            top_p=rollout.top_p,
-            greedy=False,
             num_token_ids=self._pairs.teacher.tokenizer.num_ids,
-            max_completion_tokens=rollout.max_completion_tokens,
-            max_batch_size=rollout.max_batch_size,
-            max_prefill_tokens=rollout.max_prefill_tokens,
-            stop=self._pairs.teacher.stop_condition(stop_at_end_tag=rollout.stop_at_end_tag),
+            temperature=config.temperature,
+            stop=self._pairs.teacher.stop_condition(stop_at_end_tag=config.rollout.stop_at_end_tag),
             on_progress=self._on_progress,
         )
         return SamplingRooms(config.seed, config.num_explanations, self._pairs, engine)

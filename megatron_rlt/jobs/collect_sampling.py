@@ -10,8 +10,7 @@ from megatron_rlt.metrics.collected import SampledExplanation
 from megatron_rlt.metrics.phases import PhaseTimer
 from megatron_rlt.metrics.reduce import Tally
 from megatron_rlt.prompts.pairs import PairBuilder
-from megatron_rlt.rollout.engine import MegatronEngine
-from megatron_rlt.rollout.requests import SampleRequest
+from megatron_rlt.rollout.requests import SampleRequest, SamplingEngine
 from megatron_rlt.rollout.sampling import completion_seed
 from megatron_rlt.types import FinishReason
 
@@ -23,7 +22,7 @@ class SamplingRooms:
     seed: int
     num_explanations: int
     pairs: PairBuilder
-    rollout: MegatronEngine
+    rollout: SamplingEngine
 
 
 def sample_part(rooms: SamplingRooms, questions: Sequence[Question], timer: PhaseTimer) -> list[SampledExplanation]:

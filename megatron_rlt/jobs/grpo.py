@@ -21,8 +21,7 @@ from megatron_rlt.jobs.correction import Correction
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.policy.policy import Policy, Update
 from megatron_rlt.policy.reference import mix_into_reference
-from megatron_rlt.rollout.engine import MegatronEngine
-from megatron_rlt.rollout.requests import SampleRequest
+from megatron_rlt.rollout.requests import SampleRequest, SamplingEngine
 from megatron_rlt.rollout.sampling import completion_seed
 from megatron_rlt.types import Logprobs, PackedBatch, Prompt, RolloutGroup, SpannedSequence
 
@@ -50,7 +49,7 @@ class UpdateBatch:
 
 
 def sample_groups(
-    engine: MegatronEngine, prompts: Sequence[Prompt], draw: Draw, *, group_size: int, policy_version: int
+    engine: SamplingEngine, prompts: Sequence[Prompt], draw: Draw, *, group_size: int, policy_version: int
 ) -> tuple[RolloutGroup, ...]:
     """`group_size` completions of every prompt. Collective."""
     requests = [
@@ -67,7 +66,7 @@ def sample_groups(
     )
 
 
-def rollout_work(engine: MegatronEngine, groups: Sequence[RolloutGroup]) -> tuple[int, float]:
+def rollout_work(engine: SamplingEngine, groups: Sequence[RolloutGroup]) -> tuple[int, float]:
     """Tokens sampled, and the model FLOP this takes."""
     completions = [completion for group in groups for completion in group.completions]
     prompts = [group.prompt.token_ids for group in groups for _ in group.completions]

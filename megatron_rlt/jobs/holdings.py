@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from megatron_rlt.metrics.memory import Holdings
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.policy.policy import Policy
-from megatron_rlt.rollout.engine import MegatronEngine
+from megatron_rlt.rollout.requests import SamplingEngine
 
 
-def take_holdings(policy: Policy, frozen: Sequence[LanguageModel], engine: MegatronEngine | None) -> Holdings:
+def take_holdings(policy: Policy, frozen: Sequence[LanguageModel], engine: SamplingEngine | None) -> Holdings:
     """Bytes by kind, at most since the last call.
 
     Args:

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from megatron_rlt.config.parity import ParityConfig
 from megatron_rlt.config.shapes import position_limit
+from megatron_rlt.jobs.following_engine import ColocatedVllm, ServedVllm
 from megatron_rlt.jobs.grpo import Draw, sample_groups
 from megatron_rlt.jobs.parity_gaps import Contest, PairGap, Side, pair_gaps, print_gaps
 from megatron_rlt.jobs.problems import first_problems
-from megatron_rlt.jobs.rewarding import build_pairs
+from megatron_rlt.jobs.rewarding import build_pairs, logprob_engine
 from megatron_rlt.jobs.rl_rooms import RlRooms, build_rooms
 from megatron_rlt.models.architecture import Architecture
 from megatron_rlt.models.dense import dense_logprobs
@@ -111,7 +112,7 @@ def contests(
 ) -> list[Contest]:
     """Ask every program about every model's tokens. Collective.
 
-    A further sampling engine, or another way to ask one (prompt log-probs), is one more `Side` of the teacher's.
+    vLLM is asked in two ways: as it samples, and for the log-probs of what it sampled as of a prompt.
     """
     heartbeat.beat("rollout")
     written = _write_completions(config, rooms, problems)
@@ -122,7 +123,12 @@ def contests(
     sampled = tuple(one.completion.rollout_logprobs for one in written if one.completion is not None)
     if sampled:
         sides = (*sides, Side(f"{config.rollout.engine} sampling", sampled))
-    found = [Contest("teacher", ids, teacher, rooms.pairs.teacher.tokenizer.decode, sides)]
+    decode = rooms.pairs.teacher.tokenizer.decode
+    found = [Contest("teacher", ids, teacher, decode, sides)]
+    if sampled and isinstance(rooms.rollout, ColocatedVllm | ServedVllm):
+        heartbeat.beat("teacher (vllm prompt)")
+        prompted = _ask_for_prompts(config, rooms, rooms.rollout, teacher, on_progress)
+        found.append(Contest("teacher, temperature 1", ids, teacher, decode, prompted))
     students = {"student": (rooms.pairs, rooms.student)}
     students |= {f"students.extra.{name}": (one.pairs, one.engine) for name, one in rooms.panel.further.items()}
     for name, (pairs, engine) in students.items():
@@ -160,6 +166,22 @@ def _ask(
     dense = broadcast_record(dense, source_rank=0, group=world())
     assert dense is not None, "the first rank has asked"
     return Side("transformers", dense), Side("megatron", megatron)
+
+
+def _ask_for_prompts(
+    config: ParityConfig,
+    rooms: RlRooms,
+    engine: ColocatedVllm | ServedVllm,
+    sequences: tuple[SpannedSequence, ...],
+    on_progress: OnProgress,
+) -> tuple[Side, ...]:
+    """vLLM's log-probs of given tokens, at temperature 1 whatever it samples at, and Megatron's beside them."""
+    model, layout = rooms.policy.model, rooms.policy.layout
+    megatron = logprob_engine(model, layout, temperature=1.0, scoring=config.scoring, on_progress=on_progress)
+    prompted = tuple(
+        engine.prompt_logprobs(sequence.token_ids)[sequence.target_positions - 1] for sequence in sequences
+    )
+    return Side("megatron", megatron.logprobs(sequences).values), Side("vllm prompt", prompted)
 
 
 def _complaint(gaps: Sequence[PairGap], max_gap: float) -> str:

@@ -49,7 +49,8 @@ def run_train(config: TrainConfig, heartbeat: Heartbeat) -> int:
         with run.timer.phase("record"):
             if writes_completions:
                 store.write(number + 1, completion_rows(result, step=number + 1))
-            return step_metrics(result, config.grpo, lambda_kl=config.reward.lambda_kl)
+            metrics = step_metrics(result, config.grpo, lambda_kl=config.reward.lambda_kl)
+            return metrics | rooms.rollout.take_metrics()
 
     state = TrainingState(rooms.policy, rooms.reference_model, stream)
     return run.train(state, take_step, num_steps=config.num_steps, shown=(*shown_parts(pairs), *_SHOWN))

@@ -20,7 +20,7 @@ from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.policy.policy import Policy
 from megatron_rlt.prompts.pairs import PairBuilder
 from megatron_rlt.rewards.penalties import penalty_table
-from megatron_rlt.rollout.engine import MegatronEngine
+from megatron_rlt.rollout.requests import SamplingEngine
 from megatron_rlt.scoring.divergence import DivergenceEngine
 from megatron_rlt.scoring.engine import LogprobEngine
 from megatron_rlt.types import FormatFlag, OnProgress
@@ -36,7 +36,7 @@ class RlRooms:
     penalties: dict[FormatFlag, float]
     pairs: PairBuilder
     max_completion_tokens: int
-    rollout: MegatronEngine
+    rollout: SamplingEngine
     policy: Policy
     old_policy: LogprobEngine  # the policy's weights before the update
     mismatch: MismatchWatch
@@ -81,6 +81,7 @@ def build_rooms(
         max_completion_tokens=config.rollout.max_completion_tokens,
         rollout=sampling_engine(
             config,
+            config.teacher,
             model,
             teacher_layout,
             temperature=config.temperature,

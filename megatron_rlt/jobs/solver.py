@@ -59,7 +59,7 @@ def run_solver(config: SolverConfig, heartbeat: Heartbeat) -> int:
     def take_step(number: int) -> dict[str, float]:
         result = solver_step(rooms, stream.next_batch, number, run.timer)
         with run.timer.phase("record"):
-            return solver_metrics(result)
+            return solver_metrics(result) | rooms.rollout.take_metrics()
 
     state = TrainingState(rooms.policy, rooms.reference_model, stream)
     with judge:
@@ -93,6 +93,7 @@ def build_solver_rooms(
         judge=judge,
         rollout=sampling_engine(
             config,
+            config.student,
             model,
             layout,
             temperature=config.temperature,

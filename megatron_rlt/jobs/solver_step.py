@@ -32,7 +32,7 @@ from megatron_rlt.policy.policy import Policy, Update
 from megatron_rlt.prompts.student import StudentFormat
 from megatron_rlt.rewards.answers import AnswerTags, is_well_formed
 from megatron_rlt.rewards.verifiable import Verdict, verifiable_reward
-from megatron_rlt.rollout.engine import MegatronEngine
+from megatron_rlt.rollout.requests import SamplingEngine
 from megatron_rlt.scoring.engine import LogprobEngine
 from megatron_rlt.types import (
     Completion,
@@ -61,7 +61,7 @@ class SolverRooms:
     student: StudentFormat
     tags: AnswerTags
     judge: AnswerJudge
-    rollout: MegatronEngine
+    rollout: SamplingEngine
     policy: Policy
     old_policy: LogprobEngine
     mismatch: MismatchWatch

@@ -9,7 +9,10 @@ peak shows those as lost time.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+
+from torch import Tensor
 
 from megatron_rlt.models.architecture import Architecture
 from megatron_rlt.types import SpannedSequence
@@ -43,6 +46,15 @@ def decoding_flops(architecture: Architecture, prompt_length: int, completion_le
     pairs = _causal_pairs(prompt_length)
     pairs += sum(_causal_pairs(prompt_length + length) - _causal_pairs(prompt_length) for length in continued)
     return _flops(architecture, prompt_length + sum(continued), pairs, 1 + sum(continued))
+
+
+def sampling_flops(architecture: Architecture, prompts: Sequence[Tensor], completion_lengths: Sequence[int]) -> float:
+    """Sampling completions of many prompts (`[P]` token ids, one a completion): equal prompts run once."""
+    lengths: defaultdict[bytes, list[int]] = defaultdict(list)
+    by_ids = {prompt.numpy().tobytes(): prompt for prompt in prompts}
+    for prompt, length in zip(prompts, completion_lengths, strict=True):
+        lengths[prompt.numpy().tobytes()].append(length)
+    return sum(decoding_flops(architecture, len(by_ids[ids]), found) for ids, found in lengths.items())
 
 
 def _causal_pairs(length: int) -> int:

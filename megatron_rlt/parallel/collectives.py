@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TypeVar, cast
 
 import torch.distributed as dist
+
+from megatron_rlt.types import OnProgress
 
 T = TypeVar("T")
 
@@ -37,3 +40,41 @@ def broadcast_record(record: T, *, source_rank: int, group: dist.ProcessGroup) -
     box: list[T] = [record]
     dist.broadcast_object_list(box, src=source_rank, group=group)
     return box[0]
+
+
+# Between two signs of life of a rank that waits for the first one's answer from outside.
+_BEAT_SECONDS = 0.2
+
+
+def on_first_rank(work: Callable[[], T], group: dist.ProcessGroup, on_progress: OnProgress, doing: str) -> T:
+    """Do on the group's first rank what only one can do, such as asking a server, while all ranks wait with it.
+
+    Args:
+        work: runs in a thread of the first rank; it must not call a collective.
+        on_progress: told `doing` again and again on every rank: waiting is not hanging.
+
+    Returns:
+        What `work` returned, on every rank.
+
+    Raises:
+        Exception: what `work` raised, on every rank.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work) if group.rank() == 0 else None
+        while True:
+            on_progress(doing)
+            outcome = broadcast_record(_outcome(future), source_rank=dist.get_global_rank(group, 0), group=group)
+            if outcome is not None:
+                break
+    result, error = outcome
+    if error is not None:
+        raise error
+    return cast(T, result)
+
+
+def _outcome(future: Future[T] | None) -> tuple[T, None] | tuple[None, BaseException] | None:
+    """Result or error of finished work; None while it goes on."""
+    if future is None or not wait([future], timeout=_BEAT_SECONDS).done:
+        return None
+    error = future.exception()
+    return (future.result(), None) if error is None else (None, error)

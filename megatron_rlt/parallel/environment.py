@@ -69,6 +69,48 @@ def share_cores(world_size: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // world_size)))
 
 
+def prepare_vllm(rank: int, world_size: int, *, on_cpu: bool) -> None:
+    """Set what vLLM reads when it is imported and started inside a rank; what the user has set stays.
+
+    The engine must live in this very process, and finds its place among the ranks as torchrun would tell it.
+    """
+    place = given_place()
+    local_rank = rank if place is None else place.local_rank
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(local_rank))
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    wanted = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    if on_cpu:
+        wanted["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # the ranks share the cores already
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+
+
+def server_environment(devices: str) -> dict[str, str]:
+    """The environment of a vLLM server that a rank starts: the rank's own without its place among the ranks.
+
+    Args:
+        devices: CUDA_VISIBLE_DEVICES of the server; empty: the rank's.
+    """
+    ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "VLLM_ENABLE_V1_MULTIPROCESSING")
+    kept = {
+        name: value for name, value in os.environ.items() if name not in ranks and not name.startswith("TORCHELASTIC_")
+    }
+    wanted = {
+        "VLLM_SERVER_DEV_MODE": "1",  # the paths that replace weights
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",  # idle threads of several processes would spin against each other
+        "TORCHDYNAMO_DISABLE": "1",
+    }
+    given = {"CUDA_VISIBLE_DEVICES": devices} if devices else {}
+    return wanted | kept | given
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    return _free_port()
+
+
 def started_by_elastic() -> bool:
     """Whether an elastic agent waits for this process and reads its error file."""
     return "TORCHELASTIC_ERROR_FILE" in os.environ

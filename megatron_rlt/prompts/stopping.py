@@ -18,6 +18,11 @@ class StopCondition:
     tokenizer: ChatTokenizer
     end_tag: str | None  # None: only a stop id ends a completion
 
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end a completion."""
+        return frozenset(self.tokenizer.stop_ids)
+
     def __call__(self, sampled_ids: Sequence[int]) -> bool:
         if not sampled_ids:
             return False

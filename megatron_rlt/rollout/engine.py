@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_rlt.models.decoding import decoding
-from megatron_rlt.models.flops import decoding_flops
+from megatron_rlt.models.flops import sampling_flops
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.collectives import gather_by_index
 from megatron_rlt.parallel.layout import Layout
@@ -120,17 +120,17 @@ class MegatronEngine:
         Args:
             prompts: `[P]` token ids, one prompt a completion.
         """
-        lengths: defaultdict[bytes, list[int]] = defaultdict(list)
-        by_ids = {prompt.numpy().tobytes(): prompt for prompt in prompts}
-        for prompt, completion in zip(prompts, completions, strict=True):
-            lengths[prompt.numpy().tobytes()].append(len(completion.token_ids))
-        architecture = self._model.architecture
-        return sum(decoding_flops(architecture, len(by_ids[ids]), found) for ids, found in lengths.items())
+        lengths = [len(completion.token_ids) for completion in completions]
+        return sampling_flops(self._model.architecture, prompts, lengths)
 
     def take_peak_cache_bytes(self) -> int:
         """Most that the keys and values of this rank took since the last call."""
         peak, self._peak_cache_bytes = self._peak_cache_bytes, 0
         return peak
+
+    def take_metrics(self) -> dict[str, float]:
+        """None: it samples from the policy itself."""
+        return {}
 
     def _decode(self, requests: Sequence[tuple[int, SampleRequest]]) -> list[Row]:
         """This replica's completions, in the order in which they ended."""

@@ -15,7 +15,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
 _BENEATH_STAGES = {"models", "parallel", "config", "types"}
-_STAGES = {"data", "prompts", "rollout", "scoring", "policy", "checkpoint", "metrics"}
+_STAGES = {"data", "prompts", "rollout", "scoring", "policy", "checkpoint", "metrics", "weight_sync"}
 _PURE_STAGES = {"rewards", "algorithm"}
 
 # Room -> the other rooms it may import.
@@ -37,7 +37,7 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
     "megatron.energon": ("data/loader.py", "data/energon_index.py"),
     "transformers": ("prompts/tokenizer.py", "models/rope.py", "models/dense.py"),
     "transformer_engine": ("models/", "scoring/"),
-    "vllm": ("rollout/", "weight_sync/"),
+    "vllm": ("rollout/vllm_model.py",),
     "safetensors": ("models/weights/",),
     "pyarrow": ("data/", "metrics/"),
     "datasets": ("data/rows.py",),
@@ -45,7 +45,8 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
     "tensorboard": ("metrics/writer.py",),
     "torch.utils.tensorboard": ("metrics/writer.py",),
     "wandb": ("metrics/writer.py",),
-    "psutil": ("metrics/memory.py",),
+    "psutil": ("metrics/memory.py", "rollout/server_guard.py"),
+    "httpx2": ("rollout/vllm_server.py",),
     "typer": ("cli.py",),
 }
 

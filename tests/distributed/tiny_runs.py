@@ -20,7 +20,7 @@ from megatron_rlt.jobs.rl import run_train
 from megatron_rlt.jobs.sft import run_sft
 from megatron_rlt.metrics.writer import read_metrics
 from megatron_rlt.parallel.watchdog import Heartbeat
-from tools.demo.make_assets import make_assets
+from tools.demo.make_assets import NUM_HEADS, make_assets
 
 ROOT = Path(__file__).parents[2]
 RL_CONFIG = ROOT / "configs" / "demo" / "rlt_2cpu_tp2sp_dp2.yaml"
@@ -69,9 +69,9 @@ class TinyInputs:
         return [f"model.model={self.model}", f"data.path={self.shards}"]
 
 
-def tiny_inputs(folder: Path, *, num_rows: int) -> TinyInputs:
+def tiny_inputs(folder: Path, *, num_rows: int, num_heads: int = NUM_HEADS) -> TinyInputs:
     """The demo's untrained model and so many of its rows, prepared."""
-    assets = make_assets(folder / "assets", seed=0, num_rows=num_rows)
+    assets = make_assets(folder / "assets", seed=0, num_rows=num_rows, num_heads=num_heads)
     shards = folder / "shards"
     prepare_shards(PrepareConfig(input=(str(assets.train),), output_dir=shards, rows_per_shard=max(4, num_rows // 4)))
     return TinyInputs(assets.model, shards)

@@ -51,21 +51,28 @@ def main() -> None:
 
 def _of_fixed_length(rooms: RlRooms, config: TrainConfig) -> RlRooms:
     """The same rooms with a sampling engine that never stops early, as `min_new_tokens` does on the other side."""
-
-    def never(sampled_ids: Sequence[int]) -> bool:
-        del sampled_ids
-        return False
-
     engine = sampling_engine(
         config,
+        config.teacher,
         rooms.policy.model,
         rooms.policy.layout,
-        temperature=config.temperature,
         num_token_ids=rooms.student.model.unpadded_vocab_size,
-        stop=never,
+        temperature=config.temperature,
+        stop=_Never(),
         on_progress=tell_nobody,
     )
     return replace(rooms, rollout=engine)
+
+
+class _Never:
+    """A stop condition that lets every completion go on."""
+
+    stop_ids: frozenset[int] = frozenset()
+    end_tag = None
+
+    def __call__(self, sampled_ids: Sequence[int]) -> bool:
+        del sampled_ids
+        return False
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from tools.demo.chain_arithmetic import draw_questions, noisy_trace, solve
 from tools.demo.tokenizer import save_tokenizer
 
 NUM_HELD_OUT = 300
+NUM_HEADS = 4  # of 16; vLLM's CPU build knows no heads narrower than 32, so there they are two
+NUM_VLLM_HEADS = 2
 MAX_POSITIONS = 128  # the longest training sequence has 40 tokens; the rest is room for sampling
 
 
@@ -35,11 +37,11 @@ class DemoAssets:
     held_out: Path
 
 
-def make_assets(out: Path, *, seed: int, num_rows: int) -> DemoAssets:
+def make_assets(out: Path, *, seed: int, num_rows: int, num_heads: int = NUM_HEADS) -> DemoAssets:
     """Write everything into `out` (made if missing) and return the paths."""
     out.mkdir(parents=True, exist_ok=True)
     assets = DemoAssets(out / "model", out / "train.jsonl", out / "held_out.jsonl")
-    save_model(assets.model, seed=seed)
+    save_model(assets.model, seed=seed, num_heads=num_heads)
     rng = random.Random(seed)
     questions = draw_questions(rng, num_rows + NUM_HELD_OUT)
     train, held_out = questions[:num_rows], questions[num_rows:]
@@ -48,7 +50,7 @@ def make_assets(out: Path, *, seed: int, num_rows: int) -> DemoAssets:
     return assets
 
 
-def save_model(folder: Path, *, seed: int) -> None:
+def save_model(folder: Path, *, seed: int, num_heads: int) -> None:
     """Write a randomly initialised model and its tokenizer as one Hugging Face folder."""
     folder.mkdir(parents=True, exist_ok=True)
     vocab_size = save_tokenizer(folder)
@@ -57,8 +59,8 @@ def save_model(folder: Path, *, seed: int) -> None:
         hidden_size=64,
         intermediate_size=160,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_heads,
         max_position_embeddings=MAX_POSITIONS,
         rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
         tie_word_embeddings=False,

@@ -25,7 +25,7 @@ from tempfile import TemporaryFile
 from rich.console import Console
 from rich.table import Table
 
-from tools.demo.make_assets import make_assets
+from tools.demo.make_assets import NUM_HEADS, NUM_VLLM_HEADS, make_assets
 from tools.demo.picture import draw
 from tools.demo.report import print_report
 from tools.demo.results import read_results
@@ -40,17 +40,21 @@ def main() -> int:
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/demo"), help="where everything is written")
     parser.add_argument("--seed", type=int, default=0, help="of rows, weights, data order and sampling")
     parser.add_argument("--ablation", action="store_true", help="also lambda = 0, and best of n without RL")
+    parser.add_argument("--engine", choices=["megatron", "vllm"], default="megatron", help="samples in RL")
     arguments = parser.parse_args()
     folder, seed = arguments.folder, arguments.seed
-    stages = experiment(folder, seed) + (ablation(folder, seed) if arguments.ablation else ())
-    return run_demo(folder, stages, seed=seed, num_rows=NUM_ROWS, console=Console())
+    stages = experiment(folder, seed, arguments.engine) + (ablation(folder, seed) if arguments.ablation else ())
+    num_heads = NUM_VLLM_HEADS if arguments.engine == "vllm" else NUM_HEADS
+    return run_demo(folder, stages, seed=seed, num_rows=NUM_ROWS, console=Console(), num_heads=num_heads)
 
 
-def run_demo(folder: Path, stages: Sequence[Stage], *, seed: int, num_rows: int, console: Console) -> int:
+def run_demo(
+    folder: Path, stages: Sequence[Stage], *, seed: int, num_rows: int, console: Console, num_heads: int = NUM_HEADS
+) -> int:
     """Run what is not done yet, then print the tables, write numbers and picture. Returns the exit status."""
     console.print(plan(stages))
     if not (folder / "assets" / "model").is_dir():
-        make_assets(folder / "assets", seed=seed, num_rows=num_rows)
+        make_assets(folder / "assets", seed=seed, num_rows=num_rows, num_heads=num_heads)
     numbers = {stage.name: f"{number}/{len(stages)}" for number, stage in enumerate(stages, start=1)}
     for group in side_by_side(stages):
         for stage in group:

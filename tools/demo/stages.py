@@ -46,11 +46,12 @@ class Stage:
         return [self.command, str(CONFIGS / self.config), *self.overrides]
 
 
-def experiment(folder: Path, seed: int) -> tuple[Stage, ...]:
-    """The demo's stages in their order, each reading what an earlier one wrote."""
+def experiment(folder: Path, seed: int, engine: str = "megatron") -> tuple[Stage, ...]:
+    """The demo's stages in their order, each reading what an earlier one wrote; `engine` samples in RL."""
     shards, scorer, warm = folder / "shards", folder / "scorer" / "hf", folder / "warmup" / "hf"
     data = (f"data.path={shards}", f"seed={seed}")
     rows = (f"input=[{folder / 'assets' / 'train.jsonl'}]", f"output_dir={shards}")
+    sampled = () if engine == "megatron" else (f"rollout.engine={engine}",)
     return (
         Stage("shards", "Rows to shards", "prepare", "prepare.yaml", shards, rows, 7),
         Stage(
@@ -71,7 +72,7 @@ def experiment(folder: Path, seed: int) -> tuple[Stage, ...]:
             (*data, f"model.model={scorer}", f"output_dir={folder / 'warmup'}"),
             65,
         ),
-        _rlt(folder, seed, name="rlt", title="RLT: teacher TP2 + sequence parallelism, student DP2", overrides=()),
+        _rlt(folder, seed, name="rlt", title="RLT: teacher TP2 + sequence parallelism, student DP2", overrides=sampled),
         _collect(folder, seed, name="warm", teacher=warm),
         _collect(folder, seed, name="rlt", teacher=folder / "rlt" / "hf", beside=True),
         *_students(folder, seed, EXPERIMENT),

@@ -1,0 +1,75 @@
+"""The section on sampling: which engine continues prompts, and how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from megatron_rlt.config.sections import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
+
+
+class VllmServerConfig(Section):
+    """vLLM servers, started by the job's first rank on its machine, or found at their addresses."""
+
+    addresses: tuple[str, ...] = ()
+    """Servers that run already, such as http://node7:8000, with VLLM_SERVER_DEV_MODE=1, `--served-model-name policy`
+    and `--logprobs-mode processed_logprobs`; empty: the job starts its own and ends them."""
+    api_key_file: Path | None = None
+    """File with the key of these servers; None: they ask for none."""
+    devices: tuple[str, ...] = ("",)
+    """One server is started for each entry, which is its CUDA_VISIBLE_DEVICES, such as "6,7"; "" leaves them as they
+    are."""
+    start_timeout_seconds: PositiveFloat = 900.0
+    """Time until a server that starts must answer."""
+    request_timeout_seconds: PositiveFloat = 1800.0
+    """Time for one request: all completions of one question, or a weight sync."""
+    max_concurrent_requests: PositiveInt = 256
+    """Questions asked at the same time."""
+    max_retries: NonNegativeInt = 2
+    """How often a question that a living server failed to answer is asked again, and, for all questions of a step
+    together, how often lost servers are started again."""
+    transfer_dir: Path | None = None
+    """Folder that all servers can read, where weights pass through; None takes the run folder."""
+
+
+class VllmConfig(Section):
+    """vLLM as sampling engine, with weights of its own that follow the policy's."""
+
+    placement: Literal["colocated", "server"] = "colocated"
+    """`colocated`: engines in the trainer's own ranks; `server`: in processes of their own, on their own devices."""
+    server: VllmServerConfig = VllmServerConfig()
+    """Only for `placement: server`."""
+    tp: PositiveInt | None = None
+    """Tensor-parallel size of an engine, colocated over neighbouring ranks; None takes the policy's layout.tp."""
+    gpu_memory_share: Fraction = 0.4
+    """Share of each GPU's memory for the engine's weights and key-value cache; without effect on a CPU."""
+    kv_cache_bytes: PositiveInt | None = None
+    """Key-value cache of each rank; None takes what gpu_memory_share leaves, on a CPU 1 GiB."""
+    sleep_level: Literal[0, 1, 2] = 1
+    """What leaves the GPU while the trainer works: nothing (0), the cache, with the weights moved to the host (1), or
+    cache and weights, so that every rollout begins with a weight sync (2). Colocated only; on a CPU nothing moves."""
+    enforce_eager: bool = False
+    """Never compile and never capture CUDA graphs: a faster start, slower decoding. On a CPU always."""
+    max_probe_gap: PositiveFloat | None = None
+    """Largest difference between engine and trainer in the log-probs of a fixed token sequence after a weight sync, in
+    nats, above which the run stops; None takes 1e-3 for float32 and 0.5 for bfloat16."""
+
+
+class RolloutConfig(Section):
+    """How explanations are sampled."""
+
+    engine: Literal["megatron", "vllm"] = "megatron"
+    """Sampling engine: `megatron` decodes with the policy's own shards; `vllm` needs vLLM installed."""
+    vllm: VllmConfig = VllmConfig()
+    """Only for `engine: vllm`."""
+    max_completion_tokens: PositiveInt = 16384
+    """Longest completion in tokens, end tag and end of turn included."""
+    stop_at_end_tag: bool = True
+    """End a completion at the end tag; False waits for the end of turn."""
+    top_p: Fraction = 1.0
+    """Nucleus mass kept at each step; 1.0 samples from the whole distribution."""
+    max_batch_size: PositiveInt = 256
+    """Completions decoded together on one data-parallel rank or vLLM engine."""
+    max_prefill_tokens: PositiveInt = 16384
+    """Prompt tokens that go through the model together (padding included): longer prompts go alone, or with vLLM in
+    pieces."""

@@ -1,0 +1,222 @@
+"""Sampling with vLLM servers: the first rank asks, all ranks wait with it and get the completions.
+
+One request a question, with as many completions as its group has. Answers do not depend on the order in which they
+arrive: a completion follows from the weights, its prompt, its group's seed and its place in the group.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_rlt.config.rollout import VllmServerConfig
+from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.models.flops import sampling_flops
+from megatron_rlt.models.weights.hf_writer import write_folder
+from megatron_rlt.parallel.collectives import on_first_rank
+from megatron_rlt.parallel.platform import world
+from megatron_rlt.rollout.requests import SampleRequest
+from megatron_rlt.rollout.server_start import start_server
+from megatron_rlt.rollout.vllm_server import EngineLostError, ServedChoice, VllmServer
+from megatron_rlt.rollout.vllm_settings import EngineShape, Sampling
+from megatron_rlt.types import Completion, OnProgress, tell_nobody
+
+T = TypeVar("T")
+_MAX_SHARD_BYTES = 5 * 2**30
+
+
+class ServedEngine:
+    """Servers that hold a copy of the policy. All methods are collective over all ranks."""
+
+    def __init__(
+        self,
+        shape: EngineShape,
+        architecture: Architecture,
+        sampling: Sampling,
+        *,
+        server: VllmServerConfig,
+        folder: Path,
+        on_progress: OnProgress = tell_nobody,
+    ) -> None:
+        """Start the servers, or find them.
+
+        Args:
+            folder: of the run: logs of the servers, and weights on their way unless `transfer_dir` is set.
+
+        Raises:
+            EngineLostError: a server does not start or does not answer.
+            ValueError: a server at an address serves something else.
+        """
+        self._shape, self._architecture, self._sampling, self._config = shape, architecture, sampling, server
+        self._logs = folder / "vllm"
+        self._transfer = (folder if server.transfer_dir is None else server.transfer_dir) / "weight_sync"
+        self._on_progress = on_progress
+        self._servers: list[VllmServer] = []  # on the first rank
+        self._lost: set[int] = set()  # there: servers that failed, whatever they say of themselves
+        self._answered: dict[int, list[ServedChoice]] = {}  # there: of the groups of a step that was interrupted
+        self._do(self._connect, "starting vLLM's servers")
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the job starts its servers, and may start them again."""
+        return not self._config.addresses
+
+    def restart(self) -> None:
+        """Start every server again that has ended or failed; its weights are those of the folder."""
+        self._do(self._revive, "starting vLLM's servers again")
+
+    def generate(self, requests: Sequence[SampleRequest], policy_version: int) -> list[Completion]:
+        """Continue every prompt; as `SamplingEngine.generate`.
+
+        Raises:
+            EngineLostError: some questions were not answered. Those that were are kept: called again with the same
+                requests, it asks only for the others.
+        """
+        doing = f"{len(requests)} completions asked of vLLM's servers"
+        return self._do(lambda: self._ask(requests, policy_version), doing)
+
+    def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Replace the weights of every server, through files, and forget what the old ones cached."""
+        target = self._transfer / f"version-{version}"
+        if dist.get_rank() == 0:
+            shutil.rmtree(target, ignore_errors=True)
+            write_folder(tensors, self._shape.folder, target, max_shard_bytes=_MAX_SHARD_BYTES)
+        else:
+            for _ in tensors:
+                pass
+        try:
+            self._do(lambda: self._load(target, version), "weights to vLLM's servers")
+        finally:
+            if dist.get_rank() == 0:
+                shutil.rmtree(target)
+        self._answered = {}  # of other weights
+
+    def visible_tensors(self, names: Iterable[str]) -> Mapping[str, Tensor]:
+        """None: a server shows no weights."""
+        del names
+        return {}
+
+    def prompt_logprobs(self, token_ids: Sequence[int]) -> Tensor:
+        """`[S, T - 1]` float32: of every server, log-probs of all tokens but the first, at temperature 1."""
+        return torch.tensor(self._do(lambda: [one.prompt_logprobs(token_ids) for one in self._servers], "a probe"))
+
+    def model_flops(self, prompts: Sequence[Tensor], completions: Sequence[Completion]) -> float:
+        """As `SamplingEngine.model_flops`."""
+        return sampling_flops(self._architecture, prompts, [len(completion.token_ids) for completion in completions])
+
+    def close(self) -> None:
+        """End the job's own servers and wait until they are gone. Not collective."""
+        for one in self._servers:
+            one.close()
+        self._servers = []
+
+    def _do(self, work: Callable[[], T], doing: str) -> T:
+        return on_first_rank(work, world(), self._on_progress, doing)
+
+    def _connect(self) -> None:
+        if not self.is_own:
+            file = self._config.api_key_file
+            key = None if file is None else file.read_text(encoding="utf-8").strip()
+            seconds = self._config.request_timeout_seconds
+            self._servers = [
+                VllmServer(address, api_key=key, timeout_seconds=seconds, process=None)
+                for address in self._config.addresses
+            ]
+            for one in self._servers:
+                one.check_model(self._shape.max_tokens)
+            return
+        for number in range(len(self._config.devices)):
+            self._servers.append(self._start(number))
+
+    def _start(self, number: int) -> VllmServer:
+        return start_server(
+            self._shape,
+            log_file=self._logs / f"server-{number}.log",
+            devices=self._config.devices[number],
+            start_timeout_seconds=self._config.start_timeout_seconds,
+            request_timeout_seconds=self._config.request_timeout_seconds,
+        )
+
+    def _revive(self) -> None:
+        for number, one in enumerate(self._servers):
+            if number in self._lost or not one.answers():
+                one.close()
+                self._servers[number] = self._start(number)
+        self._lost = set()
+
+    def _load(self, folder: Path, version: int) -> None:
+        for number, one in enumerate(self._servers):
+            self._lost.add(number)  # half a sync leaves a server that must not be asked
+            one.load_folder(folder, version)
+            self._lost.remove(number)
+
+    def _ask(self, requests: Sequence[SampleRequest], policy_version: int) -> list[Completion]:
+        """All completions, in order; a group's answer is kept until all groups have one."""
+        self._check_version(policy_version)
+        groups = _groups(requests)
+        waiting = [number for number in range(len(groups)) if number not in self._answered]
+        with ThreadPoolExecutor(self._config.max_concurrent_requests) as pool:
+            futures = {number: pool.submit(self._ask_group, number, requests, groups[number]) for number in waiting}
+        errors = []
+        for number, future in futures.items():
+            error = future.exception()
+            if error is None:
+                self._answered[number] = future.result()
+            else:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        self._check_version(policy_version)
+        answered, self._answered = self._answered, {}
+        return [
+            self._completion(choice, requests[index], policy_version)
+            for number, group in enumerate(groups)
+            for index, choice in zip(group, answered[number], strict=True)
+        ]
+
+    def _ask_group(self, number: int, requests: Sequence[SampleRequest], group: range) -> list[ServedChoice]:
+        first, place = requests[group.start], number % len(self._servers)
+        server, prompt, settings = self._servers[place], first.token_ids.tolist(), self._sampling.settings()
+        for retries_left in reversed(range(self._config.max_retries + 1)):
+            try:
+                return server.complete(prompt, settings, n=len(group), seed=first.seed)
+            except EngineLostError:
+                if retries_left == 0 or not server.answers():
+                    self._lost.add(place)
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def _check_version(self, policy_version: int) -> None:
+        """Nobody else may have changed a server's weights."""
+        for one in self._servers:
+            found = one.weight_version()
+            if found != str(policy_version):
+                raise EngineLostError(f"{one.address} has weights of version {found}, not {policy_version}")
+
+    def _completion(self, choice: ServedChoice, request: SampleRequest, policy_version: int) -> Completion:
+        length, finish_reason = self._sampling.cut(list(choice.token_ids), choice.finish_reason)
+        return Completion(
+            token_ids=torch.tensor(choice.token_ids[:length], dtype=torch.int64),
+            rollout_logprobs=torch.tensor(choice.logprobs[:length], dtype=torch.float32),
+            temperature=self._sampling.temperature,
+            finish_reason=finish_reason,
+            seed=request.seed,
+            policy_version=policy_version,
+        )
+
+
+def _groups(requests: Sequence[SampleRequest]) -> list[range]:
+    """Neighbours with one prompt."""
+    starts = [
+        index
+        for index in range(len(requests))
+        if index == 0 or not torch.equal(requests[index].token_ids, requests[index - 1].token_ids)
+    ]
+    return [range(start, stop) for start, stop in zip(starts, [*starts[1:], len(requests)], strict=True)]

@@ -1,0 +1,97 @@
+"""Rules of `rollout` with vLLM, whether or not it is installed here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_rlt.config import rollout_rules
+from megatron_rlt.config.rollout import RolloutConfig
+from megatron_rlt.config.rollout_rules import rollout_faults
+from megatron_rlt.config.sections import LayoutConfig, ModelConfig
+from megatron_rlt.models.architecture import Architecture
+from tests.tiny_models import tiny_hf_model
+
+
+@dataclass(frozen=True)
+class Installed:
+    """What stands where vLLM is looked for."""
+
+    vllm: bool
+    cpu_build: bool
+
+
+@pytest.fixture
+def installed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: Installed = getattr(request, "param", Installed(vllm=True, cpu_build=False))
+    monkeypatch.setattr(rollout_rules, "find_spec", lambda _: object() if found.vllm else None)
+    monkeypatch.setattr(rollout_rules, "_is_cpu_build", lambda: found.cpu_build)
+
+
+def faults(folder: Path, settings: dict[str, Any], *, tp: int = 1, world_size: int = 4) -> list[str]:
+    rollout = RolloutConfig.model_validate({"engine": "vllm", "vllm": settings})
+    model = ModelConfig(model=folder, layout=LayoutConfig(tp=tp))
+    return rollout_faults(rollout, model, Architecture.from_folder(folder), world_size)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny_hf_model(tmp_path / "model", "qwen2", tied=False)  # 4 heads of 16
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"tp": 3}, "rollout.vllm.tp=3: must divide world_size=4; nearest valid: 2"),
+        ({"tp": 8, "placement": "server"}, "rollout.vllm.tp=8: must divide attention heads 4; nearest valid: 4"),
+        (
+            {"server": {"max_retries": 1}},
+            "rollout.vllm.server: has no effect with placement=colocated; set placement=server, or leave it out",
+        ),
+        (
+            {"placement": "server", "sleep_level": 2},
+            "rollout.vllm.sleep_level=2: has no effect with placement=server, whose devices are its own; leave it out",
+        ),
+        (
+            {"placement": "server", "server": {"addresses": ["http://a:1"], "devices": ["1"]}},
+            "rollout.vllm.server.devices: has no effect on servers at addresses, which run already; leave one of the"
+            " two out",
+        ),
+        (
+            {"placement": "server", "server": {"addresses": ["a:1"]}},
+            "rollout.vllm.server.addresses: 'a:1' is no address such as http://node7:8000",
+        ),
+        (
+            {"placement": "server", "server": {"addresses": ["http://a:1"], "api_key_file": "nowhere"}},
+            "rollout.vllm.server.api_key_file: nowhere is no file; write the key into it",
+        ),
+    ],
+)
+def test_a_fault_is_named_with_its_remedy(folder: Path, settings: dict[str, Any], line: str) -> None:
+    assert line in faults(folder, settings)
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_server_need_not_divide_the_ranks_and_the_policys_tp_is_the_default(folder: Path) -> None:
+    assert faults(folder, {"placement": "server", "tp": 4}, world_size=2) == []
+    assert faults(folder, {}, tp=2) == []
+    assert faults(folder, {}, tp=2, world_size=3) != []
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("installed", [Installed(vllm=False, cpu_build=False)], indirect=True)
+def test_without_vllm_the_line_says_how_to_install_it(folder: Path) -> None:
+    (line,) = faults(folder, {})
+    assert "pip install 'megatron-rlt[vllm]'" in line
+    assert "make .venv-vllm/.installed" in line
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("installed", [Installed(vllm=True, cpu_build=True)], indirect=True)
+def test_heads_that_the_cpu_build_does_not_know_are_refused(folder: Path) -> None:
+    (line,) = faults(folder, {})
+    assert "no attention for heads of 16, only of 32, 64," in line
