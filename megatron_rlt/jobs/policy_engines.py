@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-import torch
-from torch import Tensor
-
 from megatron_rlt.config.jobs import CollectConfig, RlConfig
 from megatron_rlt.config.plan import num_updates
 from megatron_rlt.config.sections import ModelConfig
-from megatron_rlt.config.shapes import position_limit
-from megatron_rlt.jobs.following_engine import ColocatedVllm, ServedVllm
-from megatron_rlt.jobs.rewarding import logprob_engine
 from megatron_rlt.models.language_model import LanguageModel
-from megatron_rlt.parallel.failures import StoppedError
 from megatron_rlt.parallel.layout import Layout
 from megatron_rlt.policy.policy import Policy
 from megatron_rlt.rollout.engine import MegatronEngine
 from megatron_rlt.rollout.requests import KnownStopCondition, SamplingEngine
-from megatron_rlt.rollout.vllm_engine import VllmEngine
-from megatron_rlt.rollout.vllm_model import VllmModel
-from megatron_rlt.rollout.vllm_served import ServedEngine
-from megatron_rlt.rollout.vllm_server import EngineLostError
-from megatron_rlt.rollout.vllm_settings import EngineShape, Sampling
-from megatron_rlt.types import OnProgress, Span, SpannedSequence
-from megatron_rlt.weight_sync.sync import Receiver, WeightSync
-
-# Largest difference of one token's log-prob that two programs' rounding explains, in nats (about 1e-5 and 0.1 were
-# measured).
-_PROBE_GAPS = {"float32": 1e-3, "bfloat16": 0.5}
+from megatron_rlt.rollout.vllm_settings import Sampling
+from megatron_rlt.types import OnProgress
 
 
 def build_policy(
@@ -71,9 +53,11 @@ def sampling_engine(
     """
     rollout = config.rollout
     if rollout.engine == "vllm":
+        from megatron_rlt.jobs.vllm_rollout import vllm_engine  # here: what it imports would slow every other start
+
         vocab_size = model.unpadded_vocab_size
         sampling = Sampling(temperature, rollout.top_p, num_token_ids, vocab_size, rollout.max_completion_tokens, stop)
-        return _vllm_engine(config, policy, model, layout, sampling, on_progress)
+        return vllm_engine(config, policy, model, layout, sampling, on_progress)
     return MegatronEngine(
         model,
         layout,
@@ -86,72 +70,4 @@ def sampling_engine(
         max_prefill_tokens=rollout.max_prefill_tokens,
         stop=stop,
         on_progress=on_progress,
-    )
-
-
-def _vllm_engine(
-    config: RlConfig | CollectConfig,
-    policy: ModelConfig,
-    model: LanguageModel,
-    layout: Layout,
-    sampling: Sampling,
-    on_progress: OnProgress,
-) -> SamplingEngine:
-    """vLLM in these ranks or as a server, with the way by which it follows the policy."""
-    rollout, settings = config.rollout, config.rollout.vllm
-    shape = EngineShape(
-        policy.model,
-        policy.dtype,
-        layout.tp if settings.tp is None else settings.tp,
-        # Asked for the log-probs of a whole sequence, vLLM wants room for a token more.
-        max_tokens=min(
-            config.prompts.max_prompt_tokens + rollout.max_completion_tokens + 1, position_limit(model.architecture)
-        ),
-        max_batch_size=rollout.max_batch_size,
-        max_prefill_tokens=rollout.max_prefill_tokens,
-        settings=settings,
-        on_gpu=torch.cuda.is_available(),
-    )
-    follow = partial(_weight_sync, config, policy, model, layout, sampling.num_token_ids, on_progress)
-    if settings.placement == "colocated":
-        holder = VllmModel(shape)
-        engine = VllmEngine(holder, model.architecture, sampling, on_progress=on_progress)
-        return ColocatedVllm(holder, engine, follow(holder))
-    try:
-        served = ServedEngine(
-            shape,
-            model.architecture,
-            sampling,
-            server=settings.server,
-            folder=config.output_dir,
-            on_progress=on_progress,
-        )
-    except EngineLostError as error:
-        raise StoppedError(f"rollout.vllm.server: {error}") from error
-    return ServedVllm(served, follow(served), max_restarts=settings.server.max_retries)
-
-
-def _weight_sync(
-    config: RlConfig | CollectConfig,
-    policy: ModelConfig,
-    model: LanguageModel,
-    layout: Layout,
-    num_token_ids: int,
-    on_progress: OnProgress,
-    receiver: Receiver,
-) -> WeightSync:
-    # Engines answer for prompts at temperature 1, whatever they sample at.
-    trainer = logprob_engine(model, layout, temperature=1.0, scoring=config.scoring, on_progress=on_progress)
-
-    def trainer_logprobs(ids: Tensor) -> Tensor:
-        return trainer.logprobs([SpannedSequence(ids, (Span(1, len(ids)),))]).values[0]
-
-    allowed = config.rollout.vllm.max_probe_gap
-    return WeightSync(
-        model,
-        layout,
-        receiver,
-        trainer_logprobs=trainer_logprobs,
-        num_token_ids=num_token_ids,
-        max_probe_gap=_PROBE_GAPS[policy.dtype] if allowed is None else allowed,
     )

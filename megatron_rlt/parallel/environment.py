@@ -85,7 +85,7 @@ def prepare_vllm(rank: int, world_size: int, *, on_cpu: bool) -> None:
         os.environ.setdefault(name, value)
 
 
-def server_environment(devices: str) -> dict[str, str]:
+def server_environment(devices: str, *, on_cpu: bool) -> dict[str, str]:
     """The environment of a vLLM server that a rank starts: the rank's own without its place among the ranks.
 
     Args:
@@ -95,13 +95,10 @@ def server_environment(devices: str) -> dict[str, str]:
     kept = {
         name: value for name, value in os.environ.items() if name not in ranks and not name.startswith("TORCHELASTIC_")
     }
-    wanted = {
-        "VLLM_SERVER_DEV_MODE": "1",  # the paths that replace weights
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",  # idle threads of several processes would spin against each other
-        "TORCHDYNAMO_DISABLE": "1",
-    }
+    wanted = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}  # the former: the paths that replace weights
+    if on_cpu:
+        # Idle threads of several processes would spin against each other, and log-probs wait for a C++ compiler.
+        wanted |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
     given = {"CUDA_VISIBLE_DEVICES": devices} if devices else {}
     return wanted | kept | given
 

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-import torch._dynamo
 import torch.distributed as dist
 from torch import Tensor
 
@@ -34,10 +33,11 @@ class VllmModel:
         """
         self.tp = shape.tp
         self._sleep_level = shape.settings.sleep_level
-        if not shape.on_gpu:
-            torch._dynamo.config.disable = True  # log-probs would wait for a C++ compiler
         prepare_vllm(dist.get_rank(), dist.get_world_size(), on_cpu=not shape.on_gpu)
         import vllm
+
+        if not shape.on_gpu:
+            torch._dynamo.config.disable = True  # log-probs would wait for a C++ compiler
 
         logging.getLogger("vllm").setLevel(logging.ERROR)
         try:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import torch
 
 from megatron_rlt.parallel.environment import server_environment
 from megatron_rlt.types import OnProgress
@@ -57,7 +58,7 @@ class ServerProcess:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=server_environment(devices),
+                env=server_environment(devices, on_cpu=not torch.cuda.is_available()),
                 start_new_session=True,
             )
 
