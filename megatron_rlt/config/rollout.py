@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
 
 from megatron_rlt.config.sections import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
+
+
+def _as_tuple(value: object) -> object:
+    """JSON's list: where a validator of the whole configuration has looked at it before, a strict tuple refuses it."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 
 
 class VllmServerConfig(Section):
     """vLLM servers, started by the job's first rank on its machine, or found at their addresses."""
 
-    addresses: tuple[str, ...] = ()
+    addresses: Texts = ()
     """Servers that run already, such as http://node7:8000, with VLLM_SERVER_DEV_MODE=1, `--served-model-name policy`
     and `--logprobs-mode processed_logprobs`; empty: the job starts its own and ends them."""
     api_key_file: Path | None = None
     """File with the key of these servers; None: they ask for none."""
-    devices: tuple[str, ...] = ("",)
+    devices: Texts = ("",)
     """One server is started for each entry, which is its CUDA_VISIBLE_DEVICES, such as "6,7"; "" leaves them as they
     are."""
     start_timeout_seconds: PositiveFloat = 900.0
