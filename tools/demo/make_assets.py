@@ -50,7 +50,7 @@ def make_assets(out: Path, *, seed: int, num_rows: int, num_heads: int = NUM_HEA
     return assets
 
 
-def save_model(folder: Path, *, seed: int, num_heads: int) -> None:
+def save_model(folder: Path, *, seed: int, num_heads: int = NUM_HEADS) -> None:
     """Write a randomly initialised model and its tokenizer as one Hugging Face folder."""
     folder.mkdir(parents=True, exist_ok=True)
     vocab_size = save_tokenizer(folder)
