@@ -30,7 +30,7 @@ test: $(INSTALLED) lint
 
 # vLLM itself on the CPU, in an environment of its own.
 test-vllm: $(VLLM_INSTALLED)
-	OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest tests/vllm
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest --numprocesses 2 --durations 5 tests/vllm
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
