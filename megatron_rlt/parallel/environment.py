@@ -103,11 +103,6 @@ def server_environment(devices: str, *, on_cpu: bool) -> dict[str, str]:
     return wanted | kept | given
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
-    return _free_port()
-
-
 def started_by_elastic() -> bool:
     """Whether an elastic agent waits for this process and reads its error file."""
     return "TORCHELASTIC_ERROR_FILE" in os.environ
@@ -132,7 +127,7 @@ def _meeting_point(place: Place) -> tuple[str, int]:
     if "MASTER_ADDR" in given and "MASTER_PORT" in given:
         return given["MASTER_ADDR"], int(given["MASTER_PORT"])
     if place.world_size == 1:
-        return "127.0.0.1", _free_port()
+        return "127.0.0.1", free_port()
     if place.launcher != "srun":
         raise ValueError(
             f"{place.launcher} set RANK and WORLD_SIZE but not MASTER_ADDR and MASTER_PORT;"
@@ -144,7 +139,7 @@ def _meeting_point(place: Place) -> tuple[str, int]:
     return given.get("MASTER_ADDR", first_host(nodes)), port
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

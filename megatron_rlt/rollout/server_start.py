@@ -8,7 +8,6 @@ from pathlib import Path
 from megatron_rlt.parallel.environment import free_port
 from megatron_rlt.rollout.vllm_server import MODEL_NAME, EngineLostError, ServerProcess, VllmServer
 from megatron_rlt.rollout.vllm_settings import EngineShape
-from megatron_rlt.types import OnProgress, tell_nobody
 
 # Somebody may take a port between the look and the server's start.
 _NUM_PORTS = 3
@@ -21,7 +20,6 @@ def start_server(
     devices: str,
     start_timeout_seconds: float,
     request_timeout_seconds: float,
-    on_progress: OnProgress = tell_nobody,
 ) -> VllmServer:
     """A server that answers, with the weights of `shape.folder`.
 
@@ -38,7 +36,7 @@ def start_server(
         address = f"http://127.0.0.1:{port}"
         server = VllmServer(address, api_key=None, timeout_seconds=request_timeout_seconds, process=process)
         try:
-            server.wait_until_ready(start_timeout_seconds, on_progress)
+            server.wait_until_ready(start_timeout_seconds)
         except EngineLostError as error:
             server.close()
             if "address already in use" not in str(error).lower():

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -81,16 +80,8 @@ class VllmEngine:
 
     def _completion(self, output: Any, request: SampleRequest, policy_version: int) -> Completion:  # noqa: ANN401
         ids = list(output.token_ids)
-        length, finish_reason = self._sampling.cut(ids, output.finish_reason)
         logprobs = [row[token].logprob for row, token in zip(output.logprobs, ids, strict=True)]
-        return Completion(
-            token_ids=torch.tensor(ids[:length], dtype=torch.int64),
-            rollout_logprobs=torch.tensor(logprobs[:length], dtype=torch.float32),
-            temperature=self._sampling.temperature,
-            finish_reason=finish_reason,
-            seed=request.seed,
-            policy_version=policy_version,
-        )
+        return self._sampling.completion(ids, logprobs, output.finish_reason, request, policy_version)
 
 
 def _require_agreement(completions: dict[int, Completion], tp: int) -> None:

@@ -111,12 +111,6 @@ class ServedEngine:
         """As `SamplingEngine.model_flops`."""
         return sampling_flops(self._architecture, prompts, [len(completion.token_ids) for completion in completions])
 
-    def close(self) -> None:
-        """End the job's own servers and wait until they are gone. Not collective."""
-        for one in self._servers:
-            one.close()
-        self._servers = []
-
     def _do(self, work: Callable[[], T], doing: str) -> T:
         return on_first_rank(work, world(), self._on_progress, doing)
 
@@ -176,7 +170,9 @@ class ServedEngine:
         self._check_version(policy_version)
         answered, self._answered = self._answered, {}
         return [
-            self._completion(choice, requests[index], policy_version)
+            self._sampling.completion(
+                choice.token_ids, choice.logprobs, choice.finish_reason, requests[index], policy_version
+            )
             for number, group in enumerate(groups)
             for index, choice in zip(group, answered[number], strict=True)
         ]
@@ -199,17 +195,6 @@ class ServedEngine:
             found = one.weight_version()
             if found != str(policy_version):
                 raise EngineLostError(f"{one.address} has weights of version {found}, not {policy_version}")
-
-    def _completion(self, choice: ServedChoice, request: SampleRequest, policy_version: int) -> Completion:
-        length, finish_reason = self._sampling.cut(list(choice.token_ids), choice.finish_reason)
-        return Completion(
-            token_ids=torch.tensor(choice.token_ids[:length], dtype=torch.int64),
-            rollout_logprobs=torch.tensor(choice.logprobs[:length], dtype=torch.float32),
-            temperature=self._sampling.temperature,
-            finish_reason=finish_reason,
-            seed=request.seed,
-            policy_version=policy_version,
-        )
 
 
 def _groups(requests: Sequence[SampleRequest]) -> list[range]:

@@ -18,7 +18,6 @@ import httpx2
 import torch
 
 from megatron_rlt.parallel.environment import server_environment
-from megatron_rlt.types import OnProgress
 
 MODEL_NAME = "policy"
 _CONNECT_SECONDS = 5.0
@@ -39,7 +38,6 @@ class ServedChoice:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: str
-    stop_reason: str | int | None
 
 
 class ServerProcess:
@@ -100,7 +98,7 @@ class VllmServer:
         # The address is the job's own or the user's word: no proxy of the environment stands between.
         self._client = httpx2.Client(base_url=address, headers=headers, limits=limits, trust_env=False)
 
-    def wait_until_ready(self, timeout_seconds: float, on_progress: OnProgress) -> None:
+    def wait_until_ready(self, timeout_seconds: float) -> None:
         """Return once it answers; raises EngineLostError if it dies first or takes too long."""
         deadline = time.monotonic() + timeout_seconds
         while True:
@@ -115,7 +113,6 @@ class VllmServer:
                     raise EngineLostError(f"not ready after {timeout_seconds:g} s: {error}") from error
             else:
                 return
-            on_progress(f"waiting for vLLM's server at {self.address}")
             time.sleep(_POLL_SECONDS)
 
     def answers(self) -> bool:
@@ -156,7 +153,6 @@ class VllmServer:
                 tuple(choice["token_ids"]),
                 tuple(choice["logprobs"]["token_logprobs"]),
                 choice["finish_reason"],
-                choice["stop_reason"],
             )
             for choice in choices
         ]

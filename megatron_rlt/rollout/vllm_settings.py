@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from megatron_rlt.config.rollout import VllmConfig
-from megatron_rlt.rollout.requests import KnownStopCondition
-from megatron_rlt.types import FinishReason
+from megatron_rlt.rollout.requests import KnownStopCondition, SampleRequest
+from megatron_rlt.types import Completion, FinishReason
 
 # vLLM 0.32 asks for most of a CPU's memory where none is named, and fails to start if that is not free.
 _CPU_CACHE_BYTES = 2**30
@@ -76,6 +79,25 @@ class Sampling:
             "skip_special_tokens": False,  # an end tag may be one
             "allowed_token_ids": None if self.num_token_ids >= self.vocab_size else list(range(self.num_token_ids)),
         }
+
+    def completion(
+        self,
+        token_ids: Sequence[int],
+        logprobs: Sequence[float],
+        finish_reason: str,
+        request: SampleRequest,
+        policy_version: int,
+    ) -> Completion:
+        """What vLLM gave for a request, as a completion that ends where this project ends it; raises as `cut`."""
+        length, reason = self.cut(list(token_ids), finish_reason)
+        return Completion(
+            token_ids=torch.tensor(token_ids[:length], dtype=torch.int64),
+            rollout_logprobs=torch.tensor(logprobs[:length], dtype=torch.float32),
+            temperature=self.temperature,
+            finish_reason=reason,
+            seed=request.seed,
+            policy_version=policy_version,
+        )
 
     def cut(self, token_ids: list[int], finish_reason: str) -> tuple[int, FinishReason]:
         """How many of vLLM's ids belong to the completion by this project's own stop condition, and why it ends there.

@@ -57,7 +57,7 @@ class SyncReport:
 
 
 class WeightSync:
-    """The way from this rank's shards to the engine in the same process."""
+    """The way from the policy's shards to an engine's copies, in this process or another."""
 
     def __init__(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from megatron_rlt.metrics.phases import PhaseTimer
 from megatron_rlt.parallel.platform import start_distributed, stop_distributed
 from megatron_rlt.types import Problem, tell_nobody
 from tools.bench.turns import StepClock, Task, report, turns
+from tools.bench.workload import NeverStop
 
 # Which of a step's phases the other side calls by one name.
 _PHASES = {
@@ -58,21 +58,10 @@ def _of_fixed_length(rooms: RlRooms, config: TrainConfig) -> RlRooms:
         rooms.policy.layout,
         num_token_ids=rooms.student.model.unpadded_vocab_size,
         temperature=config.temperature,
-        stop=_Never(),
+        stop=NeverStop(),
         on_progress=tell_nobody,
     )
     return replace(rooms, rollout=engine)
-
-
-class _Never:
-    """A stop condition that lets every completion go on."""
-
-    stop_ids: frozenset[int] = frozenset()
-    end_tag = None
-
-    def __call__(self, sampled_ids: Sequence[int]) -> bool:
-        del sampled_ids
-        return False
 
 
 if __name__ == "__main__":

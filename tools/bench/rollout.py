@@ -13,7 +13,6 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -34,7 +33,7 @@ from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.rollout.requests import SampleRequest
 from megatron_rlt.types import tell_nobody
 from tools.bench.machine import describe_machine
-from tools.bench.workload import save_random_model, start_single_rank
+from tools.bench.workload import NeverStop, save_random_model, start_single_rank
 from tools.demo.tokenizer import save_tokenizer
 
 _SIZES = {"50M": (512, 8), "500M": (1536, 16)}  # hidden size and layers; 32,000 ids
@@ -44,17 +43,6 @@ _ENGINES = {
     "vLLM, same process": ("vllm", "colocated"),
     "vLLM, server": ("vllm", "server"),
 }
-
-
-class Never:
-    """A stop condition that lets every completion go on."""
-
-    stop_ids: frozenset[int] = frozenset()
-    end_tag = None
-
-    def __call__(self, sampled_ids: Sequence[int]) -> bool:
-        del sampled_ids
-        return False
 
 
 @dataclass(frozen=True)
@@ -133,7 +121,7 @@ def _side(there: Connection, engine: str, folder: Path, run: Path, given: dict[s
         layout,
         num_token_ids=_VOCAB_SIZE,
         temperature=config.temperature,
-        stop=Never(),
+        stop=NeverStop(),
         on_progress=tell_nobody,
     )
     start_seconds = time.perf_counter() - start

@@ -16,6 +16,17 @@ from megatron_rlt.parallel.platform import start_distributed
 from megatron_rlt.types import Span, SpannedSequence
 
 
+class NeverStop:
+    """A stop condition that lets every completion go on."""
+
+    stop_ids: frozenset[int] = frozenset()
+    end_tag = None
+
+    def __call__(self, sampled_ids: Sequence[int]) -> bool:
+        del sampled_ids
+        return False
+
+
 def start_single_rank(port: int = 29511) -> None:
     """Make this process a job of one rank."""
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
