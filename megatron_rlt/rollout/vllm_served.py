@@ -60,6 +60,7 @@ class ServedEngine:
         self._on_progress = on_progress
         self._servers: list[VllmServer] = []  # on the first rank
         self._lost: set[int] = set()  # there: servers that failed, whatever they say of themselves
+        self._version: int | None = None  # of the last weights that were loaded
         self._answered: dict[int, list[ServedChoice]] = {}  # there: of the groups of a step that was interrupted
         self._do(self._connect, "starting vLLM's servers")
 
@@ -96,7 +97,9 @@ class ServedEngine:
         finally:
             if dist.get_rank() == 0:
                 shutil.rmtree(target)
-        self._answered = {}  # of other weights
+        if version != self._version:
+            self._answered = {}  # of other weights
+        self._version = version
 
     def visible_tensors(self, names: Iterable[str]) -> Mapping[str, Tensor]:
         """None: a server shows no weights."""

@@ -21,7 +21,7 @@ class FakeServer:
     """Answers every path with what the test put there, and remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.answers: dict[str, tuple[int, Any]] = {}
+        self.answers: dict[str, Any] = {}  # status and JSON, or a function of the body that gives them
         self.asked: list[tuple[str, Any, str | None]] = []
         self.delay_seconds = 0.0
         owner = self
@@ -37,7 +37,8 @@ class FakeServer:
             def _answer(self, body: Any) -> None:
                 owner.asked.append((self.path, body, self.headers.get("Authorization")))
                 time.sleep(owner.delay_seconds)
-                status, answer = owner.answers[self.path]
+                given = owner.answers[self.path]
+                status, answer = given(body) if callable(given) else given
                 sent = b"" if answer is None else json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(sent)))

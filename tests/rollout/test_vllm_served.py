@@ -1,0 +1,67 @@
+"""A step that was interrupted goes on with what was answered, as long as the weights are the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_rlt.config.rollout import VllmConfig, VllmServerConfig
+from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.rollout.requests import SampleRequest
+from megatron_rlt.rollout.vllm_served import ServedEngine
+from megatron_rlt.rollout.vllm_server import EngineLostError
+from megatron_rlt.rollout.vllm_settings import EngineShape, Sampling
+from tests.ranks import run_ranks
+from tests.rollout.test_vllm_server import FakeServer, choice
+from tests.tiny_models import tiny_hf_model
+
+
+class AtThree:
+    """Ends a completion at id 3."""
+
+    stop_ids = (3,)
+    end_tag = None
+
+    def __call__(self, sampled_ids: Sequence[int]) -> bool:
+        return sampled_ids[-1] == 3
+
+
+def interrupt(folder: Path, version_after: int) -> Counter[int]:
+    """The second question fails once; how often each was asked until the step was complete, by its prompt's id."""
+    fake, failures = FakeServer(), iter([500])
+
+    def answer(body: Any) -> tuple[int, Any]:
+        if body["prompt"] == [2] and next(failures, None):
+            return 500, None
+        return 200, {"choices": [choice(0, [3]), choice(1, [4, 3])]}
+
+    fake.answers = dict.fromkeys(("/pause?mode=wait", "/collective_rpc", "/reset_prefix_cache"), (200, None))
+    fake.answers |= dict.fromkeys(("/update_weight_version", "/resume", "/health"), (200, None))
+    fake.answers["/v1/models"] = (200, {"data": [{"id": "policy", "max_model_len": 128}]})
+    fake.answers["/v1/completions"] = answer
+    server = VllmServerConfig(addresses=(fake.address,), max_retries=0)
+    shape = EngineShape(folder, "float32", 1, 128, 16, 64, VllmConfig(), on_gpu=False)
+    sampling = Sampling(1.0, 1.0, 131, 131, 8, AtThree())
+    engine = ServedEngine(shape, Architecture.from_folder(folder), sampling, server=server, folder=folder / "run")
+    requests = [SampleRequest(torch.tensor([prompt]), 10 * prompt + member) for prompt in (1, 2) for member in (0, 1)]
+    for version in (0, version_after):
+        engine.load_weights([("weight", torch.zeros(1))], version)
+        fake.answers["/weight_info"] = (200, {"weight_version": str(version)})
+        try:
+            completions = engine.generate(requests, version)
+        except EngineLostError:
+            continue
+    assert [one.seed for one in completions] == [10, 11, 20, 21]
+    asked = Counter(body["prompt"][0] for path, body, _ in fake.asked if path == "/v1/completions")
+    fake.close()
+    return asked
+
+
+def test_only_what_was_not_answered_is_asked_again_by_the_same_weights(tmp_path: Path) -> None:
+    folder = tiny_hf_model(tmp_path / "model", "qwen2", tied=False)
+    assert run_ranks(interrupt, 1, folder, 0) == [Counter({1: 1, 2: 2})]
+    assert run_ranks(interrupt, 1, folder, 1) == [Counter({1: 2, 2: 2})], "other weights: all is asked again"
