@@ -180,6 +180,13 @@ class Logprobs:
     def __len__(self) -> int:
         return len(self.values)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Logprobs]) -> Logprobs:
+        """Those of several lists of sequences as one, in their order; at least one list."""
+        (temperature,) = {part.temperature for part in parts}
+        values = tuple(row for part in parts for row in part.values)
+        return cls(values, tuple(row for part in parts for row in part.entropy), temperature)
+
 
 @dataclass(frozen=True)
 class LeakMetrics:

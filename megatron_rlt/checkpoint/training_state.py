@@ -45,6 +45,7 @@ from megatron_rlt.parallel.layout import Layout
 
 POLICY = "policy"
 """Name of the model that the optimizer trains."""
+_SAMPLED_AHEAD = "sampled_ahead.bin"
 _PACKAGES = ("megatron-rlt", "megatron-core", "torch")
 
 
@@ -54,6 +55,7 @@ class SharedState:
 
     data_position: bytes  # whatever the data loader needs to continue at the next row
     counters: Mapping[str, Any]  # JSON values, by name
+    sampled_ahead: bytes = b""  # completions of the next step, where they exist already
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,11 @@ def load_training_state(
     return LoadedState(
         step=manifest.step,
         num_updates=manifest.num_updates,
-        shared=SharedState((path / "data_position.bin").read_bytes(), shared["counters"]),
+        shared=SharedState(
+            (path / "data_position.bin").read_bytes(),
+            shared["counters"],
+            (path / _SAMPLED_AHEAD).read_bytes() if (path / _SAMPLED_AHEAD).exists() else b"",
+        ),
         rank_state=RankState.from_bytes((path / "ranks" / _rank_file()).read_bytes()) if same_layout else None,
     )
 
@@ -169,6 +175,8 @@ def _write_shared(temporary: Path, shared: SharedState, scheduler: OptimizerPara
     content = {"counters": dict(shared.counters), "scheduler": scheduler.state_dict()}
     write_synced(temporary / "shared.json", json.dumps(content, indent=2).encode())
     write_synced(temporary / "data_position.bin", shared.data_position)
+    if shared.sampled_ahead:
+        write_synced(temporary / _SAMPLED_AHEAD, shared.sampled_ahead)
 
 
 def _manifest(

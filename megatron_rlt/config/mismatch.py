@@ -10,7 +10,8 @@ class MismatchConfig(Section):
 
     max_rollout_gap: PositiveFloat | None = None
     """Largest |rollout - trainer| log-prob of a token, in nats, above which the run stops before the update; None:
-    only logged. A resumed run may change it."""
+    only logged. A resumed run may change it. Completions of older weights (rollout.ahead) are not held to it, except
+    for the first step's."""
     token_weight_cap: PositiveFloat | None = None
     """Truncated importance sampling by token: weight min(exp(trainer - rollout), cap) in the policy loss; 2 is usual;
     None: off."""

@@ -40,6 +40,10 @@ class VllmServerConfig(Section):
     together, how often lost servers are started again."""
     transfer_dir: Path | None = None
     """Folder that all servers can read, where weights pass through; None takes the run folder."""
+    scoring_parts: PositiveInt = 4
+    """Into how many parts a step's questions are cut: the student reads a part as soon as all of its completions are
+    there, while others are still sampled; one that lives on the host is brought to the device for each. Never more than
+    there are questions."""
 
 
 class VllmConfig(Section):
@@ -72,6 +76,10 @@ class RolloutConfig(Section):
     """Sampling engine: `megatron` decodes with the policy's own shards; `vllm` needs vLLM installed."""
     vllm: VllmConfig = VllmConfig()
     """Only for `engine: vllm`."""
+    ahead: Literal[0, 1] = 0
+    """Steps by which sampling runs ahead of training: 0 samples a step's completions with the weights that they update;
+    1 samples them while the step before is scored and trained, with weights one step old. Only where servers sample,
+    with a weight cap in `mismatch`."""
     max_completion_tokens: PositiveInt = 16384
     """Longest completion in tokens, end tag and end of turn included."""
     stop_at_end_tag: bool = True

@@ -6,6 +6,7 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
+from megatron_rlt.config.mismatch import MismatchConfig
 from megatron_rlt.config.rollout import RolloutConfig, VllmConfig, VllmServerConfig
 from megatron_rlt.config.sections import ModelConfig
 from megatron_rlt.config.shapes import ModelShape
@@ -51,6 +52,30 @@ def rollout_faults(rollout: RolloutConfig, policy: ModelConfig, shape: ModelShap
             f" {', '.join(map(str, _CPU_HEAD_SIZES))}; leave rollout.engine out, or use a GPU"
         )
     return [*faults, *_server_faults(vllm)]
+
+
+def ahead_faults(rollout: RolloutConfig, mismatch: MismatchConfig | None) -> list[str]:
+    """What sampling ahead of training lacks.
+
+    Args:
+        mismatch: None for a job that does not train on what it samples step by step.
+    """
+    if rollout.ahead == 0:
+        return []
+    if mismatch is None:
+        return [f"rollout.ahead={rollout.ahead}: only a teacher's `train` samples ahead of its steps; leave it out"]
+    faults = []
+    if rollout.engine != "vllm" or rollout.vllm.placement != "server":
+        faults.append(
+            f"rollout.ahead={rollout.ahead}: sampling and training at the same time need devices each; set"
+            " rollout.engine=vllm and rollout.vllm.placement=server, or leave ahead out"
+        )
+    if mismatch.token_weight_cap is None and mismatch.sequence_weight_cap is None:
+        faults.append(
+            f"rollout.ahead={rollout.ahead}: completions come from weights one step old, which the update must weigh;"
+            " set mismatch.token_weight_cap=2 (or sequence_weight_cap)"
+        )
+    return faults
 
 
 def _is_cpu_build() -> bool:

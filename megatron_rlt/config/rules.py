@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from megatron_rlt.config.evaluation_sets import data_faults
 from megatron_rlt.config.jobs import CollectConfig, EvaluateConfig, RlConfig, ScoreConfig, SftConfig, TrainConfig
 from megatron_rlt.config.mismatch_rules import mismatch_faults
-from megatron_rlt.config.rollout_rules import rollout_faults
+from megatron_rlt.config.rollout_rules import ahead_faults, rollout_faults
 from megatron_rlt.config.sections import (
     CountdownConfig,
     GrpoConfig,
@@ -40,6 +40,7 @@ def train_faults(config: RlConfig, shapes: Shapes) -> list[str]:
         *rollout_faults(
             config.rollout, config.models[config.policy_name], shapes.get(config.policy_name), config.world_size
         ),
+        *ahead_faults(config.rollout, config.mismatch if isinstance(config, TrainConfig) else None),
         *_length_faults(
             shapes,
             tokens,
@@ -149,6 +150,7 @@ def collect_faults(config: CollectConfig, shapes: Shapes) -> list[str]:
             remedy="lower rollout.max_completion_tokens or prompts.max_prompt_tokens",
         ),
         *rollout_faults(config.rollout, config.teacher, shapes.get("teacher"), config.world_size),
+        *ahead_faults(config.rollout, None),
         *_selection_faults(config),
     ]
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from torch import Tensor
 
 from megatron_rlt.parallel.collectives import broadcast_record
 from megatron_rlt.parallel.failures import StoppedError
 from megatron_rlt.parallel.platform import world
-from megatron_rlt.rollout.requests import SampleRequest
+from megatron_rlt.rollout.requests import Arrival, SampleRequest
 from megatron_rlt.rollout.vllm_engine import VllmEngine
 from megatron_rlt.rollout.vllm_model import VllmModel
 from megatron_rlt.rollout.vllm_served import ServedEngine
 from megatron_rlt.rollout.vllm_server import EngineLostError
 from megatron_rlt.types import Completion
 from megatron_rlt.weight_sync.sync import SyncReport, WeightSync
+
+T = TypeVar("T")
 
 
 class ColocatedVllm:
@@ -63,36 +67,67 @@ class ColocatedVllm:
 
 
 class ServedVllm:
-    """vLLM servers, always at the policy's version when they sample; started again if they are lost."""
+    """vLLM servers, at the policy's version when they are asked; started again if they are lost.
+
+    They sample while the caller does something else: `start`, then `arrivals` until all parts have come.
+    """
 
     def __init__(self, engine: ServedEngine, sync: WeightSync, *, max_restarts: int) -> None:
         """
         Args:
-            max_restarts: within one `generate`.
+            max_restarts: within one rollout.
         """
         self._engine, self._sync, self._max_restarts = engine, sync, max_restarts
         self._version: int | None = None
+        self._restarts_left = max_restarts
         self._report: SyncReport | None = None
         self._num_restarts = 0
+        self._waited_seconds, self._measured_since = 0.0, time.monotonic()
 
-    def generate(self, requests: Sequence[SampleRequest], policy_version: int) -> list[Completion]:
-        """As `SamplingEngine.generate`.
+    def start(self, requests: Sequence[SampleRequest], policy_version: int, parts: Sequence[range]) -> None:
+        """Bring the servers to the policy's weights and ask them. Collective; all earlier completions must have come.
+
+        Args:
+            parts: requests whose completions are wanted together, all requests in order; groups stay whole.
 
         Raises:
             StoppedError: the servers do not have the policy's weights, or were lost more often than is allowed.
         """
-        for restarts_left in reversed(range(self._max_restarts + 1)):
-            try:
-                if self._version != policy_version:
-                    self._report = self._sync.push(policy_version)
-                    self._version = policy_version
-                return self._engine.generate(requests, policy_version)
-            except EngineLostError as error:
-                self._version = None
-                if restarts_left == 0 or not self._engine.is_own:
-                    raise StoppedError(f"the sampling engine is lost, and no update was made: {error}") from error
-                self._restart()
-        raise AssertionError("the last attempt returns or raises")
+        self._restarts_left = self._max_restarts
+
+        def ask() -> None:
+            self._follow(policy_version)
+            self._engine.start(requests, policy_version, parts)
+
+        self._persist(ask)
+
+    def arrivals(self, policy_version: int) -> tuple[Arrival, ...]:
+        """Wait until a part has come; returns all that have, none once all were returned. Collective.
+
+        Args:
+            policy_version: which weights the policy has now. Servers that were lost are started again with these, and
+                asked for the completions that have not come.
+
+        Raises:
+            StoppedError: as `start`.
+        """
+        start = time.monotonic()
+
+        def wait() -> tuple[Arrival, ...]:
+            if self._version is None:
+                self._follow(policy_version)
+                self._engine.ask_again(policy_version)
+            return self._engine.arrivals()
+
+        arrivals = self._persist(wait)
+        self._waited_seconds += time.monotonic() - start
+        return arrivals
+
+    def generate(self, requests: Sequence[SampleRequest], policy_version: int) -> list[Completion]:
+        """As `SamplingEngine.generate`; raises as `start`."""
+        self.start(requests, policy_version, [range(len(requests))])
+        (arrival,) = self.arrivals(policy_version)
+        return list(arrival.completions)
 
     def prompt_logprobs(self, token_ids: Tensor) -> Tensor:
         """As `ColocatedVllm.prompt_logprobs`; the first server's answer."""
@@ -107,10 +142,36 @@ class ServedVllm:
         return 0
 
     def take_metrics(self) -> dict[str, float]:
-        """Of the weight sync since the last call, if the policy changed, and of servers that had to start again."""
+        """Of the weight sync since the last call, if the policy changed, of servers that had to start again, and of
+        the time since the last call: which share of it trainer and servers had nothing to do but wait."""
         report, self._report = self._report, None
         restarts, self._num_restarts = self._num_restarts, 0
-        return {"engine_restarts": float(restarts)} | ({} if report is None else report.metrics())
+        now = time.monotonic()
+        seconds, self._measured_since = now - self._measured_since, now
+        waited, self._waited_seconds = self._waited_seconds, 0.0
+        idle = {
+            "idle_share/trainer": waited / seconds,
+            "idle_share/engine": 1.0 - self._engine.take_work_seconds() / seconds,
+        }
+        first = broadcast_record(idle, source_rank=0, group=world())  # ranks' clocks differ a little
+        return {"engine_restarts": float(restarts)} | first | ({} if report is None else report.metrics())
+
+    def _follow(self, policy_version: int) -> None:
+        if self._version != policy_version:
+            self._report = self._sync.push(policy_version)
+            self._version = policy_version
+
+    def _persist(self, work: Callable[[], T]) -> T:
+        """Do it, with servers started again as often as is allowed. Whatever they had been given is gone then."""
+        while True:
+            try:
+                return work()
+            except EngineLostError as error:
+                self._version = None
+                if self._restarts_left == 0 or not self._engine.is_own:
+                    raise StoppedError(f"the sampling engine is lost, and no update was made: {error}") from error
+                self._restarts_left -= 1
+                self._restart()
 
     def _restart(self) -> None:
         self._num_restarts += 1

@@ -23,7 +23,7 @@ from megatron_rlt.policy.policy import Policy, Update
 from megatron_rlt.policy.reference import mix_into_reference
 from megatron_rlt.rollout.requests import SampleRequest, SamplingEngine
 from megatron_rlt.rollout.sampling import completion_seed
-from megatron_rlt.types import Logprobs, PackedBatch, Prompt, RolloutGroup, SpannedSequence
+from megatron_rlt.types import Completion, Logprobs, PackedBatch, Prompt, RolloutGroup, SpannedSequence
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,27 @@ def sample_groups(
     engine: SamplingEngine, prompts: Sequence[Prompt], draw: Draw, *, group_size: int, policy_version: int
 ) -> tuple[RolloutGroup, ...]:
     """`group_size` completions of every prompt. Collective."""
-    requests = [
+    requests = group_requests(prompts, draw, group_size=group_size)
+    return groups_of(prompts, engine.generate(requests, policy_version=policy_version))
+
+
+def group_requests(prompts: Sequence[Prompt], draw: Draw, *, group_size: int) -> list[SampleRequest]:
+    """What an engine is asked for: the members of a group one after another."""
+    return [
         SampleRequest(
             prompt.token_ids, completion_seed(draw.run_seed, draw.number, draw.first_question + question, member)
         )
         for question, prompt in enumerate(prompts)
         for member in range(group_size)
     ]
-    completions = engine.generate(requests, policy_version=policy_version)
+
+
+def groups_of(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> tuple[RolloutGroup, ...]:
+    """An engine's answer to `group_requests`, equally many completions a prompt."""
+    size, rest = divmod(len(completions), len(prompts))
+    assert rest == 0, "groups have one size"
     return tuple(
-        RolloutGroup(prompt, tuple(completions[group_size * question : group_size * (question + 1)]))
+        RolloutGroup(prompt, tuple(completions[size * question : size * (question + 1)]))
         for question, prompt in enumerate(prompts)
     )
 

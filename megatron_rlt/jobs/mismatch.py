@@ -29,6 +29,7 @@ class Mismatch:
 
     gap: RolloutGap
     correction: Correction
+    policy_lag: float  # updates since the weights that sampled, mean over completions
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,17 @@ class MismatchWatch:
         """The watch of a run folder; `decode` writes completions' ids as text."""
         return cls(settings, folder, decode, WorstCompletions(folder) if dist.get_rank() == 0 else None)
 
-    def compare(self, groups: Sequence[RolloutGroup], old_policy: Logprobs, number: int) -> Mismatch:
+    def compare(
+        self, groups: Sequence[RolloutGroup], old_policy: Logprobs, number: int, policy_version: int
+    ) -> Mismatch:
         """Measure a step's gap and record its worst completion. `number` counts from 0.
 
+        Args:
+            policy_version: of the weights that gave `old_policy`.
+
         Raises:
-            StoppedError: a token's gap exceeds `max_rollout_gap`, or is not a number while there is a bound.
+            StoppedError: a token's gap exceeds `max_rollout_gap`, or is not a number while there is a bound; not where
+                older weights have sampled, as the gap is then also what training changed.
         """
         completions = [completion for group in groups for completion in group.completions]
         rollout = [completion.rollout_logprobs for completion in completions]
@@ -58,10 +65,12 @@ class MismatchWatch:
         if self.store is not None:
             self.store.log(number + 1, worst)
         bound = self.settings.max_rollout_gap
-        if bound is not None and not gap.maximum <= bound:
+        lags = [policy_version - completion.policy_version for completion in completions]
+        if bound is not None and not any(lags) and not gap.maximum <= bound:
             dist.barrier()  # the first rank that ends has the others ended: the line is on disk before
             raise StoppedError(_complaint(worst, old_policy, bound, step=number + 1, file=self.folder / WORST_FILE))
-        return Mismatch(gap, correction_of(self.settings, rollout, old_policy.values))
+        correction = correction_of(self.settings, rollout, old_policy.values)
+        return Mismatch(gap, correction, policy_lag=sum(lags) / len(lags))
 
 
 def logprob_metrics(old_policy: Logprobs, mismatch: Mismatch) -> dict[str, float]:
@@ -72,6 +81,7 @@ def logprob_metrics(old_policy: Logprobs, mismatch: Mismatch) -> dict[str, float
         "rollout_gap_p99": mismatch.gap.p99,
         "rollout_gap_max": mismatch.gap.maximum,
         "rollout_sequence_kl": mismatch.gap.sequence_kl,
+        "policy_lag": mismatch.policy_lag,
     } | mismatch.correction.metrics()
 
 

@@ -7,6 +7,7 @@ from functools import partial
 import torch.distributed as dist
 
 from megatron_rlt.config.jobs import TrainConfig
+from megatron_rlt.jobs.explanations import Explanations
 from megatron_rlt.jobs.problems import open_problems
 from megatron_rlt.jobs.rewarding import build_pairs, shown_parts
 from megatron_rlt.jobs.rl_metrics import completion_rows, step_metrics
@@ -39,18 +40,17 @@ def run_train(config: TrainConfig, heartbeat: Heartbeat) -> int:
         stream = open_problems(config.data, seed=config.seed, work_dir=config.output_dir / "data", check=check)
         rooms = build_rooms(config, pairs, further_pairs, run.on_progress)
     run.watch_memory(rooms.take_holdings)
+    explanations = Explanations(rooms, config.rollout, stream.next_batch, num_steps=config.num_steps)
     store = CompletionStore(config.output_dir / "completions")
     writes_completions = config.metrics.store_completions and dist.get_rank() == 0
 
     def take_step(number: int) -> dict[str, float]:
-        with run.timer.phase("data"):
-            problems = stream.next_batch(config.grpo.questions_per_step)
-        result = step(rooms, problems, number, run.timer)
+        result = step(rooms, explanations.of_step(number, run.timer), number, run.timer)
         with run.timer.phase("record"):
             if writes_completions:
                 store.write(number + 1, completion_rows(result, step=number + 1))
             metrics = step_metrics(result, config.grpo, lambda_kl=config.reward.lambda_kl)
             return metrics | rooms.rollout.take_metrics()
 
-    state = TrainingState(rooms.policy, rooms.reference_model, stream)
+    state = TrainingState(rooms.policy, rooms.reference_model, stream, explanations)
     return run.train(state, take_step, num_steps=config.num_steps, shown=(*shown_parts(pairs), *_SHOWN))

@@ -1,11 +1,11 @@
-"""One RL step, from problems to a changed policy (arXiv 2506.08388, section 3). It reads like the paper.
+"""One RL step, from explanations to a changed policy (arXiv 2506.08388, section 3). It reads like the paper.
 
 Every rank holds the whole batch; the engines split their work by their own layouts and hand all of it back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,13 +13,11 @@ from torch import Tensor
 
 from megatron_rlt.config.sections import GrpoConfig
 from megatron_rlt.jobs.baselines import solution_baselines, student_work
+from megatron_rlt.jobs.explanations import Explained
 from megatron_rlt.jobs.grpo import (
-    Draw,
     UpdateBatch,
     compare_within_groups,
     follow_policy,
-    rollout_work,
-    sample_groups,
     update_policy,
 )
 from megatron_rlt.jobs.leaks import count_leaks
@@ -34,11 +32,30 @@ from megatron_rlt.types import (
     FormatFlag,
     LeakMetrics,
     Logprobs,
-    Problem,
     RewardParts,
     RolloutGroup,
     ScoringPair,
 )
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What the student says of explanations and solutions: log pi_S(e | q), log pi_S(s | q, e)."""
+
+    groups: tuple[RolloutGroup, ...]
+    pairs: tuple[ScoringPair, ...]  # one a completion, group by group
+    student: Logprobs  # of these
+    baselines: tuple[Tensor | None, ...]  # of these, see `baselines.solution_baselines`
+
+    @classmethod
+    def joined(cls, parts: Sequence[Reading]) -> Reading:
+        """Several as one, in their order."""
+        return cls(
+            tuple(group for part in parts for group in part.groups),
+            tuple(pair for part in parts for pair in part.pairs),
+            Logprobs.joined([part.student for part in parts]),
+            tuple(baseline for part in parts for baseline in part.baselines),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,29 +78,28 @@ class StepResult:
         return tuple(completion for group in self.groups for completion in group.completions)
 
 
-def step(rooms: RlRooms, problems: Sequence[Problem], number: int, timer: PhaseTimer) -> StepResult:
-    """Sample explanations, ask the student, reward, compare within groups, update. `number` counts from 0."""
-    with timer.phase("rollout") as phase:
-        groups = explain(rooms, problems, number)
-        phase.count(*rollout_work(rooms.rollout, groups))
-    pairs = tuple(rooms.pairs.pair(group.prompt, completion) for group in groups for completion in group.completions)
+def step(rooms: RlRooms, explanations: Iterable[Explained], number: int, timer: PhaseTimer) -> StepResult:
+    """Let the student read explanations as they come, reward, compare within groups, update.
+
+    Args:
+        explanations: all parts of the step's batch, in any order.
+        number: of the step, from 0.
+    """
+    reading = read_explanations(rooms, explanations, timer)
+    groups, pairs, student = reading.groups, reading.pairs, reading.student
     written = tuple(pair.teacher for pair in pairs)
     num_tokens = sum(len(sequence) for sequence in written)
     with timer.phase("old_policy") as phase:
         old_policy = rooms.old_policy.logprobs(written)
         phase.count(num_tokens, rooms.old_policy.model_flops(written))
-    mismatch = rooms.mismatch.compare(groups, old_policy, number)
-    with timer.phase("student") as phase:
-        student = rooms.student.logprobs([pair.student for pair in pairs])
-        baselines = solution_baselines(rooms.student, rooms.pairs.student, pairs, rooms.reward.solution_unit)
-        phase.count(*student_work(rooms.student, rooms.pairs.student, pairs, rooms.reward.solution_unit))
+    mismatch = rooms.mismatch.compare(groups, old_policy, number, rooms.policy.num_updates)
     with timer.phase("reward") as phase:
         leaks = count_leaks(pairs, rooms.reward.leaks)
         rewards = reward_explanations(
             pairs,
             old_policy,
             student,
-            baselines,
+            reading.baselines,
             leaks,
             divergence=rooms.divergence,
             reward=rooms.reward,
@@ -115,15 +131,24 @@ def step(rooms: RlRooms, problems: Sequence[Problem], number: int, timer: PhaseT
     return StepResult(groups, pairs, old_policy, mismatch, student, leaks, by_student, rewards, advantages, updates)
 
 
-def explain(rooms: RlRooms, problems: Sequence[Problem], number: int) -> tuple[RolloutGroup, ...]:
-    """pi_T(e | q, s): `group_size` explanations of every question."""
-    return sample_groups(
-        rooms.rollout,
-        [rooms.pairs.teacher.prompt(problem) for problem in problems],
-        Draw(rooms.seed, number, first_question=0),
-        group_size=rooms.grpo.group_size,
-        policy_version=rooms.policy.num_updates,
-    )
+def read_explanations(rooms: RlRooms, explanations: Iterable[Explained], timer: PhaseTimer) -> Reading:
+    """Let the student read each part as soon as it is there; returns all of it in the order of the batch.
+
+    What is read together does not depend on the order in which parts come, so neither do the log-probs.
+    """
+    parts: dict[int, Reading] = {}
+    for explained in explanations:
+        pairs = tuple(rooms.pairs.pair(group.prompt, one) for group in explained.groups for one in group.completions)
+        with timer.phase("student") as phase:
+            reads, unit = rooms.pairs.student, rooms.reward.solution_unit
+            parts[explained.part] = Reading(
+                explained.groups,
+                pairs,
+                rooms.student.logprobs([pair.student for pair in pairs]),
+                solution_baselines(rooms.student, reads, pairs, unit),
+            )
+            phase.count(*student_work(rooms.student, reads, pairs, unit))
+    return Reading.joined([parts[number] for number in sorted(parts)])
 
 
 def compare(rewards: Sequence[RewardParts], grpo: GrpoConfig) -> Tensor:

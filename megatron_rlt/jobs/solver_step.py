@@ -112,7 +112,7 @@ def solver_step(rooms: SolverRooms, next_problems: NextProblems, number: int, ti
     with timer.phase("old_policy") as phase:
         old_policy = rooms.old_policy.logprobs(sequences)
         phase.count(num_tokens, rooms.old_policy.model_flops(sequences))
-    mismatch = rooms.mismatch.compare([one.group for one in judged], old_policy, number)
+    mismatch = rooms.mismatch.compare([one.group for one in judged], old_policy, number, rooms.policy.num_updates)
     with timer.phase("reference") as phase:
         reference = None
         if rooms.reference is not None:

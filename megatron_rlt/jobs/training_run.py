@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch.distributed as dist
 from rich.console import Console
@@ -39,6 +40,16 @@ CHECKPOINTS, EXPORT = "checkpoints", "hf"
 """Folders in the run folder."""
 
 
+class SampledEarly(Protocol):
+    """What exists of the next step before it begins."""
+
+    def state_bytes(self) -> bytes:
+        """All of it, empty if there is nothing; collective."""
+
+    def load_state_bytes(self, data: bytes) -> None:
+        """Continue with it; collective."""
+
+
 @dataclass(frozen=True)
 class TrainingState:
     """All that changes while a run trains: what a checkpoint holds."""
@@ -46,6 +57,7 @@ class TrainingState:
     policy: Policy
     reference: LanguageModel | None
     stream: ProblemStream
+    ahead: SampledEarly | None = None  # None: every step begins with nothing but the state above
 
     @property
     def models(self) -> dict[str, LanguageModel]:
@@ -176,6 +188,8 @@ class TrainingRun:
                     layout=state.policy.layout,
                 )
             state.stream.load_state_bytes(loaded.shared.data_position)
+            if state.ahead is not None:
+                state.ahead.load_state_bytes(loaded.shared.sampled_ahead)
             state.policy.num_updates = loaded.num_updates
             state.policy.skipped_in_a_row = loaded.shared.counters["skipped_in_a_row"]
             if loaded.rank_state is not None:
@@ -183,6 +197,10 @@ class TrainingRun:
             return loaded.step
 
     def _save(self, state: TrainingState, step: int) -> None:
+        sampled_ahead = b""
+        if state.ahead is not None:
+            with self.timer.phase("rollout"):  # its rest: whoever resumes no longer has the weights that sample it
+                sampled_ahead = state.ahead.state_bytes()
         with self.timer.phase("checkpoint"), state.on_device(changes=False):
             save_training_state(
                 self._output_dir / CHECKPOINTS,
@@ -192,7 +210,7 @@ class TrainingRun:
                 scheduler=state.policy.scheduler,
                 rank_state=RankState.capture(extra=b""),
                 shared_state=SharedState(
-                    state.stream.state_bytes(), {"skipped_in_a_row": state.policy.skipped_in_a_row}
+                    state.stream.state_bytes(), {"skipped_in_a_row": state.policy.skipped_in_a_row}, sampled_ahead
                 ),
                 num_updates=state.policy.num_updates,
                 layout=state.policy.layout,

@@ -34,6 +34,7 @@ _MAY_CHANGE = (
     "evaluation",
     "metrics",
     "mismatch.max_rollout_gap",
+    "rollout.vllm.server",
     "watchdog",
     "output_dir",
 )

@@ -19,6 +19,14 @@ class SampleRequest:
     seed: int  # below 2**63; see sampling.completion_seed
 
 
+@dataclass(frozen=True, eq=False)
+class Arrival:
+    """Completions of a part of the requests, as soon as they are there."""
+
+    part: int  # which of the parts
+    completions: tuple[Completion, ...]  # one a request
+
+
 class StopCondition(Protocol):
     """Whether the ids sampled so far are a finished completion; asked after every token, on every rank.
 

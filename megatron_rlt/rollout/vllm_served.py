@@ -1,4 +1,4 @@
-"""Sampling with vLLM servers: the first rank asks, all ranks wait with it and get the completions.
+"""Sampling with vLLM servers: the first rank asks, and all ranks get the completions as they come.
 
 One request a question, with as many completions as its group has. Answers do not depend on the order in which they
 arrive: a completion follows from the weights, its prompt, its group's seed and its place in the group.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +21,8 @@ from megatron_rlt.models.flops import sampling_flops
 from megatron_rlt.models.weights.hf_writer import write_folder
 from megatron_rlt.parallel.collectives import on_first_rank
 from megatron_rlt.parallel.platform import world
-from megatron_rlt.rollout.requests import SampleRequest
+from megatron_rlt.rollout.open_questions import Answer, OpenQuestions, WorkClock
+from megatron_rlt.rollout.requests import Arrival, SampleRequest
 from megatron_rlt.rollout.server_start import start_server
 from megatron_rlt.rollout.vllm_server import EngineLostError, ServedChoice, VllmServer
 from megatron_rlt.rollout.vllm_settings import EngineShape, Sampling
@@ -60,8 +60,10 @@ class ServedEngine:
         self._on_progress = on_progress
         self._servers: list[VllmServer] = []  # on the first rank
         self._lost: set[int] = set()  # there: servers that failed, whatever they say of themselves
-        self._version: int | None = None  # of the last weights that were loaded
-        self._answered: dict[int, list[ServedChoice]] = {}  # there: of the groups of a step that was interrupted
+        self._requests: Sequence[SampleRequest] = ()  # of the rollout that runs
+        self._parts: Sequence[range] = ()  # of these
+        self._questions: OpenQuestions | None = None  # there: what these ask
+        self._work = WorkClock()  # there
         self._do(self._connect, "starting vLLM's servers")
 
     @property
@@ -73,15 +75,35 @@ class ServedEngine:
         """Start every server again that has ended or failed; its weights are those of the folder."""
         self._do(self._revive, "starting vLLM's servers again")
 
-    def generate(self, requests: Sequence[SampleRequest], policy_version: int) -> list[Completion]:
-        """Continue every prompt; as `SamplingEngine.generate`.
+    def start(self, requests: Sequence[SampleRequest], policy_version: int, parts: Sequence[range]) -> None:
+        """Ask for completions without waiting for them.
+
+        Args:
+            policy_version: what the last `load_weights` called the weights.
+            parts: requests whose completions are wanted together, all requests in order; groups stay whole.
 
         Raises:
-            EngineLostError: some questions were not answered. Those that were are kept: called again with the same
-                requests, it asks only for the others.
+            EngineLostError: a server does not answer or has other weights; nothing was asked.
         """
-        doing = f"{len(requests)} completions asked of vLLM's servers"
-        return self._do(lambda: self._ask(requests, policy_version), doing)
+        self._requests, self._parts = requests, parts
+        self._do(lambda: self._begin(requests, policy_version, parts), "questions to vLLM's servers")
+
+    def ask_again(self, policy_version: int) -> None:
+        """Ask for all that has no answer yet, with the weights of now."""
+        self._do(lambda: self._ask_again(policy_version), "open questions to vLLM's servers")
+
+    def arrivals(self) -> tuple[Arrival, ...]:
+        """Wait for completions; returns all parts that are there and were not given, none once all were given.
+
+        Raises:
+            EngineLostError: some questions were not answered. Those that were are kept; `ask_again` asks for the rest.
+        """
+        taken = self._do(self._take, f"{len(self._requests)} completions asked of vLLM's servers")
+        return tuple(Arrival(index, self._complete(self._parts[index], answers)) for index, answers in taken)
+
+    def take_work_seconds(self) -> float:
+        """Seconds since the last call in which servers had something to do; the same on every rank."""
+        return self._do(self._work.take, "a clock")
 
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replace the weights of every server, through files, and forget what the old ones cached."""
@@ -97,9 +119,6 @@ class ServedEngine:
         finally:
             if dist.get_rank() == 0:
                 shutil.rmtree(target)
-        if version != self._version:
-            self._answered = {}  # of other weights
-        self._version = version
 
     def visible_tensors(self, names: Iterable[str]) -> Mapping[str, Tensor]:
         """None: a server shows no weights."""
@@ -154,31 +173,47 @@ class ServedEngine:
             one.load_folder(folder, version)
             self._lost.remove(number)
 
-    def _ask(self, requests: Sequence[SampleRequest], policy_version: int) -> list[Completion]:
-        """All completions, in order; a group's answer is kept until all groups have one."""
-        self._check_version(policy_version)
+    def _begin(self, requests: Sequence[SampleRequest], policy_version: int, parts: Sequence[range]) -> None:
+        for one in self._servers:
+            self._require_version(one, policy_version)
         groups = _groups(requests)
-        waiting = [number for number in range(len(groups)) if number not in self._answered]
-        with ThreadPoolExecutor(self._config.max_concurrent_requests) as pool:
-            futures = {number: pool.submit(self._ask_group, number, requests, groups[number]) for number in waiting}
-        errors = []
-        for number, future in futures.items():
-            error = future.exception()
-            if error is None:
-                self._answered[number] = future.result()
-            else:
-                errors.append(error)
-        if errors:
-            raise errors[0]
-        self._check_version(policy_version)
-        answered, self._answered = self._answered, {}
-        return [
+        if self._questions is not None:
+            self._questions.close()
+        self._questions = OpenQuestions(
+            lambda number: self._ask_group(number, requests, groups[number]),
+            [_within(groups, part) for part in parts],
+            self._work,
+            max_concurrent=self._config.max_concurrent_requests,
+        )
+        self._questions.ask(policy_version)
+
+    def _ask_again(self, policy_version: int) -> None:
+        assert self._questions is not None, "a rollout has begun"
+        self._questions.ask(policy_version)
+
+    def _take(self) -> list[tuple[int, list[Answer]]]:
+        """By part."""
+        questions = self._questions
+        assert questions is not None, "a rollout has begun"
+        complete = questions.wait()
+        for one in self._servers:
+            try:
+                self._require_version(one, questions.policy_version)
+            except _OtherWeightsError:
+                questions.forget(complete)
+                raise
+            except EngineLostError:
+                continue  # its answers are here; that it is gone is noticed when it is next asked
+        return [(index, questions.give(index)) for index in complete]
+
+    def _complete(self, part: range, answers: Sequence[Answer]) -> tuple[Completion, ...]:
+        choices = [(choice, answer.policy_version) for answer in answers for choice in answer.choices]
+        return tuple(
             self._sampling.completion(
-                choice.token_ids, choice.logprobs, choice.finish_reason, requests[index], policy_version
+                choice.token_ids, choice.logprobs, choice.finish_reason, self._requests[index], version
             )
-            for number, group in enumerate(groups)
-            for index, choice in zip(group, answered[number], strict=True)
-        ]
+            for index, (choice, version) in zip(part, choices, strict=True)
+        )
 
     def _ask_group(self, number: int, requests: Sequence[SampleRequest], group: range) -> list[ServedChoice]:
         first, place = requests[group.start], number % len(self._servers)
@@ -192,12 +227,15 @@ class ServedEngine:
                     raise
         raise AssertionError("the last attempt returns or raises")
 
-    def _check_version(self, policy_version: int) -> None:
+    def _require_version(self, server: VllmServer, policy_version: int) -> None:
         """Nobody else may have changed a server's weights."""
-        for one in self._servers:
-            found = one.weight_version()
-            if found != str(policy_version):
-                raise EngineLostError(f"{one.address} has weights of version {found}, not {policy_version}")
+        found = server.weight_version()
+        if found != str(policy_version):
+            raise _OtherWeightsError(f"{server.address} has weights of version {found}, not {policy_version}")
+
+
+class _OtherWeightsError(EngineLostError):
+    """A server has been given other weights than those it is asked with."""
 
 
 def _groups(requests: Sequence[SampleRequest]) -> list[range]:
@@ -208,3 +246,12 @@ def _groups(requests: Sequence[SampleRequest]) -> list[range]:
         if index == 0 or not torch.equal(requests[index].token_ids, requests[index - 1].token_ids)
     ]
     return [range(start, stop) for start, stop in zip(starts, [*starts[1:], len(requests)], strict=True)]
+
+
+def _within(groups: Sequence[range], part: range) -> range:
+    """Numbers of the groups whose requests make up `part`."""
+    numbers = [number for number, group in enumerate(groups) if group.start in part]
+    inside = range(numbers[0], numbers[-1] + 1)
+    assert groups[inside[0]].start == part.start, "a part holds whole groups"
+    assert groups[inside[-1]].stop == part.stop, "a part holds whole groups"
+    return inside

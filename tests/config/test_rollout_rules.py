@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from megatron_rlt.config import rollout_rules
+from megatron_rlt.config.mismatch import MismatchConfig
 from megatron_rlt.config.rollout import RolloutConfig
-from megatron_rlt.config.rollout_rules import rollout_faults
+from megatron_rlt.config.rollout_rules import ahead_faults, rollout_faults
 from megatron_rlt.config.sections import LayoutConfig, ModelConfig
 from megatron_rlt.models.architecture import Architecture
 from tests.tiny_models import tiny_hf_model
@@ -95,3 +96,39 @@ def test_without_vllm_the_line_says_how_to_install_it(folder: Path) -> None:
 def test_heads_that_the_cpu_build_does_not_know_are_refused(folder: Path) -> None:
     (line,) = faults(folder, {})
     assert "no attention for heads of 16, only of 32, 64," in line
+
+
+SERVED = {"engine": "vllm", "vllm": {"placement": "server"}, "ahead": 1}
+CORRECTED = MismatchConfig(token_weight_cap=2.0)
+
+
+@pytest.mark.parametrize(
+    ("rollout", "mismatch", "lines"),
+    [
+        ({}, None, []),
+        (SERVED, CORRECTED, []),
+        (SERVED, MismatchConfig(sequence_weight_cap=2.0), []),
+        (
+            SERVED,
+            MismatchConfig(),
+            [
+                "rollout.ahead=1: completions come from weights one step old, which the update must weigh; set"
+                " mismatch.token_weight_cap=2 (or sequence_weight_cap)"
+            ],
+        ),
+        (
+            {"engine": "vllm", "ahead": 1},
+            CORRECTED,
+            [
+                "rollout.ahead=1: sampling and training at the same time need devices each; set rollout.engine=vllm and"
+                " rollout.vllm.placement=server, or leave ahead out"
+            ],
+        ),
+        (SERVED, None, ["rollout.ahead=1: only a teacher's `train` samples ahead of its steps; leave it out"]),
+    ],
+    ids=["off", "token cap", "sequence cap", "no cap", "colocated", "another job"],
+)
+def test_sampling_ahead_needs_devices_of_its_own_and_a_weight(
+    rollout: dict[str, Any], mismatch: MismatchConfig | None, lines: list[str]
+) -> None:
+    assert ahead_faults(RolloutConfig.model_validate(rollout), mismatch) == lines

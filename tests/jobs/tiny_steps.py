@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron_rlt.config.jobs import TrainConfig
 from megatron_rlt.config.loading import load_config
+from megatron_rlt.jobs.explanations import explain
 from megatron_rlt.jobs.rewarding import build_pairs
 from megatron_rlt.jobs.rl_rooms import RlRooms, build_rooms
 from megatron_rlt.jobs.rl_step import StepResult, step
@@ -31,7 +32,7 @@ class TinySteps:
 
     def take(self, number: int) -> StepResult:
         """The step of a number, from 0, on both problems."""
-        return step(self.rooms, PROBLEMS, number, self.timer)
+        return step(self.rooms, explain(self.rooms, PROBLEMS, number, self.timer), number, self.timer)
 
 
 def tiny_steps(

@@ -47,6 +47,7 @@ def test_what_does_not_change_the_training_may_change(tmp_path: Path) -> None:
         teacher={"model": "models/teacher", "layout": {"tp": 4}, "recompute": "full"},
         checkpoint={"keep_last": 9},
         metrics={"tensorboard": False},
+        rollout={"vllm": {"server": {"addresses": ["http://node7:8000"]}}},
     )
     check_run_folder(tmp_path, "train", later)
 

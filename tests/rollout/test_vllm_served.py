@@ -1,4 +1,4 @@
-"""A step that was interrupted goes on with what was answered, as long as the weights are the same."""
+"""A rollout that was interrupted keeps what was answered, and asks for the rest."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from megatron_rlt.config.rollout import VllmConfig, VllmServerConfig
@@ -30,8 +31,13 @@ class AtThree:
         return sampled_ids[-1] == 3
 
 
-def interrupt(folder: Path, version_after: int) -> Counter[int]:
-    """The second question fails once; how often each was asked until the step was complete, by its prompt's id."""
+def interrupt(folder: Path, version_after: int) -> tuple[Counter[int], list[tuple[int, int]]]:
+    """The second question fails once, and the policy may have changed until it is asked again.
+
+    Returns:
+        How often each question was asked until all were answered, by its prompt's id; seeds and versions of all
+        completions.
+    """
     fake, failures = FakeServer(), iter([500])
 
     def answer(body: Any) -> tuple[int, Any]:
@@ -48,20 +54,26 @@ def interrupt(folder: Path, version_after: int) -> Counter[int]:
     sampling = Sampling(1.0, 1.0, 131, 131, 8, AtThree())
     engine = ServedEngine(shape, Architecture.from_folder(folder), sampling, server=server, folder=folder / "run")
     requests = [SampleRequest(torch.tensor([prompt]), 10 * prompt + member) for prompt in (1, 2) for member in (0, 1)]
-    for version in (0, version_after):
+
+    def load(version: int) -> None:
         engine.load_weights([("weight", torch.zeros(1))], version)
         fake.answers["/weight_info"] = (200, {"weight_version": str(version)})
-        try:
-            completions = engine.generate(requests, version)
-        except EngineLostError:
-            continue
-    assert [one.seed for one in completions] == [10, 11, 20, 21]
+
+    load(0)
+    engine.start(requests, 0, [range(4)])
+    with pytest.raises(EngineLostError):
+        engine.arrivals()
+    load(version_after)
+    engine.ask_again(version_after)
+    (arrival,) = engine.arrivals()
     asked = Counter(body["prompt"][0] for path, body, _ in fake.asked if path == "/v1/completions")
     fake.close()
-    return asked
+    return asked, [(one.seed, one.policy_version) for one in arrival.completions]
 
 
-def test_only_what_was_not_answered_is_asked_again_by_the_same_weights(tmp_path: Path) -> None:
+def test_only_what_was_not_answered_is_asked_again_and_says_by_which_weights(tmp_path: Path) -> None:
     folder = tiny_hf_model(tmp_path / "model", "qwen2", tied=False)
-    assert run_ranks(interrupt, 1, folder, 0) == [Counter({1: 1, 2: 2})]
-    assert run_ranks(interrupt, 1, folder, 1) == [Counter({1: 2, 2: 2})], "other weights: all is asked again"
+    for version in (0, 1):
+        ((asked, completions),) = run_ranks(interrupt, 1, folder, version)
+        assert asked == {1: 1, 2: 2}
+        assert completions == [(10, 0), (11, 0), (20, version), (21, version)]

@@ -20,6 +20,7 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
+from megatron_rlt.jobs.explanations import explain
 from megatron_rlt.jobs.rl_step import step
 from megatron_rlt.metrics.memory import MemoryLedger
 from megatron_rlt.metrics.phases import Phase, PhaseTimer
@@ -95,7 +96,7 @@ def _profile(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
         timer = ProfiledTimer()
         for number in range(2):
             timer.kinds.clear()
-            step(rooms, PROBLEMS, number, timer)
+            step(rooms, explain(rooms, PROBLEMS, number, timer), number, timer)
             seconds = {name.partition("/")[2]: value for name, value in timer.take().items() if "seconds/" in name}
     return {
         phase: {
@@ -111,8 +112,8 @@ def _platform_share(shape: argparse.Namespace) -> float:
     with tempfile.TemporaryDirectory() as folder:
         rooms = prepare_rooms(shape, Path(folder), shape.vocab)
         timer = PhaseTimer(heartbeat=lambda _: None, memory=MemoryLedger())
-        step(rooms, PROBLEMS, 0, timer)
-        return round(translation_share(lambda: step(rooms, PROBLEMS, 1, timer)), 5)
+        step(rooms, explain(rooms, PROBLEMS, 0, timer), 0, timer)
+        return round(translation_share(lambda: step(rooms, explain(rooms, PROBLEMS, 1, timer), 1, timer)), 5)
 
 
 def _table(phases: dict[str, dict[str, float]]) -> Table:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_rlt.config.jobs import TrainConfig
+from megatron_rlt.jobs.explanations import explain
 from megatron_rlt.jobs.policy_engines import sampling_engine
 from megatron_rlt.jobs.rewarding import build_pairs
 from megatron_rlt.jobs.rl_rooms import RlRooms, build_rooms
@@ -38,7 +39,7 @@ def main() -> None:
     timer = PhaseTimer(heartbeat=lambda _: None, memory=MemoryLedger())
     for number in turns():
         clock = StepClock()
-        result = step(rooms, problems, number, timer)
+        result = step(rooms, explain(rooms, problems, number, timer), number, timer)
         times = clock.read()
         lengths = {len(completion.token_ids) for completion in result.completions}
         assert lengths == {config.rollout.max_completion_tokens}, f"completions of {lengths} tokens"

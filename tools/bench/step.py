@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron_rlt.config.jobs import TrainConfig
+from megatron_rlt.jobs.explanations import explain
 from megatron_rlt.jobs.rewarding import build_pairs
 from megatron_rlt.jobs.rl_rooms import RlRooms, build_rooms
 from megatron_rlt.jobs.rl_step import step
@@ -71,7 +72,7 @@ def _bench(arguments: argparse.Namespace, folder: Path, vocab_size: int) -> dict
     timer = PhaseTimer(heartbeat=lambda _: None, memory=memory)
     taken: list[dict[str, float]] = []
     for number in range(1 + arguments.steps):
-        result = step(rooms, PROBLEMS, number, timer)
+        result = step(rooms, explain(rooms, PROBLEMS, number, timer), number, timer)
         taken.append(timer.take() | memory.take())
     dtype = getattr(torch, arguments.dtype)
     matmul_rate = matmul_flops_per_second(dtype)
