@@ -34,7 +34,7 @@ from tools.demo.tokenizer import save_tokenizer
 _QUESTIONS = ("5 +5 *5 *6 +4", "2 *3 *2 +5 *6", "6 +1 *4 +2 *3", "1 *5 +3 *2 +6")
 PROBLEMS = tuple(Problem(str(number), question, "3") for number, question in enumerate(_QUESTIONS))
 _PHASES = ("rollout", "old_policy", "student", "update")
-_TAGS = {
+TAGS = {
     "thought_open": "<exp>",
     "solution_open": "<sol>",
     "explanation_open": "<exp>",
@@ -104,7 +104,7 @@ def _settings(arguments: argparse.Namespace, model: Path, folder: Path) -> dict[
         "student": side,
         "data": {"path": folder},
         "num_steps": 1000,  # what the learning rate is planned for
-        "prompts": {"custom_tags": _TAGS, "teacher_system": "", "student_system": ""},
+        "prompts": {"custom_tags": TAGS, "teacher_system": "", "student_system": ""},
         "rollout": {"max_completion_tokens": arguments.tokens},
         "scoring": {"max_tokens_per_pack": 4096},
         "grpo": {

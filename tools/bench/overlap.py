@@ -1,0 +1,180 @@
+"""RL steps whose completions are sampled ahead, against steps that wait for them: `python -m tools.bench.overlap`.
+
+Needs an environment with vLLM (`make .venv-vllm/.installed`). One trainer rank and one vLLM server with a thread each,
+a random policy and an equal student. Prints seconds a step, and which share of them either side had nothing to do, and
+writes `docs/results/bench_overlap.json`. Both ways take rounds in turn, each round with a server of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from megatron_rlt.config.jobs import TrainConfig
+from megatron_rlt.jobs.explanations import Explanations
+from megatron_rlt.jobs.mismatch import logprob_metrics
+from megatron_rlt.jobs.rewarding import build_pairs
+from megatron_rlt.jobs.rl_rooms import build_rooms
+from megatron_rlt.jobs.rl_step import step
+from megatron_rlt.metrics.memory import MemoryLedger
+from megatron_rlt.metrics.phases import PhaseTimer
+from megatron_rlt.parallel.environment import free_port
+from megatron_rlt.types import Problem, tell_nobody
+from tools.bench.machine import describe_machine
+from tools.bench.step import PROBLEMS, TAGS
+from tools.bench.workload import save_random_model, start_single_rank
+from tools.demo.tokenizer import save_tokenizer
+
+_NUM_WARM_UP = 2  # steps: the first is on-policy in both ways, the second still meets cold caches
+_VOCAB_SIZE = 32_000
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One way; medians over the steps of all rounds after the warm-up."""
+
+    ahead: int
+    step_seconds: float
+    trainer_idle_share: float
+    engine_idle_share: float
+    policy_lag: float  # updates, mean
+    rollout_gap_mean: float  # nats
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--group-size", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=128, help="longest completion; a random model seldom stops early")
+    parser.add_argument("--steps", type=int, default=8, help="of each round")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("docs/results/bench_overlap.json"))
+    arguments = parser.parse_args()
+    taken: dict[int, list[dict[str, float]]] = {0: [], 1: []}
+    for _ in range(arguments.rounds):
+        for ahead, steps in taken.items():
+            steps += _round(arguments, ahead)
+    rows = [_summary(ahead, steps) for ahead, steps in taken.items()]
+    _print(rows)
+    given = {name: value for name, value in vars(arguments).items() if name != "out"}
+    record = {"command": "python -m tools.bench.overlap", "arguments": given, "machine": describe_machine()}
+    found = {"rows": [asdict(row) for row in rows], "steps": taken}
+    arguments.out.write_text(json.dumps(record | found, indent=1) + "\n", encoding="utf-8")
+
+
+def _round(arguments: argparse.Namespace, ahead: int) -> list[dict[str, float]]:
+    """Metrics of its steps after the warm-up."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    with tempfile.TemporaryDirectory() as folder:
+        process = context.Process(target=_take_steps, args=(there, arguments, Path(folder), ahead))
+        process.start()
+        steps: list[dict[str, float]] = here.recv()
+        process.join()
+    return steps[_NUM_WARM_UP:]
+
+
+def _take_steps(there: Connection, arguments: argparse.Namespace, folder: Path, ahead: int) -> None:
+    torch.set_num_threads(1)
+    start_single_rank(port=free_port())
+    model = save_random_model(
+        folder / "model",
+        hidden_size=arguments.hidden,
+        num_layers=arguments.layers,
+        vocab_size=_VOCAB_SIZE,
+        dtype=torch.float32,
+    )
+    save_tokenizer(model)
+    config = TrainConfig.model_validate(_settings(arguments, model, folder, ahead))
+    pairs = build_pairs(config.teacher.model, config.student.model, config.prompts, config.reward)
+    rooms = build_rooms(config, pairs, {}, tell_nobody)
+    timer = PhaseTimer(heartbeat=lambda _: None, memory=MemoryLedger())
+    explanations = Explanations(rooms, config.rollout, _same_problems, num_steps=config.num_steps)
+    steps, before = [], time.monotonic()
+    for number in range(arguments.steps):
+        result = step(rooms, explanations.of_step(number, timer), number, timer)
+        engine = rooms.rollout.take_metrics()
+        now = time.monotonic()
+        steps.append(engine | logprob_metrics(result.old_policy, result.mismatch) | {"step_seconds": now - before})
+        before = now
+    there.send(steps)
+
+
+def _same_problems(count: int) -> Sequence[Problem]:
+    assert count == len(PROBLEMS), "a step asks all of them"
+    return PROBLEMS
+
+
+def _settings(arguments: argparse.Namespace, model: Path, folder: Path, ahead: int) -> dict[str, Any]:
+    side = {"model": model, "dtype": "float32"}
+    return {
+        "output_dir": folder / "run",
+        "teacher": side,
+        "student": side,
+        "data": {"path": folder},
+        "num_steps": arguments.steps,
+        "prompts": {"custom_tags": TAGS, "teacher_system": "", "student_system": "", "max_prompt_tokens": 64},
+        "rollout": {
+            "engine": "vllm",
+            "ahead": ahead,
+            "max_completion_tokens": arguments.tokens,
+            "vllm": {"placement": "server", "kv_cache_bytes": 2**28},
+        },
+        "mismatch": {"token_weight_cap": 2.0},
+        "scoring": {"max_tokens_per_pack": 4096},
+        "grpo": {
+            "questions_per_step": len(PROBLEMS),
+            "group_size": arguments.group_size,
+            "micro_batch_size": 4,
+            "beta": 0.0,
+        },
+    }
+
+
+def _summary(ahead: int, steps: list[dict[str, float]]) -> Measurement:
+    def median(name: str) -> float:
+        return statistics.median(one[name] for one in steps)
+
+    return Measurement(
+        ahead=ahead,
+        step_seconds=median("step_seconds"),
+        trainer_idle_share=median("idle_share/trainer"),
+        engine_idle_share=median("idle_share/engine"),
+        policy_lag=median("policy_lag"),
+        rollout_gap_mean=median("rollout_gap_mean"),
+    )
+
+
+def _print(rows: Sequence[Measurement]) -> None:
+    table = Table(title="one trainer rank and one vLLM server, a thread each, float32")
+    for column in ("rollout.ahead", "seconds a step", "times", "trainer idle", "server idle", "lag", "mean gap"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            str(row.ahead),
+            f"{row.step_seconds:.2f}",
+            f"{rows[0].step_seconds / row.step_seconds:.2f}",
+            f"{row.trainer_idle_share:.0%}",
+            f"{row.engine_idle_share:.0%}",
+            f"{row.policy_lag:g}",
+            f"{row.rollout_gap_mean:.1e}",
+        )
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()
