@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_rlt.models.checksum import checksums_held
 from megatron_rlt.parallel.environment import prepare_vllm
 from megatron_rlt.rollout.vllm_settings import EngineShape
 
@@ -74,11 +75,10 @@ class VllmModel:
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not drop what its prefix cache keeps of the old weights")
 
-    def visible_tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Those of the named weights that the engine holds under these very names, as whole tensors."""
+    def checksums_held(self, names: Sequence[str]) -> list[dict[str, str]]:
+        """Of those of the named weights that this rank holds whole and as they came."""
         runner = self._llm.llm_engine.model_executor.driver_worker.worker.model_runner
-        held = dict(runner.model.named_parameters())
-        return {name: held[name].detach() for name in names if name in held}
+        return [checksums_held(runner.model, list(names))]
 
     def prompt_logprobs(self, token_ids: Sequence[int]) -> Tensor:
         """`[1, T - 1]` float32: log-probs of all tokens but the first, at temperature 1 over all ids."""

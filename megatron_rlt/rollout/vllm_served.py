@@ -7,7 +7,7 @@ arrive: a completion follows from the weights, its prompt, its group's seed and 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -120,10 +120,11 @@ class ServedEngine:
             if dist.get_rank() == 0:
                 shutil.rmtree(target)
 
-    def visible_tensors(self, names: Iterable[str]) -> Mapping[str, Tensor]:
-        """None: a server shows no weights."""
-        del names
-        return {}
+    def checksums_held(self, names: Sequence[str]) -> list[dict[str, str]]:
+        """Of those of the named weights that each worker holds whole and as they came; none of servers at addresses."""
+        if not self.is_own:
+            return []
+        return self._do(lambda: [held for one in self._servers for held in one.checksums_held(names)], "checksums")
 
     def prompt_logprobs(self, token_ids: Sequence[int]) -> Tensor:
         """`[S, T - 1]` float32: of every server, log-probs of all tokens but the first, at temperature 1."""

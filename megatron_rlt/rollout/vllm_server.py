@@ -173,6 +173,11 @@ class VllmServer:
         self._send("POST", "/update_weight_version", {"new_version": str(version)})
         self._send("POST", "/resume", None)
 
+    def checksums_held(self, names: Sequence[str]) -> list[dict[str, str]]:
+        """What `ShownWeights.checksums_held` says on each of its workers; only of a server started with that class."""
+        rpc = {"method": "checksums_held", "args": [list(names)]}
+        return list(self._send("POST", "/collective_rpc", rpc)["results"])
+
     def weight_version(self) -> str:
         """What the last sync called the weights."""
         return str(self._send("GET", "/weight_info", None)["weight_version"])

@@ -6,12 +6,12 @@ it is made, so no second copy of the model exists at any time.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from megatron_rlt.models.checksum import checksum
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.weights import Destination, export_tensors
 from megatron_rlt.parallel.layout import Layout
@@ -45,10 +45,3 @@ class PolicyTensors:
             if name == _EMBEDDING and architecture.tied_embeddings and not torch.cuda.is_available():
                 # vLLM's CPU build packs the output layer apart from the embedding, and keeps the old one otherwise.
                 yield _OUTPUT, tensor.clone()  # files do not take two names for one memory
-
-
-def checksum(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's dtype, shape and bytes."""
-    values = tensor.detach().cpu().contiguous()
-    head = f"{values.dtype} {tuple(values.shape)} ".encode()
-    return hashlib.sha256(head + values.view(torch.uint8).numpy().tobytes()).hexdigest()

@@ -20,7 +20,7 @@ from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.failures import StoppedError
 from megatron_rlt.parallel.layout import Layout
 from megatron_rlt.parallel.platform import device
-from megatron_rlt.weight_sync.policy_tensors import PolicyTensors, checksum
+from megatron_rlt.weight_sync.policy_tensors import PolicyTensors
 
 _PROBE_TOKENS = 32
 _PROBE_STRIDE = 7919  # a prime: the probe's ids are spread over the vocabulary
@@ -32,8 +32,8 @@ class Receiver(Protocol):
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replace all weights, and forget what the old ones cached. Every rank must exhaust the iterator."""
 
-    def visible_tensors(self, names: Iterable[str]) -> Mapping[str, Tensor]:
-        """Those of the named weights that can be looked at."""
+    def checksums_held(self, names: Sequence[str]) -> Sequence[Mapping[str, str]]:
+        """Of each copy that shows its weights, `checksum` of those of the named ones that it holds as they came."""
 
     def prompt_logprobs(self, token_ids: Sequence[int]) -> Tensor:
         """`[S, T - 1]` log-probs of all tokens but the first, at temperature 1, of each of S copies."""
@@ -107,11 +107,13 @@ class WeightSync:
         return SyncReport(float(slowest[0]), tensors.num_bytes, float(slowest[1]))
 
     def _altered(self, tensors: PolicyTensors) -> str | None:
-        seen = self._receiver.visible_tensors(tensors.checksums)
-        wrong = [name for name, tensor in seen.items() if checksum(tensor) != tensors.checksums[name]]
-        if not wrong:
-            return None
-        return f"{wrong[0]} (and {len(wrong) - 1} more of {len(seen)}) has another checksum in the engine than here"
+        sent = tensors.checksums
+        for held in self._receiver.checksums_held(list(sent)):
+            wrong = [name for name in held if held[name] != sent[name]]
+            if wrong:
+                others = f"(and {len(wrong) - 1} more of {len(held)})"
+                return f"{wrong[0]} {others} has another checksum in the engine than here"
+        return None
 
     def _stale(self, engine: Tensor, gap: float) -> str | None:
         # Rounding alone leaves the engine as far from the one as from the other.

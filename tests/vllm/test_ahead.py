@@ -21,6 +21,7 @@ from megatron_rlt.config.sections import LayoutConfig
 from megatron_rlt.jobs.following_engine import ServedVllm
 from megatron_rlt.metrics.completions import CompletionRow, read_completions
 from megatron_rlt.metrics.writer import read_metrics
+from megatron_rlt.models.checksum import checksums_held
 from megatron_rlt.parallel.failures import ENDED_EARLY
 from megatron_rlt.types import Completion
 from tests.distributed.commands import Command
@@ -65,6 +66,8 @@ def sample_while_the_policy_changes(folder: Path, run: Path) -> dict[str, Any]:
         train_a_little(beside.model)
         found["come"].append(_collect(engine, version + 1))
         found["metrics"].append(engine.take_metrics())
+    assert beside.served is not None
+    found["held"] = beside.served.checksums_held(["model.norm.weight", "model.layers.1.input_layernorm.weight", "else"])
     return found
 
 
@@ -83,7 +86,10 @@ def test_what_is_sampled_ahead_is_the_policys_of_when_it_was_asked(tmp_path: Pat
                 expected = dense_rollout_logprobs(dense, requests[index], one, CASE)
                 assert_close(one.rollout_logprobs, expected, rtol=0, atol=1e-4)
             assert _ids(come[part]) == _ids(other["come"][version][part]), "the same on every rank"
+        newest = checksums_held(dense, list(found["held"][0]))
         train_a_little(dense)
+    assert len(newest) == 2
+    assert found["held"] == [newest, newest], "what the two workers hold came with the last sync"
     assert_nothing_runs(tmp_path)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from megatron_rlt.config.sections import LayoutConfig
+from megatron_rlt.models.checksum import checksums_held
 from megatron_rlt.parallel.failures import StoppedError
 from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.scoring.engine import LogprobEngine
@@ -46,9 +47,8 @@ class DenseReceiver:
             if name in held and name not in self.ignores:
                 held[name].data.copy_(tensor)
 
-    def visible_tensors(self, names: Iterable[str]) -> Mapping[str, Tensor]:
-        held = dict(self.model.named_parameters())
-        return {name: held[name] for name in names}
+    def checksums_held(self, names: Sequence[str]) -> list[dict[str, str]]:
+        return [checksums_held(self.model, list(names))]
 
     def prompt_logprobs(self, token_ids: Sequence[int]) -> Tensor:
         ids = torch.tensor([token_ids])
