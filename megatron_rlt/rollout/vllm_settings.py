@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from megatron_rlt.types import Completion, FinishReason
 
 # vLLM 0.32 asks for most of a CPU's memory where none is named, and fails to start if that is not free.
 _CPU_CACHE_BYTES = 2**30
+GLOO_RECEIVER = "megatron_rlt.rollout.gloo_transfer.GlooReceiver"
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,21 @@ class EngineShape:
             "logprobs_mode": "processed_logprobs",
             "seed": 0,
         }
+
+    @property
+    def transfer_backend(self) -> str | None:
+        """What vLLM calls the way by which weights reach its servers; None: it has no part in it."""
+        transport = self.settings.server.transport
+        if transport == "broadcast":
+            return "nccl" if self.on_gpu else "gloo"
+        return "ipc" if transport == "ipc" else None
+
+    def server_options(self) -> dict[str, Any]:
+        """As `options`, of a server."""
+        if self.transfer_backend is None:
+            return self.options()
+        extension = {} if self.on_gpu else {"worker_extension_cls": GLOO_RECEIVER}
+        return self.options() | {"weight_transfer_config": json.dumps({"backend": self.transfer_backend})} | extension
 
 
 @dataclass(frozen=True, eq=False)
