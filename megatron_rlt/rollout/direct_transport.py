@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -66,6 +65,7 @@ class DirectTransport(ABC):
     def _transfer(self) -> Exception | None:
         """Send all tensors, and exhaust them in any case. Collective. Returns what broke, on the first rank."""
 
+    @abstractmethod
     def _check(self) -> None:
         """Before each tensor that goes out: raise what ends the transfer early."""
 
@@ -134,10 +134,10 @@ class BroadcastTransport(DirectTransport):
         client.on_failure = self._engine.shutdown
 
     def _meet_by_gloo(self, client: TransferClient, host: str, size: int) -> Any:  # noqa: ANN401
-        from megatron_rlt.rollout.gloo_transfer import GlooTrainerEngine, GlooTrainerInitInfo
+        from megatron_rlt.rollout.gloo_transfer import GlooTrainerEngine, GlooTrainerInitInfo, open_store
 
         seconds = self._timeout_seconds
-        store = dist.TCPStore(host, 0, size, True, timedelta(seconds=seconds), wait_for_workers=False)
+        store = open_store(host, 0, size, seconds=seconds)
         info = GlooTrainerInitInfo(
             host,
             store.port,
@@ -191,3 +191,6 @@ class IpcTransport(DirectTransport):
             client.failure = self._refusal(client.servers, client.failure)
         engine.send_weights()
         return None if client is None else client.failure
+
+    def _check(self) -> None:
+        """Nothing ends it early: for each bucket the ranks meet, and the client stays silent."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.distributed as dist
@@ -49,13 +49,14 @@ class GlooEngine(NCCLWeightTransferEngine):
     """A worker's end."""
 
     init_info_cls = GlooInitInfo
+    model_update_group: Any
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         """Meet the trainer and the other workers."""
         self.packed_buffer_size_bytes = init_info.packed_buffer_size_bytes
         timeout = timedelta(seconds=init_info.timeout_seconds)
         host, port = init_info.master_address, init_info.master_port
-        store = dist.TCPStore(host, port, init_info.world_size, False, timeout)
+        store = dist.TCPStore(host, port, init_info.world_size, False, timeout)  # type: ignore[attr-defined]
         # As vLLM's NCCL engine counts them.
         place = self.parallel_config
         rank = init_info.rank_offset + place.data_parallel_index * place.world_size + place.rank
@@ -91,13 +92,14 @@ class GlooTrainerInitInfo(NCCLTrainerInitInfo):
 
     backend: ClassVar[str] = BACKEND
     timeout_seconds: float
-    store: dist.TCPStore  # that the workers find at address and port
+    store: Any  # that the workers find at address and port
 
 
 class GlooTrainerEngine(NCCLTrainerWeightTransferEngine):
     """The end of the trainer's first rank; it alone has one."""
 
     init_info_cls = GlooTrainerInitInfo
+    model_update_group: Any
 
     @classmethod
     def trainer_init(cls, init_info: GlooTrainerInitInfo, *, client: TransferClient, source: TensorSource) -> Self:
@@ -139,13 +141,19 @@ class GlooTrainerEngine(NCCLTrainerWeightTransferEngine):
         self.model_update_group = None
 
 
-def _group(store: dist.TCPStore, rank: int, size: int, timeout: timedelta) -> dist.ProcessGroupGloo:
+def open_store(host: str, port: int, size: int, *, seconds: float) -> Any:  # noqa: ANN401
+    """Where the ends find each other: the trainer's, which does not wait for them; port 0 takes a free one."""
+    timeout = timedelta(seconds=seconds)
+    return dist.TCPStore(host, port, size, True, timeout, wait_for_workers=False)  # type: ignore[attr-defined]
+
+
+def _group(store: Any, rank: int, size: int, timeout: timedelta) -> dist.ProcessGroupGloo:  # noqa: ANN401
     """A group beside the process's default one, whose place it leaves alone."""
     return dist.ProcessGroupGloo(store, rank, size, timeout)
 
 
 def _unpacked(packed: Tensor, bucket: list[TensorMeta]) -> list[tuple[str, Tensor]]:
-    parts = packed.split([one.num_bytes for one in bucket])
+    parts = packed.split_with_sizes([one.num_bytes for one in bucket])
     return [(one.name, part.view(one.dtype).view(one.shape)) for one, part in zip(bucket, parts, strict=True)]
 
 

@@ -48,7 +48,7 @@ class TensorSource:
         self._tensors, self._passage, self.is_broken = tensors, None, False
 
     def metadata(self) -> list[TensorMeta]:
-        """Of every tensor, in order. Collective, and the first time as long as a passage: shapes are not known before."""
+        """Of every tensor, in order. Collective, and at first a passage of its own: shapes are not known before."""
         if self._metadata is None:
             passage = self._one_passage()
             self._metadata = [TensorMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in passage]

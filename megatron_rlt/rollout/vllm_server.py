@@ -191,7 +191,7 @@ class VllmServer:
         self.post("/resume", None)
 
     def post(self, path: str, body: Any, *, timeout_seconds: float | None = None) -> None:  # noqa: ANN401
-        """Have something done; the answer's JSON says nothing. Raises as `complete`, and ValueError if it is refused."""
+        """Have something done whose answer says nothing. Raises as `complete`, and ValueError if it is refused."""
         self._send("POST", path, body, timeout_seconds=timeout_seconds)
 
     def num_workers(self) -> int:
