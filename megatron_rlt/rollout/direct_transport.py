@@ -134,18 +134,15 @@ class BroadcastTransport(DirectTransport):
         client.on_failure = self._engine.shutdown
 
     def _meet_by_gloo(self, client: TransferClient, host: str, size: int) -> Any:  # noqa: ANN401
-        from megatron_rlt.rollout.gloo_transfer import GlooTrainerEngine, GlooTrainerInitInfo, open_store
+        from megatron_rlt.rollout.gloo_transfer import GlooTrainerEngine, GlooTrainerInitInfo
 
-        seconds = self._timeout_seconds
-        store = open_store(host, 0, size, seconds=seconds)
         info = GlooTrainerInitInfo(
-            host,
-            store.port,
-            size,
+            master_address=host,
+            master_port=0,  # a free one
+            world_size=size,
             packed_buffer_size_bytes=self._bucket_bytes,
             rank=0,
-            store=store,
-            timeout_seconds=seconds,
+            timeout_seconds=self._timeout_seconds,
         )
         return GlooTrainerEngine.trainer_init(info, client=client, source=self._source)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, ClassVar, Self
 
@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.nccl_common import worker_init_payload
 from vllm.distributed.weight_transfer.nccl_engine import (
     NCCLTrainerInitInfo,
     NCCLTrainerWeightTransferEngine,
@@ -92,7 +93,6 @@ class GlooTrainerInitInfo(NCCLTrainerInitInfo):
 
     backend: ClassVar[str] = BACKEND
     timeout_seconds: float
-    store: Any  # that the workers find at address and port
 
 
 class GlooTrainerEngine(NCCLTrainerWeightTransferEngine):
@@ -109,23 +109,28 @@ class GlooTrainerEngine(NCCLTrainerWeightTransferEngine):
             Exception: the client's, if a server refuses or is gone.
         """
         engine = cls(client=client, source=source, packed_buffer_size_bytes=init_info.packed_buffer_size_bytes)
+        size, seconds = init_info.world_size, init_info.timeout_seconds
+        store = _open_store(init_info.master_address, size, seconds)
         workers = GlooInitInfo(
             master_address=init_info.master_address,
-            master_port=init_info.master_port,
+            master_port=store.port,
             rank_offset=1,
-            world_size=init_info.world_size,
+            world_size=size,
             packed=True,
             packed_buffer_size_bytes=init_info.packed_buffer_size_bytes,
-            timeout_seconds=init_info.timeout_seconds,
+            timeout_seconds=seconds,
         )
-        told = {name: value for name, value in asdict(workers).items() if value is not None}
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(client.init_weight_transfer_engine, told)
-            while init_info.store.add(_JOINED, 0) < init_info.world_size - 1:
+        pool = ThreadPoolExecutor(1)
+        try:
+            told = pool.submit(client.init_weight_transfer_engine, worker_init_payload(workers))
+            while store.add(_JOINED, 0) < size - 1:
                 client.check()  # has the servers' time-out, so this ends
                 time.sleep(_POLL_SECONDS)
-            timeout = timedelta(seconds=init_info.timeout_seconds)
-            engine.model_update_group = _group(init_info.store, 0, init_info.world_size, timeout)
+            engine.model_update_group = _group(store, 0, size, timedelta(seconds=seconds))
+            told.result()
+        finally:
+            del store  # workers that wait there for one that does not come give up
+            pool.shutdown(wait=False)
         client.check()
         return engine
 
@@ -141,10 +146,10 @@ class GlooTrainerEngine(NCCLTrainerWeightTransferEngine):
         self.model_update_group = None
 
 
-def open_store(host: str, port: int, size: int, *, seconds: float) -> Any:  # noqa: ANN401
-    """Where the ends find each other: the trainer's, which does not wait for them; port 0 takes a free one."""
+def _open_store(host: str, size: int, seconds: float) -> Any:  # noqa: ANN401
+    """Where the ends find each other: the trainer's, on a free port; it does not wait for them."""
     timeout = timedelta(seconds=seconds)
-    return dist.TCPStore(host, port, size, True, timeout, wait_for_workers=False)  # type: ignore[attr-defined]
+    return dist.TCPStore(host, 0, size, True, timeout, wait_for_workers=False)  # type: ignore[attr-defined]
 
 
 def _group(store: Any, rank: int, size: int, timeout: timedelta) -> dist.ProcessGroupGloo:  # noqa: ANN401

@@ -229,6 +229,11 @@ def ask_a_servers_address(folder: Path, other: Path, run: Path) -> dict[str, str
         build(other, CASE, given, run).engine.generate(make_requests(), policy_version=0)
     except StoppedError as error:
         told["other model"] = str(error)
+    try:
+        other_way = given.model_copy(update={"transport": "broadcast"})
+        build(folder, CASE, other_way, run).engine.generate(make_requests(), policy_version=0)
+    except ValueError as error:
+        told["other transport"] = str(error)
     os.kill(_processes_of(server).pid, signal.SIGKILL)
     time.sleep(1.0)
     try:
@@ -252,5 +257,6 @@ def test_a_server_at_an_address_is_used_but_never_started_or_ended(tmp_path: Pat
     (told,) = run_ranks(ask_a_servers_address, 1, folder, other, tmp_path / "run")
     assert told["right"] == str(len(make_requests()))
     assert told["address"] in told["other model"]
+    assert 'must run with --weight-transfer-config \'{"backend":"gloo"}\'' in told["other transport"]
     assert told["gone"].startswith(told["address"])
     assert_nothing_runs(tmp_path)
