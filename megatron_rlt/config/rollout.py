@@ -38,8 +38,15 @@ class VllmServerConfig(Section):
     max_retries: NonNegativeInt = 2
     """How often a question that a living server failed to answer is asked again, and, for all questions of a step
     together, how often lost servers are started again."""
+    transport: Literal["files", "broadcast", "ipc"] = "files"
+    """How weights reach the servers: `files`, everywhere, through a folder that all of them can read; `broadcast`,
+    straight from the first rank to all workers of all servers, by NCCL on GPUs and gloo on a CPU; `ipc`, to servers on
+    the very GPUs of the trainer, through their memory. Servers at addresses must have been started for it."""
+    bucket_bytes: PositiveInt = 2**30
+    """Tensors that travel together with `broadcast` and `ipc`, in bytes; a larger tensor travels alone. Sender and
+    worker hold about two buckets of them."""
     transfer_dir: Path | None = None
-    """Folder that all servers can read, where weights pass through; None takes the run folder."""
+    """Folder that all servers can read, where weights pass through with `files`; None takes the run folder."""
     scoring_parts: PositiveInt = 4
     """Into how many parts a step's questions are cut: the student reads a part as soon as all of its completions are
     there, while others are still sampled; one that lives on the host is brought to the device for each. Never more than

@@ -113,6 +113,26 @@ def _server_faults(vllm: VllmConfig) -> list[str]:
         )
     if server.api_key_file is not None and not server.api_key_file.is_file():
         faults.append(f"rollout.vllm.server.api_key_file: {server.api_key_file} is no file; write the key into it")
+    return [*faults, *_transport_faults(server)]
+
+
+def _transport_faults(server: VllmServerConfig) -> list[str]:
+    faults, defaults = [], VllmServerConfig()
+    if server.transport != "files" and server.transfer_dir is not None:
+        faults.append(
+            f"rollout.vllm.server.transfer_dir: has no effect with transport={server.transport}, which writes no files;"
+            " leave it out, or set transport=files"
+        )
+    if server.transport == "files" and server.bucket_bytes != defaults.bucket_bytes:
+        faults.append(
+            f"rollout.vllm.server.bucket_bytes={server.bucket_bytes}: has no effect with transport=files; leave it out,"
+            " or set transport=broadcast"
+        )
+    if server.transport == "ipc" and _is_cpu_build():
+        faults.append(
+            "rollout.vllm.server.transport=ipc: shares the memory of GPUs, and vLLM's CPU build has none; use"
+            " transport=broadcast, or transport=files"
+        )
     return faults
 
 

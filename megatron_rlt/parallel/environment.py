@@ -85,11 +85,12 @@ def prepare_vllm(rank: int, world_size: int, *, on_cpu: bool) -> None:
         os.environ.setdefault(name, value)
 
 
-def server_environment(devices: str, *, on_cpu: bool) -> dict[str, str]:
+def server_environment(devices: str, *, on_cpu: bool, unpickles: bool) -> dict[str, str]:
     """The environment of a vLLM server that a rank starts: the rank's own without its place among the ranks.
 
     Args:
         devices: CUDA_VISIBLE_DEVICES of the server; empty: the rank's.
+        unpickles: whether it takes Python objects, as handles of GPU memory are.
     """
     ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "VLLM_ENABLE_V1_MULTIPROCESSING")
     kept = {
@@ -100,6 +101,8 @@ def server_environment(devices: str, *, on_cpu: bool) -> dict[str, str]:
         # Idle threads of several processes would spin against each other, and log-probs wait for a C++ compiler.
         wanted |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
     given = {"CUDA_VISIBLE_DEVICES": devices} if devices else {}
+    if unpickles:
+        given["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     return wanted | kept | given
 
 

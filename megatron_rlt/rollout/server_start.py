@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 from megatron_rlt.parallel.environment import free_port
-from megatron_rlt.rollout.shown_weights import ShownWeights
 from megatron_rlt.rollout.vllm_server import MODEL_NAME, EngineLostError, ServerProcess, VllmServer
 from megatron_rlt.rollout.vllm_settings import EngineShape
 
@@ -33,7 +32,9 @@ def start_server(
     """
     for _ in range(_NUM_PORTS):
         port = free_port()
-        process = ServerProcess(command(shape, port), log_file=log_file, devices=devices)
+        process = ServerProcess(
+            command(shape, port), log_file=log_file, devices=devices, unpickles=shape.transfer_backend == "ipc"
+        )
         address = f"http://127.0.0.1:{port}"
         server = VllmServer(address, api_key=None, timeout_seconds=request_timeout_seconds, process=process)
         try:
@@ -50,14 +51,8 @@ def start_server(
 
 def command(shape: EngineShape, port: int) -> list[str]:
     """What starts the server. It listens on this machine only: whoever reaches it can replace its weights."""
-    options = {
-        "served_model_name": MODEL_NAME,
-        "host": "127.0.0.1",
-        "port": port,
-        "uvicorn_log_level": "warning",
-        "worker_extension_cls": f"{ShownWeights.__module__}.{ShownWeights.__qualname__}",
-    }
-    words = [word for name, value in (shape.options() | options).items() for word in _words(name, value)]
+    options = {"served_model_name": MODEL_NAME, "host": "127.0.0.1", "port": port, "uvicorn_log_level": "warning"}
+    words = [word for name, value in (shape.server_options() | options).items() for word in _words(name, value)]
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words]
 
 

@@ -6,30 +6,28 @@ arrive: a completion follows from the weights, its prompt, its group's seed and 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from megatron_rlt.config.rollout import VllmServerConfig
 from megatron_rlt.models.architecture import Architecture
 from megatron_rlt.models.flops import sampling_flops
-from megatron_rlt.models.weights.hf_writer import write_folder
 from megatron_rlt.parallel.collectives import on_first_rank
 from megatron_rlt.parallel.platform import world
+from megatron_rlt.rollout.direct_transport import BroadcastTransport, IpcTransport
 from megatron_rlt.rollout.open_questions import Answer, OpenQuestions, WorkClock
 from megatron_rlt.rollout.requests import Arrival, SampleRequest
 from megatron_rlt.rollout.server_start import start_server
 from megatron_rlt.rollout.vllm_server import EngineLostError, ServedChoice, VllmServer
 from megatron_rlt.rollout.vllm_settings import EngineShape, Sampling
+from megatron_rlt.rollout.weight_transport import FileTransport, WeightTransport
 from megatron_rlt.types import Completion, OnProgress, tell_nobody
 
 T = TypeVar("T")
-_MAX_SHARD_BYTES = 5 * 2**30
 
 
 class ServedEngine:
@@ -56,7 +54,7 @@ class ServedEngine:
         """
         self._shape, self._architecture, self._sampling, self._config = shape, architecture, sampling, server
         self._logs = folder / "vllm"
-        self._transfer = (folder if server.transfer_dir is None else server.transfer_dir) / "weight_sync"
+        self._transport = _transport(shape, folder, on_progress)
         self._on_progress = on_progress
         self._servers: list[VllmServer] = []  # on the first rank
         self._lost: set[int] = set()  # there: servers that failed, whatever they say of themselves
@@ -106,19 +104,12 @@ class ServedEngine:
         return self._do(self._work.take, "a clock")
 
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Replace the weights of every server, through files, and forget what the old ones cached."""
-        target = self._transfer / f"version-{version}"
-        if dist.get_rank() == 0:
-            shutil.rmtree(target, ignore_errors=True)
-            write_folder(tensors, self._shape.folder, target, max_shard_bytes=_MAX_SHARD_BYTES)
-        else:
-            for _ in tensors:
-                pass
-        try:
-            self._do(lambda: self._load(target, version), "weights to vLLM's servers")
-        finally:
-            if dist.get_rank() == 0:
-                shutil.rmtree(target)
+        """Replace the weights of every server, and forget what the old ones cached.
+
+        Raises:
+            EngineLostError: on every rank: some server may have weights of two versions.
+        """
+        self._transport.send(tensors, self._servers, self._lost, version)
 
     def checksums_held(self, names: Sequence[str]) -> list[dict[str, str]]:
         """Of those of the named weights that each worker holds whole and as they came; none of servers at addresses."""
@@ -167,12 +158,6 @@ class ServedEngine:
                 one.close()
                 self._servers[number] = self._start(number)
         self._lost = set()
-
-    def _load(self, folder: Path, version: int) -> None:
-        for number, one in enumerate(self._servers):
-            self._lost.add(number)  # half a sync leaves a server that must not be asked
-            one.load_folder(folder, version)
-            self._lost.remove(number)
 
     def _begin(self, requests: Sequence[SampleRequest], policy_version: int, parts: Sequence[range]) -> None:
         for one in self._servers:
@@ -237,6 +222,16 @@ class ServedEngine:
 
 class _OtherWeightsError(EngineLostError):
     """A server has been given other weights than those it is asked with."""
+
+
+def _transport(shape: EngineShape, folder: Path, on_progress: OnProgress) -> WeightTransport:
+    """The configured way of weights to servers."""
+    server, backend = shape.settings.server, shape.transfer_backend
+    if backend is None:
+        through = folder if server.transfer_dir is None else server.transfer_dir
+        return FileTransport(shape.folder, through / "weight_sync", on_progress)
+    way = IpcTransport if backend == "ipc" else BroadcastTransport
+    return way(backend, server.bucket_bytes, server.request_timeout_seconds, on_progress)
 
 
 def _groups(requests: Sequence[SampleRequest]) -> list[range]:

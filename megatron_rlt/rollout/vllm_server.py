@@ -6,6 +6,7 @@ status of 500, a completion it gave up) is an `EngineLostError`: the caller know
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import torch
@@ -23,6 +25,13 @@ MODEL_NAME = "policy"
 _CONNECT_SECONDS = 5.0
 _HEALTH_SECONDS = 10.0
 _POLL_SECONDS = 0.5
+_LEAVE_SECONDS = 60.0  # until a server whose sender has hung up notices, in the middle of a bucket
+_LEAVING: tuple[tuple[str, Any], ...] = (
+    ("/shutdown_weight_transfer_engine", None),
+    ("/update_weights", {"update_info": {}}),
+    ("/shutdown_weight_transfer_engine", None),
+)
+_PORTS = {"http": 80, "https": 443}
 _LOG_LINES = 5  # of a dead server, in the error
 _LOG_BYTES = 20_000
 
@@ -43,10 +52,11 @@ class ServedChoice:
 class ServerProcess:
     """A server that this process starts and ends; nothing else is ever ended."""
 
-    def __init__(self, command: Sequence[str], *, log_file: Path, devices: str) -> None:
+    def __init__(self, command: Sequence[str], *, log_file: Path, devices: str, unpickles: bool = False) -> None:
         """
         Args:
             devices: its CUDA_VISIBLE_DEVICES; empty: as here.
+            unpickles: whether it takes Python objects from whoever reaches it, which lets them run anything.
         """
         log_file.parent.mkdir(parents=True, exist_ok=True)
         self.log_file = log_file
@@ -56,7 +66,7 @@ class ServerProcess:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=server_environment(devices, on_cpu=not torch.cuda.is_available()),
+                env=server_environment(devices, on_cpu=not torch.cuda.is_available(), unpickles=unpickles),
                 start_new_session=True,
             )
 
@@ -166,12 +176,51 @@ class VllmServer:
 
     def load_folder(self, folder: Path, version: int) -> None:
         """Replace the weights by those of a Hugging Face folder that the server can read; nothing runs meanwhile."""
-        self._send("POST", "/pause?mode=wait", None)
-        rpc = {"method": "reload_weights", "kwargs": {"weights_path": str(folder.resolve())}}
-        self._send("POST", "/collective_rpc", rpc)
-        self._send("POST", "/reset_prefix_cache", None)
-        self._send("POST", "/update_weight_version", {"new_version": str(version)})
-        self._send("POST", "/resume", None)
+        self.pause()
+        self.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder.resolve())}})
+        self.resume(version)
+
+    def pause(self) -> None:
+        """Let what runs end, and begin nothing."""
+        self.post("/pause?mode=wait", None)
+
+    def resume(self, version: int) -> None:
+        """Forget what other weights cached, take the version of these, and go on."""
+        self.post("/reset_prefix_cache", None)
+        self.post("/update_weight_version", {"new_version": str(version)})
+        self.post("/resume", None)
+
+    def post(self, path: str, body: Any, *, timeout_seconds: float | None = None) -> None:  # noqa: ANN401
+        """Have something done whose answer says nothing. Raises as `complete`, and ValueError if it is refused."""
+        self._send("POST", path, body, timeout_seconds=timeout_seconds)
+
+    def num_workers(self) -> int:
+        """That hold its weights together."""
+        return int(self._send("GET", "/get_world_size", None)["world_size"])
+
+    def leave_transfer(self) -> bool:
+        """End a weight transfer that broke, on the server's side; False: it cannot, and must start again."""
+        seconds = min(self._timeout_seconds, _LEAVE_SECONDS)
+        # A server in the middle of an update does not let go. An update of nothing fails, and ends it.
+        for path, body in _LEAVING:
+            try:
+                self.post(path, body, timeout_seconds=seconds)
+            except EngineLostError:
+                if not self.answers():
+                    return False
+            else:
+                return True
+        return False
+
+    def local_host(self) -> str:
+        """This machine's address on the way to the server, by which the server finds it, too."""
+        url = urlsplit(self.address)
+        port = url.port or _PORTS[url.scheme]
+        try:
+            with socket.create_connection((url.hostname, port), _CONNECT_SECONDS) as probe:
+                return str(probe.getsockname()[0])
+        except OSError as error:
+            raise EngineLostError(f"{self.address}: {error}") from error
 
     def checksums_held(self, names: Sequence[str]) -> list[dict[str, str]]:
         """What `ShownWeights.checksums_held` says on each of its workers; only of a server started with that class."""

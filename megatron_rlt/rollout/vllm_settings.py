@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from megatron_rlt.types import Completion, FinishReason
 
 # vLLM 0.32 asks for most of a CPU's memory where none is named, and fails to start if that is not free.
 _CPU_CACHE_BYTES = 2**30
+# What a server's workers load beside vLLM's own.
+SHOWN_WEIGHTS = "megatron_rlt.rollout.shown_weights.ShownWeights"
+GLOO_RECEIVER = "megatron_rlt.rollout.gloo_transfer.GlooReceiver"  # shows its weights, too
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,21 @@ class EngineShape:
             "logprobs_mode": "processed_logprobs",
             "seed": 0,
         }
+
+    @property
+    def transfer_backend(self) -> str | None:
+        """What vLLM calls the way by which weights reach its servers; None: it has no part in it."""
+        transport = self.settings.server.transport
+        if transport == "broadcast":
+            return "nccl" if self.on_gpu else "gloo"
+        return "ipc" if transport == "ipc" else None
+
+    def server_options(self) -> dict[str, Any]:
+        """As `options`, of a server."""
+        backend = self.transfer_backend
+        extension = GLOO_RECEIVER if backend == "gloo" else SHOWN_WEIGHTS
+        transfer = {} if backend is None else {"weight_transfer_config": json.dumps({"backend": backend})}
+        return self.options() | {"worker_extension_cls": extension} | transfer
 
 
 @dataclass(frozen=True, eq=False)

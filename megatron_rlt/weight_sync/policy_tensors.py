@@ -21,7 +21,7 @@ _SEEN_WHOLE = "norm.weight"  # ends the names of weights that no engine splits, 
 
 
 class PolicyTensors:
-    """One passage of all weights: iterate once, then ask what went by."""
+    """A passage of all weights: iterate, then ask what went by. Iterated again, it is made again."""
 
     def __init__(self, model: LanguageModel, layout: Layout) -> None:
         """
@@ -30,11 +30,12 @@ class PolicyTensors:
         """
         self._model, self._layout = model, layout
         self.num_bytes = 0
-        """That went by."""
+        """Of the last passage."""
         self.checksums: dict[str, str] = {}
         """Of the weights that an engine holds as they are: the norms, by name."""
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        self.num_bytes = 0
         architecture = self._model.architecture
         exported = export_tensors(self._model, architecture, self._layout, destination=Destination.ALL_RANKS)
         for name, tensor in exported:

@@ -37,7 +37,7 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
     "megatron.energon": ("data/loader.py", "data/energon_index.py"),
     "transformers": ("prompts/tokenizer.py", "models/rope.py", "models/dense.py"),
     "transformer_engine": ("models/", "scoring/"),
-    "vllm": ("rollout/vllm_model.py",),
+    "vllm": ("rollout/vllm_model.py", "rollout/direct_transport.py", "rollout/gloo_transfer.py"),
     "safetensors": ("models/weights/",),
     "pyarrow": ("data/", "metrics/"),
     "datasets": ("data/rows.py",),

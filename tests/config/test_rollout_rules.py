@@ -70,6 +70,16 @@ def folder(tmp_path: Path) -> Path:
             {"placement": "server", "server": {"addresses": ["http://a:1"], "api_key_file": "nowhere"}},
             "rollout.vllm.server.api_key_file: nowhere is no file; write the key into it",
         ),
+        (
+            {"placement": "server", "server": {"transport": "broadcast", "transfer_dir": "there"}},
+            "rollout.vllm.server.transfer_dir: has no effect with transport=broadcast, which writes no files; leave it"
+            " out, or set transport=files",
+        ),
+        (
+            {"placement": "server", "server": {"bucket_bytes": 1000}},
+            "rollout.vllm.server.bucket_bytes=1000: has no effect with transport=files; leave it out, or set"
+            " transport=broadcast",
+        ),
     ],
 )
 def test_a_fault_is_named_with_its_remedy(folder: Path, settings: dict[str, Any], line: str) -> None:
@@ -96,6 +106,15 @@ def test_without_vllm_the_line_says_how_to_install_it(folder: Path) -> None:
 def test_heads_that_the_cpu_build_does_not_know_are_refused(folder: Path) -> None:
     (line,) = faults(folder, {})
     assert "no attention for heads of 16, only of 32, 64," in line
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("installed", [Installed(vllm=True, cpu_build=True)], indirect=True)
+def test_memory_of_gpus_is_refused_where_there_are_none(folder: Path) -> None:
+    assert any(
+        line.startswith("rollout.vllm.server.transport=ipc: shares the memory of GPUs")
+        for line in faults(folder, {"placement": "server", "server": {"transport": "ipc"}})
+    )
 
 
 SERVED = {"engine": "vllm", "vllm": {"placement": "server"}, "ahead": 1}

@@ -108,8 +108,8 @@ def test_the_clock_counts_time_with_an_open_question_once() -> None:
     half = clock.take()
     assert 0.1 <= half <= time.monotonic() - start, "three open questions are one working engine"
     may_answer.set()
-    while questions.wait():
-        for index in range(2):
+    while complete := questions.wait():
+        for index in complete:
             questions.give(index)
     questions.close()
     rest, end = clock.take(), time.monotonic()

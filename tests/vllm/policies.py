@@ -98,7 +98,8 @@ def build(folder: Path, case: Case, server: VllmServerConfig | None = None, run:
     """vLLM in these ranks, or with `server` beside them."""
     layout = build_layout(case.layout)
     model, architecture = loaded_model(folder, layout, torch.float32)
-    shape = EngineShape(folder, "float32", case.tp, 128, 16, 64, VllmConfig(kv_cache_bytes=2**25), on_gpu=False)
+    settings = VllmConfig(kv_cache_bytes=2**25, server=VllmServerConfig() if server is None else server)
+    shape = EngineShape(folder, "float32", case.tp, 128, 16, 64, settings, on_gpu=False)
     sampling = Sampling(case.temperature, case.top_p, case.num_ids, VOCAB_SIZE, MAX_COMPLETION_TOKENS, StopAtIds())
 
     def sync(receiver: Receiver) -> WeightSync:

@@ -18,6 +18,7 @@ from megatron_rlt.config.rollout import VllmConfig, VllmServerConfig
 from megatron_rlt.config.sections import LayoutConfig
 from megatron_rlt.parallel.failures import StoppedError
 from megatron_rlt.rollout import server_start
+from megatron_rlt.rollout.direct_transport import BroadcastTransport
 from megatron_rlt.rollout.server_start import start_server
 from megatron_rlt.rollout.vllm_server import EngineLostError, VllmServer
 from megatron_rlt.rollout.vllm_settings import EngineShape
@@ -28,6 +29,7 @@ from tests.vllm.policies import Beside, Case, assert_nothing_runs, build, make_r
 CASE = Case("one rank", LayoutConfig(), "qwen2", tied=False, tp=1)
 REQUEST_SECONDS = 10.0
 SERVER = VllmServerConfig(request_timeout_seconds=REQUEST_SECONDS, max_retries=1)
+BROADCAST = SERVER.model_copy(update={"transport": "broadcast", "bucket_bytes": 2**16})
 Fault = Callable[[Beside], None]
 
 
@@ -75,18 +77,40 @@ def sync_killed_half_way(beside: Beside) -> None:
     _during(beside, "load_folder", lambda: _processes(beside)["core"].send_signal(signal.SIGKILL))
 
 
-def live_through_faults(folder: Path, run: Path, faults: list[Fault]) -> list[tuple[list[Completion], dict[str, Any]]]:
+def broadcast_killed_half_way(beside: Beside) -> None:
+    """After a good part of the tensors has gone out, the receiver dies."""
+    train_a_little(beside.model)
+    assert beside.served is not None
+    transport = beside.served._transport
+    assert isinstance(transport, BroadcastTransport)
+    check, core, seen = transport._check, _processes(beside)["core"], []
+
+    def check_and_kill() -> None:
+        seen.append(1)
+        if len(seen) == 8:
+            core.send_signal(signal.SIGKILL)
+        check()
+
+    transport._source._check = check_and_kill
+
+
+def live_through_faults(
+    folder: Path, run: Path, faults: list[Fault], server: VllmServerConfig = SERVER
+) -> list[tuple[list[Completion], dict[str, Any]]]:
     """One policy and its server, a step after every fault; what each step gave, the first one undisturbed."""
-    beside = build(folder, CASE, SERVER, run)
+    beside = build(folder, CASE, server, run)
     requests = make_requests()
     found = [(beside.engine.generate(requests, policy_version=0), beside.engine.take_metrics())]
     for fault in faults:
         fault(beside)
-        version = int(fault is sync_killed_half_way)
+        version = int(fault in SYNC_FAULTS)
         found.append((beside.engine.generate(requests, policy_version=version), beside.engine.take_metrics()))
-    if sync_killed_half_way in faults:
+    if faults[-1] in SYNC_FAULTS:
         found.append((beside.engine.generate(requests, policy_version=1), beside.engine.take_metrics()))
     return found
+
+
+SYNC_FAULTS = (sync_killed_half_way, broadcast_killed_half_way)
 
 
 @pytest.mark.parametrize("faults", [[killed_before, core_killed_during], [hangs]], ids=["killed", "hangs"])
@@ -103,9 +127,16 @@ def test_a_lost_server_is_started_again_and_no_completion_is_lost_or_counted_twi
     assert_nothing_runs(tmp_path)
 
 
-def test_a_sync_that_fails_half_way_is_made_again_before_anything_is_sampled(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("server", "fault"),
+    [(SERVER, sync_killed_half_way), (BROADCAST, broadcast_killed_half_way)],
+    ids=["files", "broadcast"],
+)
+def test_a_sync_that_fails_half_way_is_made_again_before_anything_is_sampled(
+    server: VllmServerConfig, fault: Fault, tmp_path: Path
+) -> None:
     folder = save_policy(tmp_path / "policy", CASE)
-    (found,) = run_ranks(live_through_faults, 1, folder, tmp_path / "run", [sync_killed_half_way])
+    (found,) = run_ranks(live_through_faults, 1, folder, tmp_path / "run", [fault], server)
     (before, _), (disturbed, metrics), (undisturbed, _) = found
     assert metrics["engine_restarts"] == 1.0
     assert metrics["weight_sync_probe_gap"] < 1e-4
@@ -198,6 +229,11 @@ def ask_a_servers_address(folder: Path, other: Path, run: Path) -> dict[str, str
         build(other, CASE, given, run).engine.generate(make_requests(), policy_version=0)
     except StoppedError as error:
         told["other model"] = str(error)
+    try:
+        other_way = given.model_copy(update={"transport": "broadcast"})
+        build(folder, CASE, other_way, run).engine.generate(make_requests(), policy_version=0)
+    except ValueError as error:
+        told["other transport"] = str(error)
     os.kill(_processes_of(server).pid, signal.SIGKILL)
     time.sleep(1.0)
     try:
@@ -221,5 +257,6 @@ def test_a_server_at_an_address_is_used_but_never_started_or_ended(tmp_path: Pat
     (told,) = run_ranks(ask_a_servers_address, 1, folder, other, tmp_path / "run")
     assert told["right"] == str(len(make_requests()))
     assert told["address"] in told["other model"]
+    assert 'must run with --weight-transfer-config \'{"backend":"gloo"}\'' in told["other transport"]
     assert told["gone"].startswith(told["address"])
     assert_nothing_runs(tmp_path)

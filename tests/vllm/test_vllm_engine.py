@@ -41,6 +41,8 @@ CASES = (
 )
 
 
+# 28 or more buckets; embeddings and projections are larger than one.
+BROADCAST = VllmServerConfig(transport="broadcast", bucket_bytes=2**16)
 SERVED = Case("a server of tp2", LayoutConfig(tp=2, sp=True), "qwen2", tied=True, tp=2, num_ids=300)
 
 
@@ -74,8 +76,13 @@ def test_colocated_completions_are_the_policys_after_every_weight_sync(case: Cas
 
 @pytest.mark.parametrize(
     ("case", "server"),
-    [(SERVED, VllmServerConfig()), (replace(SERVED, tp=1, tied=False), VllmServerConfig(devices=("", "")))],
-    ids=["tp2", "two servers"],
+    [
+        (SERVED, VllmServerConfig()),
+        (replace(SERVED, tp=1, tied=False), VllmServerConfig(devices=("", ""))),
+        (replace(SERVED, family="qwen3"), BROADCAST),
+        (replace(SERVED, family="llama", tp=1, tied=False), BROADCAST.model_copy(update={"devices": ("", "")})),
+    ],
+    ids=["tp2", "two servers", "tp2, broadcast", "two servers, broadcast"],
 )
 def test_a_servers_completions_are_the_policys_after_every_weight_sync(
     case: Case, server: VllmServerConfig, tmp_path: Path
@@ -83,7 +90,9 @@ def test_a_servers_completions_are_the_policys_after_every_weight_sync(
     folder = save_policy(tmp_path / "policy", case)
     found, other = run_ranks(sample_versions, 2, folder, case, server, tmp_path / "run")
     _check_versions(folder, case, found, other)
-    assert list((tmp_path / "run" / "weight_sync").iterdir()) == [], "weights pass through"
+    files = tmp_path / "run" / "weight_sync"
+    assert files.is_dir() == (server.transport == "files")
+    assert not files.is_dir() or list(files.iterdir()) == [], "weights pass through"
     assert_nothing_runs(tmp_path)
 
 

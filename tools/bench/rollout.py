@@ -38,10 +38,12 @@ from tools.demo.tokenizer import save_tokenizer
 
 _SIZES = {"50M": (512, 8), "500M": (1536, 16)}  # hidden size and layers; 32,000 ids
 _VOCAB_SIZE = 32_000
+# Engine, placement, and how weights reach a server.
 _ENGINES = {
-    "embedded": ("megatron", "colocated"),
-    "vLLM, same process": ("vllm", "colocated"),
-    "vLLM, server": ("vllm", "server"),
+    "embedded": ("megatron", "colocated", "files"),
+    "vLLM, same process": ("vllm", "colocated", "files"),
+    "vLLM, server": ("vllm", "server", "files"),
+    "vLLM, server, broadcast": ("vllm", "server", "broadcast"),
 }
 
 
@@ -147,9 +149,11 @@ def _side(there: Connection, engine: str, folder: Path, run: Path, given: dict[s
 
 
 def _config(engine: str, folder: Path, run: Path, given: dict[str, Any]) -> TrainConfig:
-    name, placement = _ENGINES[engine]
+    name, placement, transport = _ENGINES[engine]
     model = {"model": folder, "dtype": "float32"}
-    vllm = {} if name == "megatron" else {"placement": placement, "kv_cache_bytes": 2**30}
+    vllm: dict[str, Any] = {} if name == "megatron" else {"placement": placement, "kv_cache_bytes": 2**30}
+    if transport != "files":
+        vllm["server"] = {"transport": transport}
     rollout = {"engine": name, "max_completion_tokens": given["tokens"], "max_batch_size": 256, "vllm": vllm}
     return TrainConfig.model_validate(
         {
