@@ -162,7 +162,7 @@ class ServedEngine:
     def _begin(self, requests: Sequence[SampleRequest], policy_version: int, parts: Sequence[range]) -> None:
         for one in self._servers:
             self._require_version(one, policy_version)
-        groups = _groups(requests)
+        groups = _groups(requests, parts)
         if self._questions is not None:
             self._questions.close()
         self._questions = OpenQuestions(
@@ -234,12 +234,13 @@ def _transport(shape: EngineShape, folder: Path, on_progress: OnProgress) -> Wei
     return way(backend, server.bucket_bytes, server.request_timeout_seconds, on_progress)
 
 
-def _groups(requests: Sequence[SampleRequest]) -> list[range]:
-    """Neighbours with one prompt."""
+def _groups(requests: Sequence[SampleRequest], parts: Sequence[range]) -> list[range]:
+    """Neighbours with one prompt, within a part: a batch may have a question twice."""
+    edges = {part.start for part in parts}
     starts = [
         index
         for index in range(len(requests))
-        if index == 0 or not torch.equal(requests[index].token_ids, requests[index - 1].token_ids)
+        if index in edges or not torch.equal(requests[index].token_ids, requests[index - 1].token_ids)
     ]
     return [range(start, stop) for start, stop in zip(starts, [*starts[1:], len(requests)], strict=True)]
 

@@ -77,3 +77,27 @@ def test_only_what_was_not_answered_is_asked_again_and_says_by_which_weights(tmp
         ((asked, completions),) = run_ranks(interrupt, 1, folder, version)
         assert asked == {1: 1, 2: 2}
         assert completions == [(10, 0), (11, 0), (20, version), (21, version)]
+
+
+def ask_a_question_twice(folder: Path) -> list[tuple[int, list[int]]]:
+    """One prompt in two parts of a batch; part and seeds of what comes."""
+    fake = FakeServer()
+    fake.answers["/v1/models"] = (200, {"data": [{"id": "policy", "max_model_len": 128}]})
+    fake.answers["/weight_info"] = (200, {"weight_version": "0"})
+    fake.answers["/v1/completions"] = lambda body: (200, {"choices": [choice(i, [3]) for i in range(body["n"])]})
+    server = VllmServerConfig(addresses=(fake.address,))
+    shape = EngineShape(folder, "float32", 1, 128, 16, 64, VllmConfig(), on_gpu=False)
+    sampling = Sampling(1.0, 1.0, 131, 131, 8, AtThree())
+    engine = ServedEngine(shape, Architecture.from_folder(folder), sampling, server=server, folder=folder / "run")
+    requests = [SampleRequest(torch.tensor([5, 6]), seed) for seed in range(6)]
+    engine.start(requests, 0, [range(2), range(2, 6)])
+    come: list[tuple[int, list[int]]] = []
+    while arrivals := engine.arrivals():
+        come += [(one.part, [completion.seed for completion in one.completions]) for one in arrivals]
+    fake.close()
+    return sorted(come)
+
+
+def test_a_question_that_a_batch_has_twice_belongs_to_both_of_its_parts(tmp_path: Path) -> None:
+    folder = tiny_hf_model(tmp_path / "model", "qwen2", tied=False)
+    assert run_ranks(ask_a_question_twice, 1, folder) == [[(0, [0, 1]), (1, [2, 3, 4, 5])]]
