@@ -82,6 +82,7 @@ class ServedVllm:
         self._restarts_left = max_restarts
         self._report: SyncReport | None = None
         self._num_restarts = 0
+        self._num_tokens = 0
         self._waited_seconds, self._measured_since = 0.0, time.monotonic()
 
     def start(self, requests: Sequence[SampleRequest], policy_version: int, parts: Sequence[range]) -> None:
@@ -120,6 +121,7 @@ class ServedVllm:
             return self._engine.arrivals()
 
         arrivals = self._persist(wait)
+        self._num_tokens += sum(len(one.token_ids) for arrival in arrivals for one in arrival.completions)
         self._waited_seconds += time.monotonic() - start
         return arrivals
 
@@ -146,15 +148,17 @@ class ServedVllm:
         the time since the last call: which share of it trainer and servers had nothing to do but wait."""
         report, self._report = self._report, None
         restarts, self._num_restarts = self._num_restarts, 0
-        now = time.monotonic()
+        return {"engine_restarts": float(restarts)} | self._take_shares() | ({} if report is None else report.metrics())
+
+    def _take_shares(self) -> dict[str, float]:
+        worked, now = self._engine.take_work_seconds(), time.monotonic()
         seconds, self._measured_since = now - self._measured_since, now
         waited, self._waited_seconds = self._waited_seconds, 0.0
-        idle = {
-            "idle_share/trainer": waited / seconds,
-            "idle_share/engine": 1.0 - self._engine.take_work_seconds() / seconds,
-        }
-        first = broadcast_record(idle, source_rank=0, group=world())  # ranks' clocks differ a little
-        return {"engine_restarts": float(restarts)} | first | ({} if report is None else report.metrics())
+        num_tokens, self._num_tokens = self._num_tokens, 0
+        shares = {"idle_share/trainer": waited / seconds, "idle_share/engine": 1.0 - worked / seconds}
+        if worked > 0:  # tokens that came, though some may have been sampled before
+            shares["engine_tokens_per_second"] = num_tokens / worked
+        return broadcast_record(shares, source_rank=0, group=world())  # ranks' clocks differ a little
 
     def _follow(self, policy_version: int) -> None:
         if self._version != policy_version:
