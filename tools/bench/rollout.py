@@ -2,7 +2,8 @@
 
 Needs an environment with vLLM (`make .venv-vllm/.installed`). One rank, random weights, questions with their groups,
 completions of a fixed length. Prints start-up, memory, sampled tokens per second and what a weight sync costs, and
-writes `docs/results/bench_rollout.json`. Every engine has a process of its own; engines take rounds in turn.
+writes `docs/results/bench_rollout.json`. Every engine has a process of its own; engines take rounds in turn. With
+OMP_NUM_THREADS=1 all have one thread; else a server has one and the others have all cores.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=200, help="tokens")
     parser.add_argument("--tokens", type=int, default=64, help="of every completion")
     parser.add_argument("--rounds", type=int, default=3, help="each with a weight sync before it; medians are shown")
+    parser.add_argument("--alone", action="store_true", help="one engine after the other: less memory, no turns")
     parser.add_argument("--out", type=Path, default=Path("docs/results/bench_rollout.json"))
     arguments = parser.parse_args()
     rows = [row for size in arguments.size for row in _measure_size(size, arguments)]
@@ -87,25 +89,31 @@ def _measure_size(size: str, arguments: argparse.Namespace) -> list[Measurement]
             folder, hidden_size=hidden_size, num_layers=num_layers, vocab_size=_VOCAB_SIZE, dtype=torch.float32
         )
         save_tokenizer(folder)  # vLLM wants one; no text is ever made
-        context = multiprocessing.get_context("spawn")
-        sides: dict[str, tuple[Any, Connection]] = {}
-        for engine in _ENGINES:
-            here, there = context.Pipe()
-            run = Path(name) / engine.replace(" ", "-").replace(",", "")
-            side = context.Process(target=_side, args=(there, engine, folder, run, vars(arguments)))
-            side.start()
-            sides[engine] = (side, here)
-            here.recv()  # it is ready: one starts at a time
-        rounds: dict[str, list[dict[str, float]]] = {engine: [] for engine in _ENGINES}
-        for _ in range(arguments.rounds):
-            for engine, (_, here) in sides.items():
-                here.send("round")
-                rounds[engine].append(here.recv())
-        found = []
-        for engine, (side, here) in sides.items():
-            here.send("end")
-            found.append(_summary(size, engine, rounds[engine], here.recv()))
-            side.join()
+        together = [[engine] for engine in _ENGINES] if arguments.alone else [list(_ENGINES)]
+        return [row for engines in together for row in _measure_engines(size, engines, folder, arguments)]
+
+
+def _measure_engines(size: str, engines: list[str], folder: Path, arguments: argparse.Namespace) -> list[Measurement]:
+    """Some engines that live at the same time and take rounds in turn."""
+    context = multiprocessing.get_context("spawn")
+    sides: dict[str, tuple[Any, Connection]] = {}
+    for engine in engines:
+        here, there = context.Pipe()
+        run = folder.parent / engine.replace(" ", "-").replace(",", "")
+        side = context.Process(target=_side, args=(there, engine, folder, run, vars(arguments)))
+        side.start()
+        sides[engine] = (side, here)
+        here.recv()  # it is ready: one starts at a time
+    rounds: dict[str, list[dict[str, float]]] = {engine: [] for engine in engines}
+    for _ in range(arguments.rounds):
+        for engine, (_, here) in sides.items():
+            here.send("round")
+            rounds[engine].append(here.recv())
+    found = []
+    for engine, (side, here) in sides.items():
+        here.send("end")
+        found.append(_summary(size, engine, rounds[engine], here.recv()))
+        side.join()
     return found
 
 
@@ -151,7 +159,7 @@ def _side(there: Connection, engine: str, folder: Path, run: Path, given: dict[s
 def _config(engine: str, folder: Path, run: Path, given: dict[str, Any]) -> TrainConfig:
     name, placement, transport = _ENGINES[engine]
     model = {"model": folder, "dtype": "float32"}
-    vllm: dict[str, Any] = {} if name == "megatron" else {"placement": placement, "kv_cache_bytes": 2**30}
+    vllm: dict[str, Any] = {} if name == "megatron" else {"placement": placement, "kv_cache_bytes": 2**29}
     if transport != "files":
         vllm["server"] = {"transport": transport}
     rollout = {"engine": name, "max_completion_tokens": given["tokens"], "max_batch_size": 256, "vllm": vllm}
