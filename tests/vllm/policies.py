@@ -22,6 +22,7 @@ from megatron_rlt.rollout.sampling import completion_seed, nucleus
 from megatron_rlt.rollout.vllm_engine import VllmEngine
 from megatron_rlt.rollout.vllm_model import VllmModel
 from megatron_rlt.rollout.vllm_served import ServedEngine
+from megatron_rlt.rollout.vllm_server import VllmServer
 from megatron_rlt.rollout.vllm_settings import EngineShape, Sampling
 from megatron_rlt.scoring.engine import LogprobEngine
 from megatron_rlt.types import Completion, Span, SpannedSequence
@@ -117,6 +118,20 @@ def build(folder: Path, case: Case, server: VllmServerConfig | None = None, run:
     assert run is not None, "a server writes its log there"
     served = ServedEngine(shape, architecture, sampling, server=server, folder=run)
     return Beside(model, layout, ServedVllm(served, sync(served), max_restarts=server.max_retries), served)
+
+
+def first_server(beside: Beside) -> VllmServer:
+    assert beside.served is not None
+    return beside.served._servers[0]
+
+
+def server_processes(beside: Beside) -> dict[str, psutil.Process]:
+    """The server's own process and its engine core."""
+    process = first_server(beside).process
+    assert process is not None
+    (api,) = psutil.Process(process._guard.pid).children()
+    core = next(child for child in api.children(recursive=True) if "EngineCore" in " ".join(child.cmdline()))
+    return {"api": api, "core": core}
 
 
 def ask(

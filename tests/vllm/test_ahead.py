@@ -33,11 +33,12 @@ from tests.vllm.policies import (
     assert_nothing_runs,
     build,
     dense_rollout_logprobs,
+    first_server,
     make_requests,
     save_policy,
+    server_processes,
     train_a_little,
 )
-from tests.vllm.test_server_faults import _processes
 from tests.vllm.test_train import SERVER, SETTINGS
 from tools.demo.make_assets import NUM_VLLM_HEADS
 
@@ -57,7 +58,7 @@ def _collect(engine: ServedVllm, policy_version: int) -> dict[int, tuple[Complet
 
 
 def sample_while_the_policy_changes(folder: Path, run: Path) -> dict[str, Any]:
-    beside = build(folder, CASE, VllmServerConfig(), run)
+    beside = build(folder, CASE, VllmServerConfig(transport="broadcast", bucket_bytes=2**16), run)
     engine = beside.engine
     assert isinstance(engine, ServedVllm)
     found: dict[str, Any] = {"come": [], "metrics": []}
@@ -100,7 +101,7 @@ def lose_the_server_ahead(folder: Path, run: Path) -> dict[str, Any]:
     beside = build(folder, case, VllmServerConfig(max_concurrent_requests=1, max_retries=1), run)
     engine = beside.engine
     assert isinstance(engine, ServedVllm)
-    _before_the_second_question(beside, lambda: _processes(beside)["core"].send_signal(signal.SIGKILL))
+    _before_the_second_question(beside, lambda: server_processes(beside)["core"].send_signal(signal.SIGKILL))
     engine.start(make_requests(), 0, PARTS)
     train_a_little(beside.model)
     found: dict[str, Any] = {"come": _collect(engine, 1), "metrics": engine.take_metrics()}
@@ -109,8 +110,7 @@ def lose_the_server_ahead(folder: Path, run: Path) -> dict[str, Any]:
 
 
 def _before_the_second_question(beside: Beside, act: Callable[[], None]) -> None:
-    assert beside.served is not None
-    (server,) = beside.served._servers
+    server = first_server(beside)
     asked, count = server.complete, iter(range(100))
 
     def complete(*args: Any, **kwargs: Any) -> Any:

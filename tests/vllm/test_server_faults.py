@@ -24,32 +24,29 @@ from megatron_rlt.rollout.vllm_server import EngineLostError, VllmServer
 from megatron_rlt.rollout.vllm_settings import EngineShape
 from megatron_rlt.types import Completion
 from tests.ranks import run_ranks
-from tests.vllm.policies import Beside, Case, assert_nothing_runs, build, make_requests, save_policy, train_a_little
+from tests.vllm.policies import (
+    Beside,
+    Case,
+    assert_nothing_runs,
+    build,
+    first_server,
+    make_requests,
+    save_policy,
+    server_processes,
+    train_a_little,
+)
 
 CASE = Case("one rank", LayoutConfig(), "qwen2", tied=False, tp=1)
 REQUEST_SECONDS = 10.0
 SERVER = VllmServerConfig(request_timeout_seconds=REQUEST_SECONDS, max_retries=1)
-BROADCAST = SERVER.model_copy(update={"transport": "broadcast", "bucket_bytes": 2**16})
+# A receiver that dies is noticed at once; the time-out only has to outlast a crowded machine.
+BROADCAST = SERVER.model_copy(update={"transport": "broadcast", "bucket_bytes": 2**16, "request_timeout_seconds": 60.0})
 Fault = Callable[[Beside], None]
-
-
-def _server(beside: Beside) -> VllmServer:
-    assert beside.served is not None
-    return beside.served._servers[0]
-
-
-def _processes(beside: Beside) -> dict[str, psutil.Process]:
-    """The server's own process and its engine core."""
-    process = _server(beside).process
-    assert process is not None
-    (api,) = psutil.Process(process._guard.pid).children()
-    core = next(child for child in api.children(recursive=True) if "EngineCore" in " ".join(child.cmdline()))
-    return {"api": api, "core": core}
 
 
 def _during(beside: Beside, method: str, act: Callable[[], None]) -> None:
     """Act a moment after the server is next asked for something."""
-    server = _server(beside)
+    server = first_server(beside)
     asked = getattr(server, method)
 
     def ask(*args: Any, **kwargs: Any) -> Any:
@@ -61,20 +58,20 @@ def _during(beside: Beside, method: str, act: Callable[[], None]) -> None:
 
 
 def killed_before(beside: Beside) -> None:
-    _processes(beside)["api"].send_signal(signal.SIGKILL)
+    server_processes(beside)["api"].send_signal(signal.SIGKILL)
 
 
 def core_killed_during(beside: Beside) -> None:
-    _during(beside, "complete", lambda: _processes(beside)["core"].send_signal(signal.SIGKILL))
+    _during(beside, "complete", lambda: server_processes(beside)["core"].send_signal(signal.SIGKILL))
 
 
 def hangs(beside: Beside) -> None:
-    _during(beside, "complete", lambda: _processes(beside)["core"].send_signal(signal.SIGSTOP))
+    _during(beside, "complete", lambda: server_processes(beside)["core"].send_signal(signal.SIGSTOP))
 
 
 def sync_killed_half_way(beside: Beside) -> None:
     train_a_little(beside.model)
-    _during(beside, "load_folder", lambda: _processes(beside)["core"].send_signal(signal.SIGKILL))
+    _during(beside, "load_folder", lambda: server_processes(beside)["core"].send_signal(signal.SIGKILL))
 
 
 def broadcast_killed_half_way(beside: Beside) -> None:
@@ -83,7 +80,7 @@ def broadcast_killed_half_way(beside: Beside) -> None:
     assert beside.served is not None
     transport = beside.served._transport
     assert isinstance(transport, BroadcastTransport)
-    check, core, seen = transport._check, _processes(beside)["core"], []
+    check, core, seen = transport._check, server_processes(beside)["core"], []
 
     def check_and_kill() -> None:
         seen.append(1)
@@ -151,13 +148,13 @@ def _ids(completions: list[Completion]) -> list[list[int]]:
 def lose_it_too_often(folder: Path, run: Path) -> str:
     """A server whose engine core is killed whenever it is asked."""
     beside = build(folder, CASE, SERVER, run)
-    _during(beside, "complete", lambda: _processes(beside)["core"].send_signal(signal.SIGKILL))
+    _during(beside, "complete", lambda: server_processes(beside)["core"].send_signal(signal.SIGKILL))
     assert beside.served is not None
     restart = beside.served.restart
 
     def restart_and_lose_again() -> None:
         restart()
-        _processes(beside)["api"].send_signal(signal.SIGKILL)
+        server_processes(beside)["api"].send_signal(signal.SIGKILL)
         time.sleep(1.0)
 
     beside.served.restart = restart_and_lose_again  # type: ignore[method-assign]
