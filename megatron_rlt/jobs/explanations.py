@@ -6,20 +6,18 @@ before their step. Every rank holds all of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from megatron_rlt.config.rollout import RolloutConfig
 from megatron_rlt.jobs.following_engine import ServedVllm
 from megatron_rlt.jobs.grpo import Draw, group_requests, groups_of, rollout_work, sample_groups
+from megatron_rlt.jobs.problems import NextProblems
 from megatron_rlt.jobs.rl_rooms import RlRooms
 from megatron_rlt.jobs.sampled_ahead import groups_from_bytes, groups_to_bytes
 from megatron_rlt.metrics.phases import PhaseTimer
 from megatron_rlt.types import Problem, Prompt, RolloutGroup
-
-NextProblems = Callable[[int], Sequence[Problem]]
-"""The next so many problems of the data."""
 
 
 @dataclass(frozen=True, eq=False)

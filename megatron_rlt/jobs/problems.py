@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +18,8 @@ from megatron_rlt.parallel.platform import world
 from megatron_rlt.types import Problem
 
 T = TypeVar("T")
+NextProblems = Callable[[int], Sequence[Problem]]
+"""The next so many problems of the data."""
 
 _NUM_FAULTS_SHOWN = 3
 

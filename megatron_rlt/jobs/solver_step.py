@@ -5,7 +5,7 @@ The loop is the teacher's (`rl_step.py`); what differs is where the reward comes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,7 @@ from megatron_rlt.jobs.grpo import (
 )
 from megatron_rlt.jobs.judging import AnswerJudge, judge_on_ranks
 from megatron_rlt.jobs.mismatch import Mismatch, MismatchWatch
+from megatron_rlt.jobs.problems import NextProblems
 from megatron_rlt.metrics.phases import PhaseTimer
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.policy.policy import Policy, Update
@@ -45,9 +46,6 @@ from megatron_rlt.types import (
     Span,
     SpannedSequence,
 )
-
-NextProblems = Callable[[int], Sequence[Problem]]
-"""The next so many problems of the data."""
 
 
 @dataclass(frozen=True)

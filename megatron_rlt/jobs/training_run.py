@@ -40,7 +40,7 @@ CHECKPOINTS, EXPORT = "checkpoints", "hf"
 """Folders in the run folder."""
 
 
-class SampledEarly(Protocol):
+class SampledAhead(Protocol):
     """What exists of the next step before it begins."""
 
     def state_bytes(self) -> bytes:
@@ -57,7 +57,7 @@ class TrainingState:
     policy: Policy
     reference: LanguageModel | None
     stream: ProblemStream
-    ahead: SampledEarly | None = None  # None: every step begins with nothing but the state above
+    ahead: SampledAhead | None = None  # None: every step begins with nothing but the state above
 
     @property
     def models(self) -> dict[str, LanguageModel]:

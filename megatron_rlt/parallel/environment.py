@@ -143,6 +143,7 @@ def _meeting_point(place: Place) -> tuple[str, int]:
 
 
 def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -162,12 +162,17 @@ class ServedEngine:
     def _begin(self, requests: Sequence[SampleRequest], policy_version: int, parts: Sequence[range]) -> None:
         for one in self._servers:
             self._require_version(one, policy_version)
-        groups = _groups(requests, parts)
+        groups: list[range] = []  # of requests
+        numbers: list[range] = []  # of each part's groups
+        for part in parts:
+            within = _groups(requests, part)
+            numbers.append(range(len(groups), len(groups) + len(within)))
+            groups += within
         if self._questions is not None:
             self._questions.close()
         self._questions = OpenQuestions(
             lambda number: self._ask_group(number, requests, groups[number]),
-            [_within(groups, part) for part in parts],
+            numbers,
             self._work,
             max_concurrent=self._config.max_concurrent_requests,
         )
@@ -234,21 +239,11 @@ def _transport(shape: EngineShape, folder: Path, on_progress: OnProgress) -> Wei
     return way(backend, server.bucket_bytes, server.request_timeout_seconds, on_progress)
 
 
-def _groups(requests: Sequence[SampleRequest], parts: Sequence[range]) -> list[range]:
-    """Neighbours with one prompt, within a part: a batch may have a question twice."""
-    edges = {part.start for part in parts}
+def _groups(requests: Sequence[SampleRequest], part: range) -> list[range]:
+    """Neighbours with one prompt, in a part of the requests."""
     starts = [
         index
-        for index in range(len(requests))
-        if index in edges or not torch.equal(requests[index].token_ids, requests[index - 1].token_ids)
+        for index in part
+        if index == part.start or not torch.equal(requests[index].token_ids, requests[index - 1].token_ids)
     ]
-    return [range(start, stop) for start, stop in zip(starts, [*starts[1:], len(requests)], strict=True)]
-
-
-def _within(groups: Sequence[range], part: range) -> range:
-    """Numbers of the groups whose requests make up `part`."""
-    numbers = [number for number, group in enumerate(groups) if group.start in part]
-    inside = range(numbers[0], numbers[-1] + 1)
-    assert groups[inside[0]].start == part.start, "a part holds whole groups"
-    assert groups[inside[-1]].stop == part.stop, "a part holds whole groups"
-    return inside
+    return [range(start, stop) for start, stop in zip(starts, [*starts[1:], part.stop], strict=True)]

@@ -52,7 +52,7 @@ class ServedChoice:
 class ServerProcess:
     """A server that this process starts and ends; nothing else is ever ended."""
 
-    def __init__(self, command: Sequence[str], *, log_file: Path, devices: str, unpickles: bool = False) -> None:
+    def __init__(self, command: Sequence[str], *, log_file: Path, devices: str, unpickles: bool) -> None:
         """
         Args:
             devices: its CUDA_VISIBLE_DEVICES; empty: as here.

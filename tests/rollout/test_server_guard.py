@@ -26,7 +26,7 @@ import pathlib, sys, time
 from megatron_rlt.rollout.vllm_server import ServerProcess
 folder = pathlib.Path(sys.argv[1])
 command = [sys.executable, "-c", sys.argv[2], str(folder / "worker")]
-process = ServerProcess(command, log_file=folder / "log", devices="")
+process = ServerProcess(command, log_file=folder / "log", devices="", unpickles=False)
 while not (folder / "worker").exists() or not (folder / "worker").read_text():
     time.sleep(0.05)
 (folder / "guard").write_text(str(process._guard.pid))

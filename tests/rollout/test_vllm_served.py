@@ -31,6 +31,14 @@ class AtThree:
         return sampled_ids[-1] == 3
 
 
+def _engine(fake: FakeServer, folder: Path) -> ServedEngine:
+    fake.answers["/v1/models"] = (200, {"data": [{"id": "policy", "max_model_len": 128}]})
+    server = VllmServerConfig(addresses=(fake.address,), max_retries=0)
+    shape = EngineShape(folder, "float32", 1, 128, 16, 64, VllmConfig(), on_gpu=False)
+    sampling = Sampling(1.0, 1.0, 131, 131, 8, AtThree())
+    return ServedEngine(shape, Architecture.from_folder(folder), sampling, server=server, folder=folder / "run")
+
+
 def interrupt(folder: Path, version_after: int) -> tuple[Counter[int], list[tuple[int, int]]]:
     """The second question fails once, and the policy may have changed until it is asked again.
 
@@ -47,12 +55,8 @@ def interrupt(folder: Path, version_after: int) -> tuple[Counter[int], list[tupl
 
     fake.answers = dict.fromkeys(("/pause?mode=wait", "/collective_rpc", "/reset_prefix_cache"), (200, None))
     fake.answers |= dict.fromkeys(("/update_weight_version", "/resume", "/health"), (200, None))
-    fake.answers["/v1/models"] = (200, {"data": [{"id": "policy", "max_model_len": 128}]})
     fake.answers["/v1/completions"] = answer
-    server = VllmServerConfig(addresses=(fake.address,), max_retries=0)
-    shape = EngineShape(folder, "float32", 1, 128, 16, 64, VllmConfig(), on_gpu=False)
-    sampling = Sampling(1.0, 1.0, 131, 131, 8, AtThree())
-    engine = ServedEngine(shape, Architecture.from_folder(folder), sampling, server=server, folder=folder / "run")
+    engine = _engine(fake, folder)
     requests = [SampleRequest(torch.tensor([prompt]), 10 * prompt + member) for prompt in (1, 2) for member in (0, 1)]
 
     def load(version: int) -> None:
@@ -82,13 +86,9 @@ def test_only_what_was_not_answered_is_asked_again_and_says_by_which_weights(tmp
 def ask_a_question_twice(folder: Path) -> list[tuple[int, list[int]]]:
     """One prompt in two parts of a batch; part and seeds of what comes."""
     fake = FakeServer()
-    fake.answers["/v1/models"] = (200, {"data": [{"id": "policy", "max_model_len": 128}]})
     fake.answers["/weight_info"] = (200, {"weight_version": "0"})
     fake.answers["/v1/completions"] = lambda body: (200, {"choices": [choice(i, [3]) for i in range(body["n"])]})
-    server = VllmServerConfig(addresses=(fake.address,))
-    shape = EngineShape(folder, "float32", 1, 128, 16, 64, VllmConfig(), on_gpu=False)
-    sampling = Sampling(1.0, 1.0, 131, 131, 8, AtThree())
-    engine = ServedEngine(shape, Architecture.from_folder(folder), sampling, server=server, folder=folder / "run")
+    engine = _engine(fake, folder)
     requests = [SampleRequest(torch.tensor([5, 6]), seed) for seed in range(6)]
     engine.start(requests, 0, [range(2), range(2, 6)])
     come: list[tuple[int, list[int]]] = []

@@ -26,17 +26,14 @@ from rich.table import Table
 from megatron_rlt.config.jobs import TrainConfig
 from megatron_rlt.jobs.explanations import Explanations
 from megatron_rlt.jobs.mismatch import logprob_metrics
-from megatron_rlt.jobs.rewarding import build_pairs
-from megatron_rlt.jobs.rl_rooms import build_rooms
 from megatron_rlt.jobs.rl_step import step
 from megatron_rlt.metrics.memory import MemoryLedger
 from megatron_rlt.metrics.phases import PhaseTimer
 from megatron_rlt.parallel.environment import free_port
-from megatron_rlt.types import Problem, tell_nobody
+from megatron_rlt.types import Problem
 from tools.bench.machine import describe_machine
-from tools.bench.step import PROBLEMS, TAGS
-from tools.bench.workload import save_random_model, start_single_rank
-from tools.demo.tokenizer import save_tokenizer
+from tools.bench.step import PROBLEMS, rooms_of, settings_of_model
+from tools.bench.workload import start_single_rank
 
 _NUM_WARM_UP = 2  # steps: the first is on-policy in both ways, the second still meets cold caches
 _VOCAB_SIZE = 32_000
@@ -62,6 +59,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, help="longest completion; a random model seldom stops early")
     parser.add_argument("--steps", type=int, default=8, help="of each round")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.set_defaults(dtype="float32")
     parser.add_argument("--out", type=Path, default=Path("docs/results/bench_overlap.json"))
     arguments = parser.parse_args()
     taken: dict[int, list[dict[str, float]]] = {0: [], 1: []}
@@ -91,17 +89,8 @@ def _round(arguments: argparse.Namespace, ahead: int) -> list[dict[str, float]]:
 def _take_steps(there: Connection, arguments: argparse.Namespace, folder: Path, ahead: int) -> None:
     torch.set_num_threads(1)
     start_single_rank(port=free_port())
-    model = save_random_model(
-        folder / "model",
-        hidden_size=arguments.hidden,
-        num_layers=arguments.layers,
-        vocab_size=_VOCAB_SIZE,
-        dtype=torch.float32,
-    )
-    save_tokenizer(model)
-    config = TrainConfig.model_validate(_settings(arguments, model, folder, ahead))
-    pairs = build_pairs(config.teacher.model, config.student.model, config.prompts, config.reward)
-    rooms = build_rooms(config, pairs, {}, tell_nobody)
+    config = TrainConfig.model_validate(_settings(arguments, folder, ahead))
+    rooms = rooms_of(config)
     timer = PhaseTimer(heartbeat=lambda _: None, memory=MemoryLedger())
     explanations = Explanations(rooms, config.rollout, _same_problems, num_steps=config.num_steps)
     steps, before = [], time.monotonic()
@@ -119,29 +108,15 @@ def _same_problems(count: int) -> Sequence[Problem]:
     return PROBLEMS
 
 
-def _settings(arguments: argparse.Namespace, model: Path, folder: Path, ahead: int) -> dict[str, Any]:
-    side = {"model": model, "dtype": "float32"}
-    return {
-        "output_dir": folder / "run",
-        "teacher": side,
-        "student": side,
-        "data": {"path": folder},
+def _settings(arguments: argparse.Namespace, folder: Path, ahead: int) -> dict[str, Any]:
+    """`step`'s, with servers."""
+    tree = settings_of_model(arguments, folder, _VOCAB_SIZE)
+    vllm = {"placement": "server", "kv_cache_bytes": 2**28}
+    return tree | {
         "num_steps": arguments.steps,
-        "prompts": {"custom_tags": TAGS, "teacher_system": "", "student_system": "", "max_prompt_tokens": 64},
-        "rollout": {
-            "engine": "vllm",
-            "ahead": ahead,
-            "max_completion_tokens": arguments.tokens,
-            "vllm": {"placement": "server", "kv_cache_bytes": 2**28},
-        },
+        "prompts": tree["prompts"] | {"max_prompt_tokens": 64},
+        "rollout": tree["rollout"] | {"engine": "vllm", "ahead": ahead, "vllm": vllm},
         "mismatch": {"token_weight_cap": 2.0},
-        "scoring": {"max_tokens_per_pack": 4096},
-        "grpo": {
-            "questions_per_step": len(PROBLEMS),
-            "group_size": arguments.group_size,
-            "micro_batch_size": 4,
-            "beta": 0.0,
-        },
     }
 
 

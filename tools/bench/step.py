@@ -34,7 +34,7 @@ from tools.demo.tokenizer import save_tokenizer
 _QUESTIONS = ("5 +5 *5 *6 +4", "2 *3 *2 +5 *6", "6 +1 *4 +2 *3", "1 *5 +3 *2 +6")
 PROBLEMS = tuple(Problem(str(number), question, "3") for number, question in enumerate(_QUESTIONS))
 _PHASES = ("rollout", "old_policy", "student", "update")
-TAGS = {
+_TAGS = {
     "thought_open": "<exp>",
     "solution_open": "<sol>",
     "explanation_open": "<exp>",
@@ -86,14 +86,24 @@ def _bench(arguments: argparse.Namespace, folder: Path, vocab_size: int) -> dict
 
 def prepare_rooms(arguments: argparse.Namespace, folder: Path, vocab_size: int) -> RlRooms:
     """A random model of `arguments.hidden` and `arguments.layers` as teacher and as student, ready for `step`."""
+    return rooms_of(TrainConfig.model_validate(settings_of_model(arguments, folder, vocab_size)))
+
+
+def rooms_of(config: TrainConfig) -> RlRooms:
+    """Everything that `step` calls, around loaded models."""
+    return build_rooms(
+        config, build_pairs(config.teacher.model, config.student.model, config.prompts, config.reward), {}, tell_nobody
+    )
+
+
+def settings_of_model(arguments: argparse.Namespace, folder: Path, vocab_size: int) -> dict[str, Any]:
+    """The tree of a `train` whose teacher and student are a random model in `folder`."""
     dtype = getattr(torch, arguments.dtype)
     model = save_random_model(
         folder / "model", hidden_size=arguments.hidden, num_layers=arguments.layers, vocab_size=vocab_size, dtype=dtype
     )
     save_tokenizer(model)
-    config = TrainConfig.model_validate(_settings(arguments, model, folder))
-    pairs = build_pairs(config.teacher.model, config.student.model, config.prompts, config.reward)
-    return build_rooms(config, pairs, {}, tell_nobody)
+    return _settings(arguments, model, folder)
 
 
 def _settings(arguments: argparse.Namespace, model: Path, folder: Path) -> dict[str, Any]:
@@ -104,7 +114,7 @@ def _settings(arguments: argparse.Namespace, model: Path, folder: Path) -> dict[
         "student": side,
         "data": {"path": folder},
         "num_steps": 1000,  # what the learning rate is planned for
-        "prompts": {"custom_tags": TAGS, "teacher_system": "", "student_system": ""},
+        "prompts": {"custom_tags": _TAGS, "teacher_system": "", "student_system": ""},
         "rollout": {"max_completion_tokens": arguments.tokens},
         "scoring": {"max_tokens_per_pack": 4096},
         "grpo": {
