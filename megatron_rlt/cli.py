@@ -14,23 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
-from megatron_rlt.config.display import show_keys, show_plan
-from megatron_rlt.config.jobs import (
-    CollectConfig,
-    EvaluateConfig,
-    JobConfig,
-    PrepareConfig,
-    ReweighConfig,
-    ScoreConfig,
-    SftConfig,
-    TrainConfig,
-)
-from megatron_rlt.config.loading import has_section, load_config, load_overrides, to_yaml
-from megatron_rlt.config.parity import ParityConfig
-from megatron_rlt.config.plan import Plan, plan_collect, plan_evaluate, plan_score, plan_sft, plan_train
-from megatron_rlt.config.sections import Section
-from megatron_rlt.config.solver import SolverConfig
-from megatron_rlt.jobs.preflight import (
+from megatron_rlt.config.commands.collect import CollectConfig, plan_collect
+from megatron_rlt.config.commands.evaluate import EvaluateConfig, plan_evaluate
+from megatron_rlt.config.commands.job import JobConfig
+from megatron_rlt.config.commands.parity import ParityConfig
+from megatron_rlt.config.commands.preflight import (
     check_collect,
     check_evaluate,
     check_prepare,
@@ -42,13 +30,26 @@ from megatron_rlt.jobs.preflight import (
     count_questions,
     count_rows,
 )
+from megatron_rlt.config.commands.prepare import PrepareConfig
+from megatron_rlt.config.commands.reweigh import ReweighConfig
+from megatron_rlt.config.commands.rlvr import SolverConfig
+from megatron_rlt.config.commands.score import ScoreConfig, plan_score
+from megatron_rlt.config.commands.sft import SftConfig, plan_sft
+from megatron_rlt.config.commands.train import TrainConfig, plan_train
+from megatron_rlt.config.display import show_keys, show_plan
+from megatron_rlt.config.loading import has_section, load_config, load_overrides, to_yaml
+from megatron_rlt.config.plan import Plan
+from megatron_rlt.config.sections import Section
 
 if TYPE_CHECKING:
-    from megatron_rlt.parallel.watchdog import Heartbeat
+    from megatron_rlt.launch.watchdog import Heartbeat
+
 
 Config = TypeVar("Config", bound=JobConfig)
 
+
 _BAD_INPUT = 2
+
 
 app = typer.Typer(
     add_completion=False,
@@ -71,10 +72,14 @@ def _keys_option(config_class: type[Section]) -> Any:  # noqa: ANN401 - typer's 
 
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Configuration; only what differs.")]
+
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Dotted keys that win over the file, such as grpo.group_size=8."),
 ]
+
+
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the resolved configuration and every derived number, and exit.")
 ]
@@ -232,7 +237,7 @@ def _show(config: Section, plan: Plan) -> int:
 
 
 def _launch(job: Callable[[Config, Heartbeat], int], config: Config) -> int:
-    from megatron_rlt.parallel.launch import run_job
+    from megatron_rlt.launch.launch import run_job
 
     return run_job(job, config, config.world_size)
 
@@ -244,36 +249,36 @@ def _sft_on_rank(config: SftConfig, heartbeat: Heartbeat) -> int:
 
 
 def _train_on_rank(config: TrainConfig, heartbeat: Heartbeat) -> int:
-    from megatron_rlt.jobs.rl import run_train
+    from megatron_rlt.jobs.train.run import run_train
 
     return run_train(config, heartbeat)
 
 
 def _collect_on_rank(config: CollectConfig, heartbeat: Heartbeat) -> int:
-    from megatron_rlt.jobs.collect import run_collect
+    from megatron_rlt.jobs.collect.run import run_collect
 
     return run_collect(config, heartbeat)
 
 
 def _solver_on_rank(config: SolverConfig, heartbeat: Heartbeat) -> int:
-    from megatron_rlt.jobs.solver import run_solver
+    from megatron_rlt.jobs.rlvr.run import run_solver
 
     return run_solver(config, heartbeat)
 
 
 def _score_on_rank(config: ScoreConfig, heartbeat: Heartbeat) -> int:
-    from megatron_rlt.jobs.score import run_score
+    from megatron_rlt.jobs.score.run import run_score
 
     return run_score(config, heartbeat)
 
 
 def _evaluate_on_rank(config: EvaluateConfig, heartbeat: Heartbeat) -> int:
-    from megatron_rlt.jobs.evaluate import run_evaluate
+    from megatron_rlt.jobs.evaluate.run import run_evaluate
 
     return run_evaluate(config, heartbeat)
 
 
 def _parity_on_rank(config: ParityConfig, heartbeat: Heartbeat) -> int:
-    from megatron_rlt.jobs.parity import run_parity
+    from megatron_rlt.jobs.parity.run import run_parity
 
     return run_parity(config, heartbeat)

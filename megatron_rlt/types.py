@@ -253,3 +253,11 @@ class PackedBatch:
     def split(self, per_row: Tensor) -> tuple[Tensor, ...]:
         """Cut `[R]` values into one `[N_i]` tensor for each of `sequence_indices`."""
         return torch.split(per_row, list(self.row_counts))
+
+
+FAILED, BAD_INPUT, ENDED_EARLY = 1, 2, 75
+"""Exit statuses beside 0: a failure, the user's fault, and saved and ended by a signal (EX_TEMPFAIL)."""
+
+
+class StoppedError(RuntimeError):
+    """A job's own decision to end: its one line says all, and a traceback would not help."""

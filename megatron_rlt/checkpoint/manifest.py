@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 FORMAT = 1
+
+
 _NAME = "manifest.json"
 
 

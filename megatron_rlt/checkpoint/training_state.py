@@ -20,9 +20,9 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer import MegatronModule
 
-from megatron_rlt.checkpoint.agreement import all_or_none
 from megatron_rlt.checkpoint.folders import (
     CheckpointInfo,
+    all_or_none,
     keep_newest,
     list_checkpoints,
     step_folder,
@@ -45,7 +45,11 @@ from megatron_rlt.parallel.layout import Layout
 
 POLICY = "policy"
 """Name of the model that the optimizer trains."""
+
+
 _SAMPLED_AHEAD = "sampled_ahead.bin"
+
+
 _PACKAGES = ("megatron-rlt", "megatron-core", "torch")
 
 

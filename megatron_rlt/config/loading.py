@@ -19,7 +19,10 @@ from megatron_rlt.config.keys import Key, closest_key, keys_of
 from megatron_rlt.config.sections import Section
 
 Config = TypeVar("Config", bound=Section)
+
+
 Tree = dict[str, Any]
+
 
 # YAML 1.1 reads 1e-6 as text because it has no dot; people write it as a number.
 _PLAIN_EXPONENT = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")

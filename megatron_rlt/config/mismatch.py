@@ -37,3 +37,29 @@ class MismatchConfig(Section):
     def masks_sequences(self) -> bool:
         """Whether some completions may take no part."""
         return self.sequence_ratio_min is not None or self.sequence_ratio_max is not None
+
+
+# Broken rules of the section `mismatch`, a line each.
+def mismatch_faults(mismatch: MismatchConfig) -> list[str]:
+    """What does not go together in it."""
+    faults = []
+    if mismatch.token_weight_cap is not None and mismatch.sequence_weight_cap is not None:
+        faults.append(
+            f"mismatch.sequence_weight_cap={mismatch.sequence_weight_cap:g}: beside token_weight_cap="
+            f"{mismatch.token_weight_cap:g} every token's ratio would count twice; set one of the two"
+        )
+    for name, low, high in (
+        ("token_ratio", mismatch.token_ratio_min, mismatch.token_ratio_max),
+        ("sequence_ratio", mismatch.sequence_ratio_min, mismatch.sequence_ratio_max),
+    ):
+        if low is not None and low > 1:
+            faults.append(
+                f"mismatch.{name}_min={low:g}: engine and trainer that agree have ratio 1, which must lie within;"
+                " nearest valid: 1"
+            )
+        if high is not None and high < 1:
+            faults.append(
+                f"mismatch.{name}_max={high:g}: engine and trainer that agree have ratio 1, which must lie within;"
+                " nearest valid: 1"
+            )
+    return faults

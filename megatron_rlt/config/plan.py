@@ -11,16 +11,20 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_rlt.config.jobs import CollectConfig, EvaluateConfig, RlConfig, ScoreConfig, SftConfig
-from megatron_rlt.config.rules import Shapes, data_parallel_size
+from megatron_rlt.config.architecture import ModelShape
+from megatron_rlt.config.rules import data_parallel_size
 from megatron_rlt.config.sections import ModelConfig, OptimizerConfig
-from megatron_rlt.config.shapes import ModelShape
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+
+
 # Gradients are accumulated and reduced in fp32 whatever the weights' precision.
 _GRADIENT_BYTES = 4
+
+
 # Adam's two fp32 moments; bf16 weights have an fp32 main copy beside them.
 _OPTIMIZER_BYTES = {"float32": 8, "bfloat16": 12}
+
 
 Use = Literal["trained", "trained with reference", "frozen"]
 
@@ -48,132 +52,6 @@ class Plan:
 
     numbers: tuple[tuple[str, int], ...]
     models: tuple[ModelPlan, ...]
-
-
-def plan_train(config: RlConfig, shapes: Shapes) -> Plan:
-    """The plan of `train`, whatever its reward; the configuration must break no rule."""
-    grpo, policy = config.grpo, config.policy_name
-    completions = grpo.questions_per_step * grpo.group_size
-    per_update = completions // grpo.updates_per_batch
-    replicas = {name: _replicas(model, config.world_size) for name, model in config.models.items()}
-    tokens = config.prompts.max_prompt_tokens + config.rollout.max_completion_tokens
-    updates = num_updates(config)
-    numbers = (
-        ("groups per step", grpo.questions_per_step),
-        ("completions per step", completions),
-        ("completions per optimizer step", per_update),
-        *(
-            (f"{name} sequences per data-parallel rank and step, at most", math.ceil(completions / dp))
-            for name, dp in replicas.items()
-        ),
-        (
-            "micro-batches per rank and step",
-            grpo.updates_per_batch * math.ceil(math.ceil(per_update / replicas[policy]) / grpo.micro_batch_size),
-        ),
-        ("optimizer steps", updates),
-        ("warm-up steps", num_warmup_updates(config.optimizer, updates)),
-        (f"{policy} tokens per step, at most", completions * tokens),
-    )
-    trained: Use = "trained with reference" if grpo.beta > 0 else "trained"
-    models = tuple(
-        _model_plan(name, model, shapes[name], config.world_size, use=trained if name == policy else "frozen")
-        for name, model in config.models.items()
-    )
-    return Plan(numbers, models)
-
-
-def plan_sft(config: SftConfig, shapes: Shapes, *, num_rows: int | None) -> Plan:
-    """The plan of `sft`.
-
-    Args:
-        num_rows: rows of the data set; None where unknown, then numbers that need it are left out.
-    """
-    dp = _replicas(config.model, config.world_size)
-    rows_per_rank = math.ceil(config.global_batch_size / dp)
-    numbers = [
-        ("rows per optimizer step", config.global_batch_size),
-        ("rows per data-parallel rank and step, at most", rows_per_rank),
-        ("micro-batches per rank and step", math.ceil(rows_per_rank / config.micro_batch_size)),
-        ("tokens per step, at most", config.global_batch_size * config.max_tokens),
-    ]
-    if config.num_steps is not None or num_rows is not None:
-        updates = num_sft_updates(config, num_rows=num_rows)
-        numbers += [("optimizer steps", updates), ("warm-up steps", num_warmup_updates(config.optimizer, updates))]
-    model = _model_plan("model", config.model, shapes["model"], config.world_size, use="trained")
-    return Plan(tuple(numbers), (model,))
-
-
-def plan_score(config: ScoreConfig, shapes: Shapes) -> Plan:
-    """The plan of `score`; the configuration must break no rule."""
-    models = {"teacher": config.teacher, "student": config.student}
-    numbers = [("rows per saved part", config.rows_per_part)]
-    for name, model in models.items():
-        share = math.ceil(config.rows_per_part / _replicas(model, config.world_size))
-        numbers.append((f"{name} sequences per data-parallel rank and part, at most", share))
-    plans = (_model_plan(name, model, shapes[name], config.world_size, use="frozen") for name, model in models.items())
-    return Plan(tuple(numbers), tuple(plans))
-
-
-def plan_collect(config: CollectConfig, shapes: Shapes, *, num_rows: int | None) -> Plan:
-    """The plan of `collect`; the configuration must break no rule.
-
-    Args:
-        num_rows: rows of the data set; None where unknown, then numbers that need it are left out.
-    """
-    questions = config.questions_per_part if num_rows is None else min(config.questions_per_part, num_rows)
-    per_part = questions * config.num_explanations
-    numbers = [("explanations of each question", config.num_explanations)]
-    if num_rows is not None:
-        numbers += [
-            ("questions, at most", num_rows),
-            ("explanations, at most", num_rows * config.num_explanations),
-            ("saved parts", math.ceil(num_rows / config.questions_per_part)),
-        ]
-    numbers += [
-        ("explanations in a saved part", per_part),
-        ("sampled tokens per part, at most", per_part * config.rollout.max_completion_tokens),
-    ]
-    for name, model in config.models.items():
-        share = math.ceil(per_part / _replicas(model, config.world_size))
-        numbers.append((f"{name} sequences per data-parallel rank and part, at most", share))
-    plans = (
-        _model_plan(name, model, shapes[name], config.world_size, use="frozen") for name, model in config.models.items()
-    )
-    return Plan(tuple(numbers), tuple(plans))
-
-
-def plan_evaluate(config: EvaluateConfig, shapes: Shapes, *, num_questions: int | None) -> Plan:
-    """The plan of `evaluate`; the configuration must break no rule.
-
-    Args:
-        num_questions: of the set; None where only reading it would tell, then numbers that need it are left out.
-    """
-    k, dp = config.sampling.num_samples, _replicas(config.model, config.world_size)
-    numbers = [("answers to each question", k)]
-    part = config.questions_per_part
-    if num_questions is not None:
-        part = min(part, num_questions)
-        numbers += [("questions, at most", num_questions), ("answers, at most", num_questions * k)]
-    numbers += [
-        ("answers in a saved part", part * k),
-        ("answers per data-parallel rank and part, at most", math.ceil(part * k / dp)),
-        ("sampled tokens per part, at most", part * k * config.sampling.max_completion_tokens),
-    ]
-    model = _model_plan("model", config.model, shapes["model"], config.world_size, use="frozen")
-    return Plan(tuple(numbers), (model,))
-
-
-def num_updates(config: RlConfig) -> int:
-    """Optimizer steps of a whole RL run."""
-    return config.num_steps * config.grpo.updates_per_batch
-
-
-def num_sft_updates(config: SftConfig, *, num_rows: int | None) -> int:
-    """Optimizer steps of a whole supervised run: `num_steps`, or enough full batches for `num_epochs`."""
-    if config.num_steps is not None:
-        return config.num_steps
-    assert num_rows is not None, "num_steps is derived from num_epochs and the number of rows"
-    return max(1, math.ceil(config.num_epochs * num_rows / config.global_batch_size))
 
 
 def num_warmup_updates(settings: OptimizerConfig, updates: int) -> int:

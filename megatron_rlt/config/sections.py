@@ -12,11 +12,23 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 PositiveInt = Annotated[int, Field(gt=0)]
+
+
 NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
 PositiveFloat = Annotated[float, Field(gt=0)]
+
+
 NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+
 Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
 NonEmptyText = Annotated[str, Field(pattern=r"\S")]
+
+
 Placebo = Literal["none", "other_question", "shuffled", "no_explanation"]
 
 

@@ -12,9 +12,17 @@ from dataclasses import dataclass
 from megatron_rlt.data.rejection import RejectReason, UnusableRowError
 
 MARKERS = ("<|begin_of_thought|>", "<|end_of_thought|>", "<|begin_of_solution|>", "<|end_of_solution|>")
+
+
 ANSWER = re.compile(r"\s*{}(.*){}\s*{}(.*){}\s*".format(*map(re.escape, MARKERS)), re.DOTALL)
+
+
 USER_ROLES = frozenset({"user", "human"})
+
+
 ASSISTANT_ROLES = frozenset({"assistant", "gpt"})
+
+
 SYSTEM_ROLE = "system"  # its text is the format's, not the row's; prompts bring their own
 
 

@@ -25,7 +25,11 @@ from megatron.energon.flavors.webdataset.config import (
 from megatron.energon.flavors.webdataset.prepare import SqliteIndexWriterAggregator
 
 SPLIT = "train"  # the only split: held-out rows are a data set of their own
+
+
 DATASET_FILE = "dataset.yaml"
+
+
 MAX_PARTS = 1  # a row has one part, `json`
 
 

@@ -14,13 +14,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from megatron_rlt.config.jobs import AnswerKind, ColumnConfig, QuestionColumnConfig
+from megatron_rlt.config.commands.evaluate import QuestionColumnConfig
+from megatron_rlt.config.commands.job import AnswerKind
+from megatron_rlt.config.commands.prepare import ColumnConfig
 from megatron_rlt.data.rejection import RejectedRow, RejectReason, UnusableRowError
 from megatron_rlt.data.rows import read_columns
 from megatron_rlt.data.validation import RowValidator
 from megatron_rlt.types import Problem
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
 StateCountdown = Callable[[Sequence[int], int], str]
 """Numbers and a target to the text of a question."""
 

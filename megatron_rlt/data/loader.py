@@ -11,6 +11,7 @@ share is the work on a batch, not the rows.
 from __future__ import annotations
 
 import io
+import tarfile
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -190,3 +191,20 @@ def _open_loader(folder: Path, order: _Order) -> SavableDataLoader:
     # draw once more than an uninterrupted one.
     loader.generator = torch.Generator().manual_seed(order.seed)
     return loader
+
+
+# All rows of a prepared folder once, in order: for checks that must see every row before a model loads.
+def scan_problems(folder: Path, *, part: int, num_parts: int) -> Iterator[Problem]:
+    """Every `num_parts`-th row, from row `part` on, so that ranks can share the reading.
+
+    Raises ValueError as `read_manifest` does.
+    """
+    number = 0
+    for shard in read_manifest(folder).shards:
+        with tarfile.open(folder / shard.name) as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                assert file is not None, f"{shard.name}: {member.name} is not a file"
+                if number % num_parts == part:
+                    yield problem_from_json(file.read())
+                number += 1

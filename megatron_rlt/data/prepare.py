@@ -17,24 +17,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from megatron_rlt.config.jobs import PrepareConfig
+from megatron_rlt.config.commands.prepare import PrepareConfig
 from megatron_rlt.data.energon_index import write_energon_index
 from megatron_rlt.data.rejection import RejectedRow, UnusableRowError
 from megatron_rlt.data.rows import check_source, read_rows, source_digest
-from megatron_rlt.data.shards import (
-    MANIFEST_FILE,
-    Manifest,
-    content_hash,
-    read_manifest,
-    write_manifest,
-    write_shards,
-)
+from megatron_rlt.data.shards import MANIFEST_FILE, Manifest, content_hash, read_manifest, write_manifest, write_shards
 from megatron_rlt.data.validation import RowValidator
 from megatron_rlt.types import Problem
 
 REJECTED_FILE = "rejected.jsonl"
+
+
 NUM_EXAMPLES = 3  # rejected rows quoted in an error: enough to see a pattern
+
+
 HASH_DIGITS = 12  # of the source hash in a folder name: 48 bits
+
 
 logger = logging.getLogger(__name__)
 

@@ -20,15 +20,25 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from megatron_rlt.config.jobs import ColumnConfig
+from megatron_rlt.config.commands.prepare import ColumnConfig
 from megatron_rlt.data.rejection import RejectedRow, RejectReason
 
 HUB_PREFIX = "hf://"
+
+
 DEFAULT_SPLIT = "train"  # of `hf://name` without a split; what the hub calls a data set's main part
+
+
 SUFFIXES = (".jsonl", ".parquet")
+
+
 SelectColumns = Callable[[list[str]], list[str]]
 """Which of the columns that a Parquet or hub source has are read; raises ValueError where it lacks one it needs."""
+
+
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
 PARQUET_BATCH_ROWS = 256  # reasoning traces reach 100 kB, so a batch stays near 25 MB
 
 

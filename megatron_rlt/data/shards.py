@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from megatron_rlt.types import Problem
 
 MANIFEST_FILE = "manifest.json"
+
+
 FORMAT_VERSION = 1
 
 

@@ -15,14 +15,18 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from megatron_rlt.config.jobs import ColumnConfig
+from megatron_rlt.config.commands.prepare import ColumnConfig
 from megatron_rlt.data.rejection import RejectedRow, RejectReason, UnusableRowError
 from megatron_rlt.data.rows import SourceRow, read_rows
 from megatron_rlt.data.validation import RowValidator
 from megatron_rlt.types import Problem
 
 EXPLANATION = "explanation"
+
+
 _COLUMNS = ColumnConfig(reasoning_trace=EXPLANATION)
+
+
 _REQUIRED = (_COLUMNS.problem_id, _COLUMNS.question, _COLUMNS.solution, EXPLANATION)
 
 

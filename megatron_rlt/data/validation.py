@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from megatron_rlt.config.jobs import ColumnConfig
+from megatron_rlt.config.commands.prepare import ColumnConfig
 from megatron_rlt.data.conversations import parse_conversation
 from megatron_rlt.data.rejection import RejectReason, UnusableRowError
 from megatron_rlt.types import Problem

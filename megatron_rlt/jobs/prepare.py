@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_rlt.config.jobs import PrepareConfig
+from megatron_rlt.config.commands.prepare import PrepareConfig
 from megatron_rlt.data.prepare import PrepareReport, prepare_shards
 
 

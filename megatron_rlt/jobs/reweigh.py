@@ -10,19 +10,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from megatron_rlt.config.jobs import ReweighConfig
+from megatron_rlt.config.commands.reweigh import ReweighConfig
 from megatron_rlt.config.loading import with_changes
 from megatron_rlt.config.sections import LeakConfig, RewardConfig
 from megatron_rlt.metrics.reduce import Tally
-from megatron_rlt.metrics.reweighed import ReweighedRow, write_reweighed
-from megatron_rlt.metrics.stored_rewards import StoredReward, StoredRewards, open_stored_rewards
-from megatron_rlt.rewards.penalties import penalty_table
 from megatron_rlt.rewards.ranking import RankingChange, compare_rankings, ranks_within
-from megatron_rlt.rewards.rlt import rlt_reward
-from megatron_rlt.rewards.solution_score import solution_score, with_solution_score
+from megatron_rlt.rewards.rlt import penalty_table, rlt_reward, solution_score, with_solution_score
+from megatron_rlt.store.reweighed import ReweighedRow, write_reweighed
+from megatron_rlt.store.stored_rewards import StoredReward, StoredRewards, open_stored_rewards
 from megatron_rlt.types import RewardParts
 
 _TOLERANCE = 1e-6  # stored values are those the reward was computed from, so only other code could give another one
+
+
 _NO_TOKENS = torch.empty(0)
 
 

@@ -7,23 +7,25 @@ from functools import partial
 
 from torch import Tensor
 
-from megatron_rlt.config.jobs import EvaluationLossConfig, SftConfig
-from megatron_rlt.config.plan import num_sft_updates
-from megatron_rlt.jobs.holdings import take_holdings
-from megatron_rlt.jobs.models import load_model
-from megatron_rlt.jobs.problems import open_problems, read_problems
-from megatron_rlt.jobs.rewarding import logprob_engine
-from megatron_rlt.jobs.training_run import TrainingRun, TrainingState
+from megatron_rlt.config.commands.sft import EvaluationLossConfig, SftConfig, num_sft_updates
+from megatron_rlt.jobs.reward.score_pairs import logprob_engine
+from megatron_rlt.jobs.run.load_models import load_model, take_holdings
+from megatron_rlt.jobs.run.problems import open_problems, read_problems
+from megatron_rlt.jobs.run.training_loop import TrainingRun, TrainingState
+from megatron_rlt.launch.watchdog import Heartbeat
 from megatron_rlt.parallel.layout import build_layout
-from megatron_rlt.parallel.watchdog import Heartbeat
 from megatron_rlt.policy.policy import Policy
-from megatron_rlt.prompts.formats import student_format, teacher_format
 from megatron_rlt.prompts.kept_sequences import KeptSequences
+from megatron_rlt.prompts.pairs import student_format, teacher_format
 from megatron_rlt.scoring.engine import LogprobEngine
 from megatron_rlt.types import PackedBatch, Problem, SpannedSequence
 
 _TEMPERATURE = 1.0  # the loss is the model's own cross-entropy
+
+
 _MOST_KEPT_TOKENS = 4_000_000  # with its text some 50 MB a rank
+
+
 _SHOWN = ("loss", "evaluation_loss", "lr")
 
 

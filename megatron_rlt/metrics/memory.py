@@ -14,6 +14,8 @@ import psutil
 import torch
 
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
 _FORGET_PEAK = "5"  # man 5 proc: reset the peak resident set size to what is resident now
 
 

@@ -17,6 +17,7 @@ from rich.progress import Progress as Bar
 
 logger = logging.getLogger(__name__)
 
+
 _SECONDS_BETWEEN_LINES = 5.0  # a log that is read afterwards does not need hundreds of lines of a fast run
 
 

@@ -16,7 +16,7 @@ from megatron.core.tensor_parallel.layers import (
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.rope import rope_frequencies
 from megatron_rlt.models.spec import block_spec, uses_transformer_engine

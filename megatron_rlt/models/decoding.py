@@ -15,7 +15,7 @@ from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.one_token import run_one_token
 from megatron_rlt.models.spec import uses_transformer_engine
 from megatron_rlt.parallel.layout import Layout
-from megatron_rlt.parallel.products import fp32_product
+from megatron_rlt.parallel.vocab_logprobs import fp32_product
 
 # Attributes by which Megatron's modules and their configuration know of sequence parallelism.
 _SEQUENCE_PARALLEL_FLAGS = ("sequence_parallel", "reduce_scatter_embeddings")

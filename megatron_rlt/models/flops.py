@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.types import SpannedSequence
 
 _BACKWARD_PASSES = 2  # every product has two in the backward pass: for its input and for its weight

@@ -9,7 +9,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
-from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.models.kv_cache import KeyValueCache
 from megatron_rlt.models.residency import HostWeights
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.models.flops import scoring_flops
 from megatron_rlt.models.zigzag import zigzag_part
 from megatron_rlt.parallel.layout import Layout

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.config.architecture import Architecture
 
 
 def rope_frequencies(architecture: Architecture) -> tuple[Tensor, float]:

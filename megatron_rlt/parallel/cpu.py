@@ -28,7 +28,11 @@ _MODULES_WITH_CUDA_LITERALS = (
     "megatron.core.pipeline_parallel.schedules",
     "megatron.core.utils",
 )
+
+
 _TRANSLATED_CONSTRUCTORS = ("empty", "full", "ones", "tensor", "zeros")
+
+
 _CPU = torch.device("cpu")
 
 

@@ -18,6 +18,8 @@ from megatron_rlt.parallel.layout import Layout
 from megatron_rlt.types import PackedBatch
 
 T = TypeVar("T")
+
+
 RunStage = Callable[[nn.Module, PackedBatch], Tensor]
 """Runs this rank's stage on a batch; receives earlier stages' output through the model's `set_input_tensor`."""
 

@@ -14,8 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_rlt.parallel.products import fp32_product
-from megatron_rlt.parallel.vocab_logprobs import LOWEST, slices
+from megatron_rlt.parallel.vocab_logprobs import LOWEST, fp32_product, slices
 
 WeightBlocks = Iterator[tuple[int, int, Tensor]]  # (start, stop, [stop - start, H]) in vocabulary order
 

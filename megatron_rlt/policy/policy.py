@@ -27,6 +27,8 @@ from megatron_rlt.policy.optimizer import build_optimizer, build_scheduler, opti
 from megatron_rlt.types import OnProgress, PackedBatch, SpannedSequence, tell_nobody
 
 T = TypeVar("T")
+
+
 RowLoss = Callable[[PackedBatch, Tensor, Tensor], tuple[Tensor, T]]
 """(batch, log-probs [R], entropy [R]) -> (scalar: this batch's share of the global loss, a record to collect)."""
 

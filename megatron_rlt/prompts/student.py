@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from megatron_rlt.prompts.checks import check_question, check_tags, check_text
+from megatron_rlt.config.commands.evaluate import QUESTION_FIELD
 from megatron_rlt.prompts.stopping import StopCondition
 from megatron_rlt.prompts.tags import TagSet
-from megatron_rlt.prompts.tokenizer import ChatTokenizer
+from megatron_rlt.prompts.tokenizer import ChatTokenizer, check_question, check_tags, check_text
 from megatron_rlt.types import Problem, Span, SpannedSequence
 
 
@@ -92,3 +92,21 @@ class StudentFormat:
         """Chat prefix; with `prefill_thought` up to where the explanation begins."""
         tag = self.tokenizer.encode(self.tags.thought_open) if prefill_thought else []
         return self.tokenizer.chat_prefix(self.system, question) + tag
+
+
+# The user's turn of a question that a student solves: choices listed below it, instructions around it.
+#
+# In: a question, its choices, a template. Out: text. The chat template and the ids are the student format's.
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def asked_text(question: str, choices: Sequence[str], *, template: str) -> str:
+    """The question with its choices as lines `A) ...`, in place of `{question}` in the template.
+
+    Args:
+        choices: at most 26; none where the question states them itself, or has none.
+        template: other braces in it are ordinary text.
+    """
+    lines = [f"{letter}) {choice}" for letter, choice in zip(_LETTERS, choices, strict=False)]
+    listed = "\n".join([question, "", *lines]) if lines else question
+    return template.replace(QUESTION_FIELD, listed)

@@ -17,6 +17,8 @@ TEACHER_SYSTEM = (
     " the whole reasoning step by step, work out every intermediate result, check it, and look back where a step"
     " could go wrong. Write the explanation between {explanation_open} and {explanation_close}."
 )
+
+
 # After Li et al. (arXiv 2502.07374): long, self-checking thought first, the finished solution second.
 STUDENT_SYSTEM = (
     "You are a careful problem solver. Work on each question in two sections. First think: analyse the question,"
@@ -84,6 +86,8 @@ STRATOS = TagSet(
     explanation_close="<|end_of_explanation|>",
     separator="\n\n",
 )
+
+
 R1 = TagSet(
     thought_open="<think>",
     thought_close="</think>",

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import torch
 
-from megatron_rlt.prompts.checks import check_tags, check_text
 from megatron_rlt.prompts.stopping import StopCondition
 from megatron_rlt.prompts.tags import TagSet
-from megatron_rlt.prompts.tokenizer import ChatTokenizer
+from megatron_rlt.prompts.tokenizer import ChatTokenizer, check_tags, check_text
 from megatron_rlt.types import Problem, Prompt, Span, SpannedSequence
 
 

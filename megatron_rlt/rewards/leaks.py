@@ -22,8 +22,13 @@ EPISTEMIC_MARKERS = (
 """Words and phrases in which a writer doubts, checks, turns back or looks for another way. No word counts twice, and no
 phrase begins with another."""
 
+
 _EDGES = ".,;:!?\"'`$*_()[]{}\u201c\u201d"
+
+
 _MARKERS = frozenset(tuple(marker.split()) for marker in EPISTEMIC_MARKERS)
+
+
 _MARKER_LENGTHS = {len(marker) for marker in _MARKERS}
 
 

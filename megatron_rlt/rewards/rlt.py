@@ -11,16 +11,20 @@ Leaves to others: the exact divergence over the vocabulary, comparing completion
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from megatron_rlt.rewards.penalties import total_penalty
+from megatron_rlt.config.sections import PenaltyConfig
 from megatron_rlt.types import FormatFlag, RewardParts
 
 KlEstimator = Literal["k1", "k3", "full"]
+
+
 _NAN = float("nan")
 
 
@@ -150,3 +154,73 @@ def reward_terms(parts: Sequence[RewardParts], *, lambda_kl: float) -> dict[str,
         "r_kl": torch.tensor([kl_term(part, lambda_kl=lambda_kl) for part in parts], dtype=torch.float64),
         "penalty": torch.tensor([part.penalty for part in parts], dtype=torch.float64),
     }
+
+
+# What a malformed explanation costs: the flags of its form, turned into one number added to the reward.
+def penalty_table(config: PenaltyConfig) -> dict[FormatFlag, float]:
+    """The configured penalty of every flag; fails on a flag that the configuration does not know."""
+    configured = config.model_dump()
+    return {flag: float(configured[flag.value]) for flag in FormatFlag}
+
+
+def total_penalty(flags: Iterable[FormatFlag], penalties: Mapping[FormatFlag, float]) -> float:
+    """Sum over the flags an explanation has; 0.0 for a well-formed one."""
+    return sum((penalties[flag] for flag in sorted(set(flags))), 0.0)
+
+
+# r_SS in other units than the paper's log-prob: probability, or gain over having no explanation.
+#
+# In: the student's log-probs of one solution. Out: mean, worst token and r_SS, and a reward that takes them over.
+# Leaves to others: the student's second pass without an explanation, and everything about r_KL.
+SolutionUnit = Literal["logprob", "probability", "gain"]
+
+
+@dataclass(frozen=True)
+class SolutionScore:
+    """How well the student predicts a solution; all three are nan if the solution is empty or a value not finite."""
+
+    r_ss: float  # mean + alpha * worst
+    mean: float
+    worst: float
+
+
+def solution_score(
+    logprobs: Tensor, *, baseline_logprobs: Tensor | None, unit: SolutionUnit, alpha: float
+) -> SolutionScore:
+    """`mean + alpha * worst` over the solution's tokens, in float64.
+
+    With `l_t = log p_S(s_t | q, e, s_<t)`:
+      logprob      mean_t l_t and min_t l_t: the paper's r_SS, the same to the bit as in `rlt_reward`.
+      probability  exp(mean_t l_t), the geometric mean of the tokens' probabilities, and exp(min_t l_t).
+      gain         mean_t and min_t of l_t - log p_S(s_t | q, s_<t), in nats a token. The baseline is the same for all
+                   explanations of a question, so within a group the mean ranks as `logprob` does; the worst token is
+                   the one that the explanation made hardest to predict, not the one that is hard anyway.
+
+    Args:
+        logprobs: `[S]` after the explanation.
+        baseline_logprobs: `[S]` of the same tokens without an explanation; needed by `gain`, else not read.
+        alpha: weight of the worst token beside the mean.
+    """
+    values = logprobs.double()
+    if unit == "gain":
+        assert baseline_logprobs is not None, "a gain needs the log-probs without an explanation"
+        assert baseline_logprobs.shape == values.shape, "the baseline must score the same tokens"
+        values = values - baseline_logprobs.double()
+    if len(values) == 0 or not bool(values.isfinite().all()):
+        return SolutionScore(math.nan, math.nan, math.nan)
+    mean, worst = float(values.mean()), float(values.min())
+    if unit == "probability":
+        mean, worst = math.exp(mean), math.exp(worst)
+    return SolutionScore(mean + alpha * worst, mean, worst)
+
+
+def with_solution_score(parts: RewardParts, score: SolutionScore, *, lambda_kl: float) -> RewardParts:
+    """The reward `r_SS - lambda_kl * r_KL + penalty` with another r_SS; invalid parts stay invalid."""
+    reward = score.r_ss + kl_term(parts, lambda_kl=lambda_kl) + parts.penalty
+    return replace(
+        parts,
+        reward=reward if parts.valid else parts.reward,
+        r_ss=score.r_ss,
+        r_ss_mean=score.mean,
+        r_ss_min=score.worst,
+    )

@@ -14,8 +14,14 @@ from torch import Tensor
 # Increment and multipliers of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators,
 # OOPSLA 2014), as unsigned numbers; torch has signed 64-bit arithmetic only, which wraps to the same bits.
 _INCREMENT = 0x9E3779B97F4A7C15
+
+
 _FIRST_MULTIPLIER = 0xBF58476D1CE4E5B9
+
+
 _SECOND_MULTIPLIER = 0x94D049BB133111EB
+
+
 _MASK = 2**64 - 1
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_rlt.algorithm.advantages import group_advantages
-from megatron_rlt.algorithm.variance import advantage_variance_shares
+from megatron_rlt.algorithm.advantages import advantage_variance_shares, group_advantages
 
 NAN = float("nan")
 

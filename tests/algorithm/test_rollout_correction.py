@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megatron_rlt.algorithm.policy_loss import policy_loss
-from megatron_rlt.algorithm.rollout_correction import (
+from megatron_rlt.algorithm.rollout_mismatch import (
     sequence_importance,
     sequences_within,
     token_importance,

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from megatron_rlt.algorithm.rollout_gap import quantile, rollout_gap, sequence_kl
+from megatron_rlt.algorithm.rollout_mismatch import quantile, rollout_gap, sequence_kl
 
 
 def test_a_gap_by_hand() -> None:

@@ -8,11 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megatron_rlt.algorithm.advantages import group_advantages
-from megatron_rlt.algorithm.dynamic_sampling import groups_with_spread
-from megatron_rlt.algorithm.overlong import soft_overlong_punishment, without_truncated
+from megatron_rlt.algorithm.advantages import group_advantages, groups_with_spread
 from megatron_rlt.algorithm.policy_loss import policy_loss
-from megatron_rlt.algorithm.token_weights import constant_token_weights, token_weights
+from megatron_rlt.algorithm.token_weights import (
+    constant_token_weights,
+    soft_overlong_punishment,
+    token_weights,
+    without_truncated,
+)
 
 NAN = float("nan")
 

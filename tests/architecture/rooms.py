@@ -11,23 +11,43 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 PACKAGE = "megatron_rlt"
-MAX_FILE_LINES = 400
+MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 
-_BENEATH_STAGES = {"models", "parallel", "config", "types"}
-_STAGES = {"data", "prompts", "rollout", "scoring", "policy", "checkpoint", "metrics", "weight_sync"}
+_CONFIG = {"config", "config/commands", "types"}
+_BENEATH_STAGES = {"models", "parallel"} | _CONFIG
+_STAGES = {"data", "prompts", "rollout", "scoring", "policy", "checkpoint", "metrics", "store"}
 _PURE_STAGES = {"rewards", "algorithm"}
+_BENEATH_JOBS = {
+    *(_STAGES | _PURE_STAGES | _BENEATH_STAGES | {"launch"}),
+    *("rollout/megatron", "rollout/vllm", "rollout/weight_sync"),
+}
+_COMMANDS = ("train", "rlvr", "collect", "score", "evaluate", "parity")
+_FLOORS = {"jobs/run", "jobs/reward", "jobs/rl"}
 
-# Room -> the other rooms it may import.
+# Room -> the other rooms it may import. A room is a folder or file of the package; a sub-room (`jobs/train`) stands in
+# the table beside the room it lies in, and a file belongs to the innermost room that holds it.
 MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
-    "config": set(),
-    "parallel": {"config", "types"},
-    "models": {"parallel", "config", "types"},
+    "config": {"types"},
+    "config/commands": {"config", "types"},
+    "parallel": _CONFIG,
+    "launch": {"parallel"} | _CONFIG,
+    "models": {"parallel"} | _CONFIG,
     **dict.fromkeys(_STAGES, _BENEATH_STAGES),
-    **{stage: {"config", "types"} for stage in _PURE_STAGES},
-    "jobs": _STAGES | _PURE_STAGES | _BENEATH_STAGES,
-    "cli": {"jobs", "parallel", "config"},
+    **dict.fromkeys(_PURE_STAGES, _CONFIG),
+    "store": {"metrics"} | _BENEATH_STAGES,
+    "rollout/megatron": {"rollout"} | _BENEATH_STAGES,
+    "rollout/weight_sync": {"rollout"} | _BENEATH_STAGES,
+    "rollout/vllm/transfer": {"rollout"} | _BENEATH_STAGES,
+    "rollout/vllm": {"rollout", "rollout/weight_sync", "rollout/vllm/transfer"} | _BENEATH_STAGES,
+    "jobs/run": _BENEATH_JOBS,
+    "jobs/reward": _BENEATH_JOBS | {"jobs/run"},
+    "jobs/rl": _BENEATH_JOBS | {"jobs/run", "jobs/reward"},
+    **{f"jobs/{command}": _BENEATH_JOBS | _FLOORS for command in _COMMANDS},
+    "jobs/parity": _BENEATH_JOBS | _FLOORS | {"jobs/train"},
+    "jobs": _BENEATH_JOBS | _FLOORS,
+    "cli": {"jobs", *(f"jobs/{one}" for one in _COMMANDS), "launch"} | _CONFIG,
     "__main__": {"cli"},
 }
 
@@ -37,16 +57,16 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
     "megatron.energon": ("data/loader.py", "data/energon_index.py"),
     "transformers": ("prompts/tokenizer.py", "models/rope.py", "models/dense.py"),
     "transformer_engine": ("models/", "scoring/"),
-    "vllm": ("rollout/vllm_model.py", "rollout/direct_transport.py", "rollout/gloo_transfer.py"),
+    "vllm": ("rollout/vllm/model.py", "rollout/vllm/transfer/direct.py", "rollout/vllm/transfer/gloo.py"),
     "safetensors": ("models/weights/",),
-    "pyarrow": ("data/", "metrics/"),
+    "pyarrow": ("data/", "store/"),
     "datasets": ("data/rows.py",),
     "pydantic": ("config/", "data/shards.py"),
     "tensorboard": ("metrics/writer.py",),
     "torch.utils.tensorboard": ("metrics/writer.py",),
     "wandb": ("metrics/writer.py",),
-    "psutil": ("metrics/memory.py", "rollout/server_guard.py"),
-    "httpx2": ("rollout/vllm_server.py",),
+    "psutil": ("metrics/memory.py", "rollout/vllm/server_guard.py"),
+    "httpx2": ("rollout/vllm/client.py",),
     "typer": ("cli.py",),
 }
 
@@ -55,10 +75,8 @@ WITHOUT_TORCH = (
     "config/",
     "cli.py",
     "__main__.py",
-    "jobs/preflight.py",
-    "models/architecture.py",
     "parallel/environment.py",
-    "parallel/watchdog.py",
+    "launch/watchdog.py",
 )
 # Plain tensors and text: no groups, no Megatron.
 WITHOUT_GROUPS = ("rewards/", "algorithm/", "prompts/", "types.py")
@@ -100,14 +118,15 @@ def size_faults(path: str, source: str) -> list[str]:
 
 
 def room_of(path: str) -> str:
-    """`rewards/rlt.py` -> `rewards`; `cli.py` -> `cli`."""
-    return PurePosixPath(PurePosixPath(path).parts[0]).stem
+    """The innermost room that holds a file: `jobs/train/step.py` -> `jobs/train`; `cli.py` -> `cli`."""
+    place = PurePosixPath(path.removesuffix(".py"))
+    return next((str(room) for room in (place, *place.parents) if str(room) in MAY_IMPORT), place.parts[0])
 
 
 def _import_faults(path: str, module: str) -> Iterator[str]:
     room = room_of(path)
     if module.startswith(f"{PACKAGE}."):
-        other = module.split(".")[1]
+        other = room_of("/".join(module.split(".")[1:]))
         if other != room and other not in MAY_IMPORT[room]:
             yield f"{room} must not import {other}"
     for library, importers in IMPORTERS.items():

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megatron_rlt.config.jobs import TrainConfig
-from megatron_rlt.jobs.leaks import count_leaks
-from megatron_rlt.jobs.rewarding import build_pairs, reward_explanations
-from megatron_rlt.jobs.rl_rooms import build_rooms
+from megatron_rlt.config.commands.train import TrainConfig
+from megatron_rlt.jobs.reward.leaks import count_leaks
+from megatron_rlt.jobs.reward.score_pairs import build_pairs, reward_explanations
+from megatron_rlt.jobs.train.engines import build_rooms
 from megatron_rlt.types import Completion, FinishReason, Problem, tell_nobody
 from tests.ranks import run_ranks
 from tests.tiny_models import tiny_hf_model

@@ -11,8 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_rlt.checkpoint.agreement import all_or_none
-from megatron_rlt.checkpoint.folders import find_resumable, list_checkpoints
+from megatron_rlt.checkpoint.folders import all_or_none, find_resumable, list_checkpoints
 from megatron_rlt.checkpoint.rank_state import RankState
 from megatron_rlt.checkpoint.training_state import SharedState, save_training_state
 from tests.checkpoint.tiny_training import layout_of, tiny_training

@@ -12,8 +12,8 @@ from torch import Tensor
 from megatron_rlt.checkpoint.folders import CheckpointInfo
 from megatron_rlt.checkpoint.rank_state import RankState
 from megatron_rlt.checkpoint.training_state import LoadedState, SharedState, load_training_state, save_training_state
+from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.sections import LayoutConfig, OptimizerConfig, ScoringConfig
-from megatron_rlt.models.architecture import Architecture
 from megatron_rlt.models.build import build_model
 from megatron_rlt.models.weights.load import load_hf_weights
 from megatron_rlt.parallel.layout import Layout, build_layout

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from megatron_rlt.cli import main
-from megatron_rlt.config.jobs import TrainConfig
+from megatron_rlt.config.commands.train import TrainConfig
 from megatron_rlt.config.keys import keys_of
 from tests.config.conftest import workplace
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_rlt.config.evaluation_sets import EvaluationSet, evaluation_set
-from megatron_rlt.config.jobs import EvaluateConfig, QuestionColumnConfig
+from megatron_rlt.config.commands.evaluate import EvaluateConfig, EvaluationSet, QuestionColumnConfig, evaluation_set
 
 
 def _set(**changes: Any) -> EvaluationSet:

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rlt.config.jobs import PrepareConfig, ReweighConfig, SftConfig, TrainConfig
+from megatron_rlt.config.commands.prepare import PrepareConfig
+from megatron_rlt.config.commands.reweigh import ReweighConfig
+from megatron_rlt.config.commands.sft import SftConfig
+from megatron_rlt.config.commands.train import TrainConfig
 from megatron_rlt.config.keys import closest_key, keys_of
 from megatron_rlt.config.loading import load_config, load_overrides, to_yaml, with_changes
 from megatron_rlt.config.sections import PenaltyConfig, RewardConfig

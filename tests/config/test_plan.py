@@ -6,20 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rlt.config.jobs import CollectConfig, EvaluateConfig, ScoreConfig, SftConfig, TrainConfig
+from megatron_rlt.config.architecture import Architecture
+from megatron_rlt.config.commands.collect import CollectConfig, plan_collect
+from megatron_rlt.config.commands.evaluate import EvaluateConfig, plan_evaluate
+from megatron_rlt.config.commands.score import ScoreConfig, plan_score
+from megatron_rlt.config.commands.sft import SftConfig, plan_sft
+from megatron_rlt.config.commands.train import TrainConfig, plan_train
 from megatron_rlt.config.loading import load_config
-from megatron_rlt.config.plan import (
-    max_rank_parameters,
-    num_parameters,
-    num_warmup_updates,
-    plan_collect,
-    plan_evaluate,
-    plan_score,
-    plan_sft,
-    plan_train,
-)
+from megatron_rlt.config.plan import max_rank_parameters, num_parameters, num_warmup_updates
 from megatron_rlt.config.sections import OptimizerConfig
-from megatron_rlt.models.architecture import Architecture
 
 
 def test_the_numbers_of_an_rl_run(workplace: Path) -> None:

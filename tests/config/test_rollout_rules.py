@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from megatron_rlt.config import rollout_rules
+from megatron_rlt.config import rollout as rollout_rules
+from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.mismatch import MismatchConfig
-from megatron_rlt.config.rollout import RolloutConfig
-from megatron_rlt.config.rollout_rules import ahead_faults, rollout_faults
+from megatron_rlt.config.rollout import RolloutConfig, ahead_faults, rollout_faults
 from megatron_rlt.config.sections import LayoutConfig, ModelConfig
-from megatron_rlt.models.architecture import Architecture
 from tests.tiny_models import tiny_hf_model
 
 

@@ -7,13 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rlt.config.jobs import EvaluateConfig, PrepareConfig, ScoreConfig, SftConfig, TrainConfig
+from megatron_rlt.config.architecture import Architecture, position_limit
+from megatron_rlt.config.commands.evaluate import EvaluateConfig
+from megatron_rlt.config.commands.preflight import (
+    check_evaluate,
+    check_prepare,
+    check_score,
+    check_sft,
+    check_train,
+    count_rows,
+)
+from megatron_rlt.config.commands.prepare import PrepareConfig
+from megatron_rlt.config.commands.rlvr import SolverConfig, verifier_faults
+from megatron_rlt.config.commands.score import ScoreConfig
+from megatron_rlt.config.commands.sft import SftConfig
+from megatron_rlt.config.commands.train import TrainConfig
 from megatron_rlt.config.loading import load_config
-from megatron_rlt.config.rules import verifier_faults
-from megatron_rlt.config.shapes import position_limit
-from megatron_rlt.config.solver import SolverConfig
-from megatron_rlt.jobs.preflight import check_evaluate, check_prepare, check_score, check_sft, check_train, count_rows
-from megatron_rlt.models.architecture import Architecture
 
 
 def test_valid_configurations_break_no_rule(workplace: Path) -> None:

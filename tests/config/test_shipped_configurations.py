@@ -11,19 +11,17 @@ import pytest
 import yaml
 
 from megatron_rlt.cli import main
-from megatron_rlt.config.jobs import (
-    CollectConfig,
-    EvaluateConfig,
-    JobConfig,
-    PrepareConfig,
-    SftConfig,
-    TrainConfig,
-)
+from megatron_rlt.config.architecture import Architecture
+from megatron_rlt.config.commands.collect import CollectConfig, plan_collect
+from megatron_rlt.config.commands.evaluate import EvaluateConfig, plan_evaluate
+from megatron_rlt.config.commands.job import JobConfig
+from megatron_rlt.config.commands.prepare import PrepareConfig
+from megatron_rlt.config.commands.rlvr import SolverConfig
+from megatron_rlt.config.commands.sft import SftConfig, plan_sft
+from megatron_rlt.config.commands.train import TrainConfig, plan_train
 from megatron_rlt.config.loading import load_config
-from megatron_rlt.config.plan import Plan, plan_collect, plan_evaluate, plan_sft, plan_train
+from megatron_rlt.config.plan import Plan
 from megatron_rlt.config.sections import LayoutConfig, ModelConfig, Section
-from megatron_rlt.config.solver import SolverConfig
-from megatron_rlt.models.architecture import Architecture
 from tests.config.model_folders import model_folder
 
 FOLDER = Path(__file__).parents[2] / "configs"

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from megatron_rlt.config.jobs import PrepareConfig
+from megatron_rlt.config.commands.prepare import PrepareConfig
 from megatron_rlt.data.prepare import PrepareReport, prepare_shards
 
 

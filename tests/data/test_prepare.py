@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 from megatron.energon.tools.prepare import command as energon_prepare
 
-from megatron_rlt.config.jobs import ColumnConfig, PrepareConfig
+from megatron_rlt.config.commands.prepare import ColumnConfig, PrepareConfig
 from megatron_rlt.data.prepare import ensure_shards
 from megatron_rlt.data.shards import problem_from_json, read_manifest
 from megatron_rlt.jobs.prepare import run_prepare

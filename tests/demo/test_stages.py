@@ -10,10 +10,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from megatron_rlt.config.jobs import CollectConfig, EvaluateConfig, PrepareConfig, SftConfig, TrainConfig
+from megatron_rlt.config.commands.collect import CollectConfig
+from megatron_rlt.config.commands.evaluate import EvaluateConfig
+from megatron_rlt.config.commands.prepare import PrepareConfig
+from megatron_rlt.config.commands.rlvr import SolverConfig
+from megatron_rlt.config.commands.sft import SftConfig
+from megatron_rlt.config.commands.train import TrainConfig
 from megatron_rlt.config.loading import load_config
 from megatron_rlt.config.sections import Section
-from megatron_rlt.config.solver import SolverConfig
 from tools.demo.results import read_results
 from tools.demo.run import run_demo, side_by_side
 from tools.demo.stages import ABLATION, CONFIGS, EXPERIMENT, SOLVERS, Stage, ablation, experiment

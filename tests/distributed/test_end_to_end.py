@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megatron_rlt.config.jobs import TrainConfig
+from megatron_rlt.config.commands.train import TrainConfig
 from megatron_rlt.config.loading import load_config
-from megatron_rlt.data.scan import scan_problems
-from megatron_rlt.metrics.completions import CompletionRow, read_completions
-from megatron_rlt.metrics.worst_completions import read_worst_completions
+from megatron_rlt.data.loader import scan_problems
 from megatron_rlt.metrics.writer import read_metrics
 from megatron_rlt.rewards.leaks import leak_metrics
+from megatron_rlt.store.completions import CompletionRow, read_completions
+from megatron_rlt.store.worst_completions import read_worst_completions
 from megatron_rlt.types import FormatFlag, LeakMetrics
 from tests.distributed.commands import Command
 from tests.distributed.tiny_runs import RL_CONFIG, SMALL_RL, TinyInputs

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rlt.metrics.completions import read_completions
 from megatron_rlt.metrics.writer import read_metrics
+from megatron_rlt.store.completions import read_completions
 from tests.distributed.conftest import WarmTeacher
 from tests.distributed.tiny_runs import train_here
 from tests.ranks import run_ranks

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_rlt.metrics.worst_completions import read_worst_completions
 from megatron_rlt.metrics.writer import read_metrics
+from megatron_rlt.store.worst_completions import read_worst_completions
 from tests.distributed.commands import Command
 from tests.distributed.tiny_runs import RL_CONFIG, SMALL_RL, TinyInputs
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from megatron_rlt.metrics.completions import read_completions
+from megatron_rlt.store.completions import read_completions
 from tests.distributed.tiny_runs import (
     ENDED_EARLY,
     SMALL_RL,

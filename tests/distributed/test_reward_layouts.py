@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_rlt.config.jobs import ScoreConfig
+from megatron_rlt.config.commands.score import ScoreConfig
 from megatron_rlt.config.sections import LayoutConfig
-from megatron_rlt.prompts.formats import pair_builder
+from megatron_rlt.prompts.pairs import pair_builder
 from megatron_rlt.types import Problem, ScoringPair
 from tests.jobs.tiny_scores import QUESTION, TRACES, PhaseLog, ScoreInputs, score_inputs, score_on_ranks
 from tests.oracle import dense_logprobs, dense_reward

@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_rlt.config.jobs import TrainConfig
+from megatron_rlt.config.commands.train import TrainConfig
 from megatron_rlt.config.loading import load_config
-from megatron_rlt.data.scan import scan_problems
-from megatron_rlt.metrics.completions import CompletionRow, read_completions
+from megatron_rlt.data.loader import scan_problems
 from megatron_rlt.metrics.writer import read_metrics
-from megatron_rlt.prompts.formats import pair_builder
-from megatron_rlt.rewards.solution_score import solution_score
+from megatron_rlt.prompts.pairs import pair_builder
+from megatron_rlt.rewards.rlt import solution_score
+from megatron_rlt.store.completions import CompletionRow, read_completions
 from tests.distributed.tiny_runs import ENDED_EARLY, RL_CONFIG, SMALL_RL, TinyInputs, hashes, outcome, train_here
 from tests.oracle import dense_logprobs
 from tests.ranks import run_ranks

@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from megatron_rlt.config.jobs import CollectConfig, ScoreConfig
+from megatron_rlt.config.commands.collect import CollectConfig
+from megatron_rlt.config.commands.score import ScoreConfig
 from megatron_rlt.config.sections import RewardConfig
 from megatron_rlt.jobs.reweigh import reweighed_rows
-from megatron_rlt.metrics.completions import read_completions
-from megatron_rlt.metrics.stored_rewards import open_stored_rewards
 from megatron_rlt.metrics.writer import read_metrics
 from megatron_rlt.prompts.tags import STRATOS
+from megatron_rlt.store.completions import read_completions
+from megatron_rlt.store.stored_rewards import open_stored_rewards
 from megatron_rlt.types import FormatFlag
 from tests.distributed.commands import Command
 from tests.distributed.tiny_runs import RL_CONFIG, SMALL_RL

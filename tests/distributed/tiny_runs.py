@@ -13,13 +13,16 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron_rlt.config.jobs import JobConfig, PrepareConfig, SftConfig, TrainConfig
+from megatron_rlt.config.commands.job import JobConfig
+from megatron_rlt.config.commands.prepare import PrepareConfig
+from megatron_rlt.config.commands.sft import SftConfig
+from megatron_rlt.config.commands.train import TrainConfig
 from megatron_rlt.config.loading import load_config
 from megatron_rlt.data.prepare import prepare_shards
-from megatron_rlt.jobs.rl import run_train
 from megatron_rlt.jobs.sft import run_sft
+from megatron_rlt.jobs.train.run import run_train
+from megatron_rlt.launch.watchdog import Heartbeat
 from megatron_rlt.metrics.writer import read_metrics
-from megatron_rlt.parallel.watchdog import Heartbeat
 from tools.demo.make_assets import NUM_HEADS, make_assets
 
 ROOT = Path(__file__).parents[2]

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from megatron_rlt.config.architecture import Architecture
+from megatron_rlt.config.commands.train import TrainConfig, plan_train
 from megatron_rlt.config.display import show_plan
-from megatron_rlt.config.jobs import TrainConfig
 from megatron_rlt.config.loading import load_config
-from megatron_rlt.config.plan import plan_train
 from megatron_rlt.config.rules import layout_faults
-from megatron_rlt.models.architecture import Architecture
 from tests.config.model_folders import model_folder
 from tests.docs.pages import ROOT, blocks
 

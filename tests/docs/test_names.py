@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 import yaml
 
-from megatron_rlt.metrics.completions import CompletionRow
+from megatron_rlt.store.completions import CompletionRow
 from tests.docs.names import fault_of, unknown_keys
 from tests.docs.pages import PAGES, blocks, code_words, page_names
 

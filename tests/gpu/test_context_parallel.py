@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from megatron_rlt.config.sections import LayoutConfig, ModelConfig
-from megatron_rlt.jobs.models import load_frozen_model
+from megatron_rlt.jobs.run.load_models import load_frozen_model
 from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.scoring.engine import LogprobEngine
 from megatron_rlt.types import Span, SpannedSequence

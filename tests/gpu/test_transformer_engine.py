@@ -10,12 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from megatron_rlt.config.sections import LayoutConfig, ModelConfig
-from megatron_rlt.jobs.models import load_frozen_model
+from megatron_rlt.jobs.run.load_models import load_frozen_model
 from megatron_rlt.models.spec import uses_transformer_engine
 from megatron_rlt.parallel.environment import Place, torch_environment
 from megatron_rlt.parallel.layout import Layout, build_layout
 from megatron_rlt.parallel.platform import start_distributed, stop_distributed
-from megatron_rlt.rollout.engine import MegatronEngine
+from megatron_rlt.rollout.megatron.engine import MegatronEngine
 from megatron_rlt.rollout.requests import SampleRequest
 from megatron_rlt.scoring.engine import LogprobEngine
 from megatron_rlt.types import Span, SpannedSequence

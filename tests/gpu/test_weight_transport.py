@@ -11,12 +11,12 @@ from torch import Tensor
 
 from megatron_rlt.config.rollout import VllmConfig, VllmServerConfig
 from megatron_rlt.config.sections import LayoutConfig
-from megatron_rlt.jobs.following_engine import ServedVllm
 from megatron_rlt.parallel.layout import build_layout
-from megatron_rlt.rollout.vllm_served import ServedEngine
-from megatron_rlt.rollout.vllm_settings import EngineShape, Sampling
+from megatron_rlt.rollout.vllm.servers import ServedEngine
+from megatron_rlt.rollout.vllm.settings import EngineShape, Sampling
+from megatron_rlt.rollout.vllm.synced_engines import ServedVllm
+from megatron_rlt.rollout.weight_sync.sync import WeightSync
 from megatron_rlt.types import Span, SpannedSequence
-from megatron_rlt.weight_sync.sync import WeightSync
 from tests.models.loading import loaded_model
 from tests.ranks import run_ranks
 from tests.vllm.policies import (

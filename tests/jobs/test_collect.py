@@ -14,13 +14,13 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
-from megatron_rlt.config.jobs import CollectConfig, PrepareConfig
+from megatron_rlt.config.commands.collect import CollectConfig
+from megatron_rlt.config.commands.prepare import PrepareConfig
 from megatron_rlt.data.prepare import prepare_shards
-from megatron_rlt.jobs.collect import run_collect
+from megatron_rlt.jobs.collect.run import run_collect
+from megatron_rlt.launch.watchdog import Heartbeat
 from megatron_rlt.metrics.writer import read_metrics
-from megatron_rlt.parallel.watchdog import Heartbeat
-from megatron_rlt.prompts.formats import pair_builder
-from megatron_rlt.prompts.pairs import PairBuilder
+from megatron_rlt.prompts.pairs import PairBuilder, pair_builder
 from megatron_rlt.rewards.placebo import other_questions
 from megatron_rlt.types import Completion, FinishReason, Problem, ScoringPair
 from tests.jobs.tiny_collect import (

@@ -8,15 +8,15 @@ import pytest
 
 from megatron_rlt.checkpoint.rank_state import RankState
 from megatron_rlt.checkpoint.training_state import SharedState, save_training_state
-from megatron_rlt.config.jobs import CollectConfig
+from megatron_rlt.config.architecture import Architecture
+from megatron_rlt.config.commands.collect import CollectConfig
 from megatron_rlt.config.sections import LayoutConfig, ModelConfig, OptimizerConfig, PromptConfig, ScoringConfig
-from megatron_rlt.jobs.models import load_model
+from megatron_rlt.jobs.run.load_models import load_model
 from megatron_rlt.jobs.sft import sft_update
-from megatron_rlt.models.architecture import Architecture
 from megatron_rlt.models.weights.export import save_hf_folder
 from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.policy.policy import Policy
-from megatron_rlt.prompts.formats import teacher_format
+from megatron_rlt.prompts.pairs import teacher_format
 from megatron_rlt.types import Problem, tell_nobody
 from tests.jobs.tiny_collect import CollectInputs, collect_inputs, collect_on_ranks, rows_of
 from tests.ranks import run_ranks

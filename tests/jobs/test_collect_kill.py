@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_rlt.config.jobs import CollectConfig
+from megatron_rlt.config.commands.collect import CollectConfig
 from megatron_rlt.config.loading import to_yaml
-from megatron_rlt.jobs.collect import run_collect
+from megatron_rlt.jobs.collect.run import run_collect
+from megatron_rlt.launch.launch import run_job
+from megatron_rlt.launch.watchdog import Heartbeat
 from megatron_rlt.metrics.writer import read_metrics
-from megatron_rlt.parallel.launch import run_job
-from megatron_rlt.parallel.watchdog import Heartbeat
 from tests.jobs.tiny_collect import CollectInputs, collect_inputs, rows_of
 from tests.jobs.tiny_scores import write_rows
 from tests.ranks import forkserver

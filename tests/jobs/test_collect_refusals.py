@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from megatron_rlt.config.jobs import CollectConfig
+from megatron_rlt.config.commands.collect import CollectConfig
 from tests.jobs.tiny_collect import CollectInputs, collect_inputs, collect_on_ranks
 from tests.jobs.tiny_scores import write_rows
 from tests.ranks import run_ranks

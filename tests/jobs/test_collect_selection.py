@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_rlt.config.jobs import SelectionConfig
-from megatron_rlt.jobs.collect_selection import Candidate, Choice, Note, select
+from megatron_rlt.config.commands.collect import SelectionConfig
+from megatron_rlt.jobs.collect.selection import Candidate, Choice, Note, select
 
 # Rewards with a tie for the best (1 and 3), one that was dropped (0), one malformed with the highest reward of all (4).
 CANDIDATES = (

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_rlt.jobs.grpo import update_metrics
-from megatron_rlt.rollout.engine import MegatronEngine
+from megatron_rlt.jobs.rl.grpo import update_metrics
+from megatron_rlt.rollout.megatron.engine import MegatronEngine
 from megatron_rlt.rollout.requests import SampleRequest
 from megatron_rlt.types import Completion
 from tests.distributed.tiny_runs import TinyInputs, tiny_inputs

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
-from megatron_rlt.config.jobs import EvaluateConfig
+from megatron_rlt.config.commands.evaluate import EvaluateConfig
 from megatron_rlt.metrics.writer import read_metrics
 from megatron_rlt.prompts.tokenizer import load_tokenizer
 from megatron_rlt.rewards.countdown_problems import draw_countdown

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_rlt.jobs.judging import AnswerJudge
+from megatron_rlt.jobs.reward.judging import AnswerJudge
 from megatron_rlt.prompts.tags import STRATOS
 from megatron_rlt.rewards.countdown_problems import draw_countdown
 from megatron_rlt.rewards.verifiable import Verdict

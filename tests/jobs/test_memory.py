@@ -11,10 +11,9 @@ import pytest
 import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 
-from megatron_rlt.config.jobs import TrainConfig
+from megatron_rlt.config.architecture import Architecture
+from megatron_rlt.config.commands.train import TrainConfig, plan_train
 from megatron_rlt.config.loading import load_config
-from megatron_rlt.config.plan import plan_train
-from megatron_rlt.models.architecture import Architecture
 from tests.distributed.tiny_runs import RL_CONFIG, SMALL_RL, TinyInputs, tiny_inputs
 from tests.jobs.tiny_steps import SINGLE_RANK, tiny_steps
 from tests.ranks import run_ranks

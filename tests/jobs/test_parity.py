@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from megatron_rlt.config.commands.parity import ParityConfig
 from megatron_rlt.config.loading import load_config
-from megatron_rlt.config.parity import ParityConfig
-from megatron_rlt.jobs.parity import PARITY_FILE, run_parity
-from megatron_rlt.parallel.failures import StoppedError
-from megatron_rlt.parallel.watchdog import Heartbeat
+from megatron_rlt.jobs.parity.run import PARITY_FILE, run_parity
+from megatron_rlt.launch.watchdog import Heartbeat
+from megatron_rlt.types import StoppedError
 from tests.distributed.commands import Command
 from tests.distributed.tiny_runs import RL_CONFIG, SMALL_RL, TinyInputs, tiny_inputs
 from tests.ranks import run_ranks

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_rlt.jobs.grpo import update_metrics
+from megatron_rlt.jobs.rl.grpo import update_metrics
 from tests.distributed.tiny_runs import TinyInputs, tiny_inputs
 from tests.jobs.tiny_steps import tiny_steps
 from tests.ranks import run_ranks

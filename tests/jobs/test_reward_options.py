@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from megatron_rlt.config.jobs import ScoreConfig
+from megatron_rlt.config.commands.score import ScoreConfig
 from megatron_rlt.rewards.leaks import leak_metrics
-from megatron_rlt.rewards.solution_score import SolutionUnit, solution_score
+from megatron_rlt.rewards.rlt import SolutionUnit, solution_score
 from tests.jobs.tiny_scores import PhaseLog, score_inputs, score_on_ranks
 from tests.ranks import run_ranks
 

@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from megatron_rlt.cli import main
-from megatron_rlt.config.jobs import CollectConfig, ScoreConfig, TrainConfig
-from megatron_rlt.metrics.completions import CompletionRow, CompletionStore
-from megatron_rlt.metrics.run_folder import write_run_folder
-from megatron_rlt.metrics.scores import PARTS
-from megatron_rlt.rewards.penalties import penalty_table
-from megatron_rlt.rewards.rlt import rlt_reward
+from megatron_rlt.config.commands.collect import CollectConfig
+from megatron_rlt.config.commands.score import ScoreConfig
+from megatron_rlt.config.commands.train import TrainConfig
+from megatron_rlt.rewards.rlt import penalty_table, rlt_reward
+from megatron_rlt.store.completions import CompletionRow, CompletionStore
+from megatron_rlt.store.run_folder import write_run_folder
+from megatron_rlt.store.scores import PARTS
 from megatron_rlt.types import (
     Completion,
     FinishReason,

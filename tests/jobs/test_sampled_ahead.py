@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from megatron_rlt.jobs.sampled_ahead import groups_from_bytes, groups_to_bytes
+from megatron_rlt.jobs.train.rollouts import groups_from_bytes, groups_to_bytes
 from megatron_rlt.types import Completion, FinishReason, Problem, Prompt, RolloutGroup
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch.distributed as dist
 
-from megatron_rlt.config.jobs import ScoreConfig
+from megatron_rlt.config.commands.score import ScoreConfig
 from megatron_rlt.config.loading import to_yaml
 from megatron_rlt.metrics.writer import read_metrics
 from tests.jobs.tiny_scores import (

@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_rlt.config.jobs import ScoreConfig
+from megatron_rlt.config.commands.score import ScoreConfig
 from megatron_rlt.metrics.writer import read_metrics
-from megatron_rlt.prompts.formats import pair_builder
+from megatron_rlt.prompts.pairs import pair_builder
 from megatron_rlt.rewards.placebo import other_questions
 from megatron_rlt.types import Problem
 from tests.jobs.tiny_scores import PhaseLog, ScoreInputs, score_inputs, score_on_ranks, write_rows

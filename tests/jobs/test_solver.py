@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_rlt.config.commands.rlvr import SolverConfig
 from megatron_rlt.config.loading import load_config
-from megatron_rlt.config.solver import SolverConfig
-from megatron_rlt.jobs.grpo import compare_within_groups
-from megatron_rlt.jobs.judging import AnswerJudge
-from megatron_rlt.jobs.solver import build_solver_rooms, run_solver
-from megatron_rlt.jobs.solver_step import _judge_group, draw_groups
+from megatron_rlt.jobs.reward.judging import AnswerJudge
+from megatron_rlt.jobs.rl.grpo import compare_within_groups
+from megatron_rlt.jobs.rlvr.run import build_solver_rooms, run_solver
+from megatron_rlt.jobs.rlvr.step import _judge_group, draw_groups
+from megatron_rlt.launch.watchdog import Heartbeat
 from megatron_rlt.metrics.memory import MemoryLedger
 from megatron_rlt.metrics.phases import PhaseTimer
-from megatron_rlt.metrics.worst_completions import read_worst_completions
 from megatron_rlt.metrics.writer import read_metrics
-from megatron_rlt.parallel.watchdog import Heartbeat
-from megatron_rlt.prompts.formats import student_format
+from megatron_rlt.prompts.pairs import student_format
+from megatron_rlt.store.worst_completions import read_worst_completions
 from megatron_rlt.types import Completion, FinishReason, Problem, Prompt, RolloutGroup, tell_nobody
 from tests.distributed.tiny_runs import ROOT, TinyInputs, tiny_inputs
 from tests.ranks import run_ranks

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from megatron_rlt.config.jobs import TrainConfig
+from megatron_rlt.config.commands.rlvr import SolverConfig
+from megatron_rlt.config.commands.train import TrainConfig
 from megatron_rlt.config.loading import load_config
-from megatron_rlt.config.solver import SolverConfig
-from megatron_rlt.jobs.rl import run_train
-from megatron_rlt.jobs.solver import run_solver
-from megatron_rlt.parallel.watchdog import Heartbeat
+from megatron_rlt.jobs.rlvr.run import run_solver
+from megatron_rlt.jobs.train.run import run_train
+from megatron_rlt.launch.watchdog import Heartbeat
 from tests.distributed.tiny_runs import RL_CONFIG, ROOT, TinyInputs, tiny_inputs
 from tests.jobs.tiny_scores import write_rows
 from tests.ranks import run_ranks

@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch.distributed as dist
 
-from megatron_rlt.config.jobs import CollectConfig
-from megatron_rlt.jobs.collect import run_collect
-from megatron_rlt.parallel.watchdog import Heartbeat
+from megatron_rlt.config.commands.collect import CollectConfig
+from megatron_rlt.jobs.collect.run import run_collect
+from megatron_rlt.launch.watchdog import Heartbeat
 from tests.jobs.tiny_scores import PhaseLog, score_inputs, write_rows
 
 NUM_QUESTIONS, NUM_EXPLANATIONS, QUESTIONS_PER_PART = 7, 3, 2

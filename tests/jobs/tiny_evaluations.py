@@ -10,9 +10,9 @@ from typing import Any
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from megatron_rlt.config.jobs import EvaluateConfig
-from megatron_rlt.jobs.evaluate import run_evaluate
-from megatron_rlt.parallel.watchdog import Heartbeat
+from megatron_rlt.config.commands.evaluate import EvaluateConfig
+from megatron_rlt.jobs.evaluate.run import run_evaluate
+from megatron_rlt.launch.watchdog import Heartbeat
 from megatron_rlt.prompts.tokenizer import load_tokenizer
 from tests.jobs.tiny_scores import PhaseLog, write_rows
 from tests.tiny_models import tiny_hf_model

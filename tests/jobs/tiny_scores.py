@@ -12,9 +12,9 @@ from typing import Any
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from megatron_rlt.config.jobs import ScoreConfig
-from megatron_rlt.jobs.score import run_score
-from megatron_rlt.parallel.watchdog import Heartbeat
+from megatron_rlt.config.commands.score import ScoreConfig
+from megatron_rlt.jobs.score.run import run_score
+from megatron_rlt.launch.watchdog import Heartbeat
 from tests.tiny_models import tiny_hf_model
 from tests.tiny_tokenizers import tiny_tokenizer
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_rlt.config.jobs import TrainConfig
+from megatron_rlt.config.commands.train import TrainConfig
 from megatron_rlt.config.loading import load_config
-from megatron_rlt.jobs.explanations import explain
-from megatron_rlt.jobs.rewarding import build_pairs
-from megatron_rlt.jobs.rl_rooms import RlRooms, build_rooms
-from megatron_rlt.jobs.rl_step import StepResult, step
+from megatron_rlt.jobs.reward.score_pairs import build_pairs
+from megatron_rlt.jobs.train.engines import RlRooms, build_rooms
+from megatron_rlt.jobs.train.rollouts import explain
+from megatron_rlt.jobs.train.step import StepResult, step
 from megatron_rlt.metrics.memory import MemoryLedger
 from megatron_rlt.metrics.phases import PhaseTimer
 from megatron_rlt.types import Problem, tell_nobody

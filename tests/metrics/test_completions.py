@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from megatron_rlt.metrics.completions import CompletionRow, CompletionStore, read_completions
+from megatron_rlt.store.completions import CompletionRow, CompletionStore, read_completions
 from megatron_rlt.types import (
     Completion,
     FinishReason,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_rlt.metrics.evaluation import Attempts, avg_at_k, maj_at_k, pass_at_k
+from megatron_rlt.metrics.pass_at_k import Attempts, avg_at_k, maj_at_k, pass_at_k
 
 
 def attempts(answers: str, right: str) -> Attempts:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_rlt.metrics.parts import PartStore, holds_rows_of
+from megatron_rlt.store.parts import PartStore, holds_rows_of
 
 SCHEMA = pa.schema([("id", pa.string()), ("ids", pa.list_(pa.int64()))])
 IDENTITY = {"seed": 1, "model": "a"}

@@ -11,8 +11,7 @@ import psutil
 import pytest
 
 from megatron_rlt.metrics.memory import Holdings, MemoryLedger
-from megatron_rlt.metrics.peak import peak_flops_per_second
-from megatron_rlt.metrics.phases import PhaseTimer, rates
+from megatron_rlt.metrics.phases import PhaseTimer, peak_flops_per_second, rates
 
 
 def test_seconds_and_tokens_add_up_by_phase_and_start_afresh() -> None:

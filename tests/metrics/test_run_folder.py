@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_rlt.config.jobs import SftConfig, TrainConfig
+from megatron_rlt.config.commands.sft import SftConfig
+from megatron_rlt.config.commands.train import TrainConfig
 from megatron_rlt.config.loading import load_config
-from megatron_rlt.metrics.run_folder import check_run_folder, git_commit, write_run_folder
+from megatron_rlt.store.run_folder import check_run_folder, git_commit, write_run_folder
 
 
 def _config(**changes: object) -> TrainConfig:

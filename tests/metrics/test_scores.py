@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from megatron_rlt.metrics.scores import ScoredRow, ScoreStore, summarize_scores
+from megatron_rlt.store.scores import ScoredRow, ScoreStore, summarize_scores
 from megatron_rlt.types import FormatFlag, Problem, RewardParts, ScoringPair, Span, SpannedSequence
 
 NAN, INF = math.nan, math.inf

@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_rlt.metrics.parts import PartStore
-from megatron_rlt.metrics.verdicts import SCHEMA, VerdictRow, summarize_verdicts
+from megatron_rlt.store.parts import PartStore
+from megatron_rlt.store.verdicts import SCHEMA, VerdictRow, summarize_verdicts
 from megatron_rlt.types import FinishReason
 
 

@@ -5,12 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from megatron_rlt.metrics.worst_completions import (
-    WORST_FILE,
-    WorstCompletion,
-    WorstCompletions,
-    read_worst_completions,
-)
+from megatron_rlt.store.worst_completions import WORST_FILE, WorstCompletion, WorstCompletions, read_worst_completions
 
 
 def _worst(gap: float) -> WorstCompletion:

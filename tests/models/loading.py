@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.models.build import build_model
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.weights import load_hf_weights

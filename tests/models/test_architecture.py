@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.config.architecture import Architecture
 from tests.tiny_models import tiny_hf_model
 
 _LLAMA: dict[str, Any] = {  # Llama 3.1 8B's own config.json, as its authors wrote it
@@ -154,5 +154,5 @@ def test_a_folder_without_a_readable_config_is_refused(tmp_path: Path) -> None:
 
 
 def test_reading_an_architecture_needs_no_torch() -> None:
-    code = "import sys, megatron_rlt.models.architecture; assert 'torch' not in sys.modules"
+    code = "import sys, megatron_rlt.config.architecture; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

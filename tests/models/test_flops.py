@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.models.flops import decoding_flops, forward_flops, scoring_flops, update_flops
 from megatron_rlt.types import Span, SpannedSequence
 from tests.tiny_models import tiny_hf_model

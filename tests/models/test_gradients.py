@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.sections import LayoutConfig
-from megatron_rlt.models.architecture import Architecture
 from megatron_rlt.models.build import build_model
 from megatron_rlt.models.forward import run_stage, target_logprobs
 from megatron_rlt.models.language_model import LanguageModel

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.models.flops import scoring_flops
 from megatron_rlt.models.packing import Alignment, empty_batch, pack, share, share_by_work
 from megatron_rlt.types import Span, SpannedSequence

@@ -10,8 +10,8 @@ import torch
 from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
 from torch import Tensor
 
+from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.sections import LayoutConfig
-from megatron_rlt.models.architecture import Architecture
 from megatron_rlt.models.build import build_model
 from megatron_rlt.models.forward import run_stage, target_logprobs, target_rows
 from megatron_rlt.models.language_model import LanguageModel

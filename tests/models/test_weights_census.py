@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.models.weights.hf_reader import INDEX_FILE, SINGLE_FILE, check_census, read_headers
 from megatron_rlt.models.weights.table import hf_shapes
 from tests.models.loading import folder_tensors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.models.weights.table import Rule, Split, WeightPair, hf_shapes, hf_views, weight_pairs
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megatron_rlt.config.jobs import JobConfig
+from megatron_rlt.config.commands.job import JobConfig
 from megatron_rlt.config.loading import load_config
-from megatron_rlt.jobs.signals import EndRequest
-from megatron_rlt.parallel.failures import ENDED_EARLY
-from megatron_rlt.parallel.launch import run_job
-from megatron_rlt.parallel.watchdog import Heartbeat
+from megatron_rlt.jobs.run.signals import EndRequest
+from megatron_rlt.launch.launch import run_job
+from megatron_rlt.launch.watchdog import Heartbeat
+from megatron_rlt.types import ENDED_EARLY
 
 
 def counts_ranks(config: JobConfig, heartbeat: Heartbeat) -> int:

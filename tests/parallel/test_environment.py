@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from megatron_rlt.config.jobs import JobConfig
+from megatron_rlt.config.commands.job import JobConfig
+from megatron_rlt.launch.launch import run_job
 from megatron_rlt.parallel.environment import Place, first_host, given_place, torch_environment
-from megatron_rlt.parallel.launch import run_job
 from tests.parallel.launched_jobs import counts_ranks
 
 _SRUN = {

@@ -9,12 +9,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_rlt.config.jobs import JobConfig
+from megatron_rlt.config.commands.job import JobConfig
 from megatron_rlt.config.loading import load_config
-from megatron_rlt.parallel.failures import (
+from megatron_rlt.launch.failures import (
     Failure,
     Kind,
-    StoppedError,
     culprit,
     failure_of_exception,
     failure_of_exit,
@@ -22,6 +21,7 @@ from megatron_rlt.parallel.failures import (
     report,
     write_failure,
 )
+from megatron_rlt.types import StoppedError
 
 
 def _failure(rank: int, kind: Kind, seconds: float, num_beats: int = 0) -> Failure:

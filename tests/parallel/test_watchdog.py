@@ -10,7 +10,7 @@ from pathlib import Path
 _START = """
 import ctypes, sys, time
 from pathlib import Path
-from megatron_rlt.parallel.watchdog import Heartbeat
+from megatron_rlt.launch.watchdog import Heartbeat
 
 def wait_for_a_peer_that_never_comes():
     time.sleep(60)

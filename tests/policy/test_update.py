@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from megatron_rlt.algorithm.policy_loss import LossSums, policy_loss
 from megatron_rlt.algorithm.token_weights import token_weights
+from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.sections import LayoutConfig, ModelConfig, OptimizerConfig, ScoringConfig
-from megatron_rlt.jobs.models import load_model
-from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.jobs.run.load_models import load_model
 from megatron_rlt.models.weights.export import Destination, export_tensors
 from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.policy.policy import Policy

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_rlt.config.sections import PromptConfig
-from megatron_rlt.prompts.formats import pair_builder
-from megatron_rlt.prompts.pairs import PairBuilder
+from megatron_rlt.prompts.pairs import PairBuilder, pair_builder
 from megatron_rlt.prompts.stopping import BLOCK_TOKENS
 from megatron_rlt.prompts.tags import R1, STRATOS
 from megatron_rlt.types import Completion, FinishReason, FormatFlag, Problem, ScoringPair

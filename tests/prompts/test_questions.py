@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_rlt.prompts.questions import asked_text
+from megatron_rlt.prompts.student import asked_text
 
 
 def test_choices_are_listed_by_letter_where_the_template_wants_the_question() -> None:

@@ -6,8 +6,7 @@ from hypothesis import given
 from transformers import AutoTokenizer
 
 from megatron_rlt.config.sections import PromptConfig
-from megatron_rlt.prompts.formats import student_format
-from megatron_rlt.prompts.pairs import PairBuilder
+from megatron_rlt.prompts.pairs import PairBuilder, student_format
 from megatron_rlt.types import Problem
 from tests.prompts.texts import QUICK, any_text, questions, solutions
 from tests.tiny_tokenizers import Style

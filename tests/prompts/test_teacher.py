@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_rlt.config.sections import PromptConfig
-from megatron_rlt.prompts.formats import teacher_format
-from megatron_rlt.prompts.pairs import PairBuilder
+from megatron_rlt.prompts.pairs import PairBuilder, teacher_format
 from megatron_rlt.prompts.stopping import StopCondition
 from megatron_rlt.types import Problem
 from tests.prompts.texts import QUICK, any_text, questions, solutions

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megatron_rlt.config.sections import PromptConfig, TagsConfig
-from megatron_rlt.prompts.formats import pair_builder, student_format, teacher_format
+from megatron_rlt.prompts.pairs import pair_builder, student_format, teacher_format
 from megatron_rlt.prompts.tokenizer import ChatTokenizer, load_tokenizer, tokenizer_difference
 from tests.tiny_tokenizers import Style, tiny_tokenizer
 

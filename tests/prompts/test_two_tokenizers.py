@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_rlt.config.sections import PromptConfig
-from megatron_rlt.prompts.formats import pair_builder
-from megatron_rlt.prompts.pairs import PairBuilder
+from megatron_rlt.prompts.pairs import PairBuilder, pair_builder
 from megatron_rlt.types import Completion, FinishReason, FormatFlag, Problem
 from tests.prompts.texts import QUICK, any_text
 from tests.tiny_tokenizers import OTHER_SENTENCES, tiny_tokenizer

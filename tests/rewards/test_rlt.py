@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_rlt.config.sections import PenaltyConfig
-from megatron_rlt.rewards.penalties import penalty_table, total_penalty
-from megatron_rlt.rewards.rlt import kl_per_token, reward_terms, rlt_reward, why_invalid
+from megatron_rlt.rewards.rlt import kl_per_token, penalty_table, reward_terms, rlt_reward, total_penalty, why_invalid
 from megatron_rlt.types import FormatFlag, RewardParts
 
 PENALTIES = penalty_table(PenaltyConfig(truncated=-0.25))

@@ -10,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_rlt.rewards.rlt import rlt_reward
-from megatron_rlt.rewards.solution_score import SolutionScore, solution_score, with_solution_score
+from megatron_rlt.rewards.rlt import SolutionScore, rlt_reward, solution_score, with_solution_score
 from megatron_rlt.rewards.students import combine_students
 from megatron_rlt.types import FormatFlag, RewardParts
 

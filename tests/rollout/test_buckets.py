@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_rlt.rollout.buckets import cut_into_buckets
+from megatron_rlt.rollout.vllm.transfer.tensor_source import cut_into_buckets
 
 
 @pytest.mark.parametrize(

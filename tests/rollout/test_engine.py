@@ -15,8 +15,8 @@ from megatron_rlt.models.forward import run_stage, target_logprobs
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.packing import alignment_of, pack
 from megatron_rlt.parallel.layout import Layout, build_layout
-from megatron_rlt.rollout.decoding_batch import Row
-from megatron_rlt.rollout.engine import MegatronEngine, _require_agreement
+from megatron_rlt.rollout.megatron.decoding_batch import Row
+from megatron_rlt.rollout.megatron.engine import MegatronEngine, _require_agreement
 from megatron_rlt.rollout.requests import SampleRequest
 from megatron_rlt.rollout.sampling import completion_seed, sample, uniforms
 from megatron_rlt.types import Completion, FinishReason, Span, SpannedSequence

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from megatron_rlt.rollout.open_questions import OpenQuestions, WorkClock
-from megatron_rlt.rollout.vllm_server import EngineLostError, ServedChoice
+from megatron_rlt.rollout.vllm.client import EngineLostError, ServedChoice
+from megatron_rlt.rollout.vllm.pending_requests import OpenQuestions, WorkClock
 
 PARTS = (range(2), range(2, 3))
 WAIT_SECONDS = 5.0

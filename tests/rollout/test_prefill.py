@@ -12,7 +12,7 @@ import torch
 from megatron_rlt.config.sections import LayoutConfig
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.layout import Layout, build_layout
-from megatron_rlt.rollout.engine import MegatronEngine, SamplingWork
+from megatron_rlt.rollout.megatron.engine import MegatronEngine, SamplingWork
 from megatron_rlt.rollout.requests import SampleRequest, StopCondition
 from megatron_rlt.rollout.sampling import completion_seed
 from megatron_rlt.types import Completion

@@ -23,7 +23,7 @@ time.sleep(600)
 # A trainer that starts a server and waits.
 TRAINER = """
 import pathlib, sys, time
-from megatron_rlt.rollout.vllm_server import ServerProcess
+from megatron_rlt.rollout.vllm.client import ServerProcess
 folder = pathlib.Path(sys.argv[1])
 command = [sys.executable, "-c", sys.argv[2], str(folder / "worker")]
 process = ServerProcess(command, log_file=folder / "log", devices="", unpickles=False)

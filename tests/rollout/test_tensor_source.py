@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_rlt.rollout.tensor_source import TensorMeta, TensorSource
-from megatron_rlt.rollout.vllm_server import EngineLostError
+from megatron_rlt.rollout.vllm.client import EngineLostError
+from megatron_rlt.rollout.vllm.transfer.tensor_source import TensorMeta, TensorSource
 
 
 class Weights:

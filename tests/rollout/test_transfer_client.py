@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from megatron_rlt.rollout.transfer_client import TransferClient
-from megatron_rlt.rollout.vllm_server import EngineLostError
+from megatron_rlt.rollout.vllm.client import EngineLostError
+from megatron_rlt.rollout.vllm.transfer.client import TransferClient
 from tests.rollout.test_vllm_server import FakeServer, client
 
 

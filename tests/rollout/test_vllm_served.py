@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.rollout import VllmConfig, VllmServerConfig
-from megatron_rlt.models.architecture import Architecture
 from megatron_rlt.rollout.requests import SampleRequest
-from megatron_rlt.rollout.vllm_served import ServedEngine
-from megatron_rlt.rollout.vllm_server import EngineLostError
-from megatron_rlt.rollout.vllm_settings import EngineShape, Sampling
+from megatron_rlt.rollout.vllm.client import EngineLostError
+from megatron_rlt.rollout.vllm.servers import ServedEngine
+from megatron_rlt.rollout.vllm.settings import EngineShape, Sampling
 from tests.ranks import run_ranks
 from tests.rollout.test_vllm_server import FakeServer, choice
 from tests.tiny_models import tiny_hf_model

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from megatron_rlt.rollout.vllm_server import EngineLostError, VllmServer
+from megatron_rlt.rollout.vllm.client import EngineLostError, VllmServer
 
 TIMEOUT_SECONDS = 0.5
 

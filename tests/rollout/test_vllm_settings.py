@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from megatron_rlt.rollout.vllm_settings import Sampling
+from megatron_rlt.rollout.vllm.settings import Sampling
 from megatron_rlt.types import FinishReason
 
 

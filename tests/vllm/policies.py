@@ -14,19 +14,19 @@ from torch import Tensor
 
 from megatron_rlt.config.rollout import VllmConfig, VllmServerConfig
 from megatron_rlt.config.sections import LayoutConfig
-from megatron_rlt.jobs.following_engine import ColocatedVllm, ServedVllm
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.layout import Layout, build_layout
 from megatron_rlt.rollout.requests import SampleRequest
 from megatron_rlt.rollout.sampling import completion_seed, nucleus
-from megatron_rlt.rollout.vllm_engine import VllmEngine
-from megatron_rlt.rollout.vllm_model import VllmModel
-from megatron_rlt.rollout.vllm_served import ServedEngine
-from megatron_rlt.rollout.vllm_server import VllmServer
-from megatron_rlt.rollout.vllm_settings import EngineShape, Sampling
+from megatron_rlt.rollout.vllm.client import VllmServer
+from megatron_rlt.rollout.vllm.colocated import VllmEngine
+from megatron_rlt.rollout.vllm.model import VllmModel
+from megatron_rlt.rollout.vllm.servers import ServedEngine
+from megatron_rlt.rollout.vllm.settings import EngineShape, Sampling
+from megatron_rlt.rollout.vllm.synced_engines import ColocatedVllm, ServedVllm
+from megatron_rlt.rollout.weight_sync.sync import Receiver, WeightSync
 from megatron_rlt.scoring.engine import LogprobEngine
 from megatron_rlt.types import Completion, Span, SpannedSequence
-from megatron_rlt.weight_sync.sync import Receiver, WeightSync
 from tests.models.loading import loaded_model
 from tests.tiny_models import tiny_hf_model
 from tests.tiny_tokenizers import tiny_tokenizer

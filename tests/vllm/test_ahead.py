@@ -18,12 +18,11 @@ from transformers import AutoModelForCausalLM
 
 from megatron_rlt.config.rollout import VllmServerConfig
 from megatron_rlt.config.sections import LayoutConfig
-from megatron_rlt.jobs.following_engine import ServedVllm
-from megatron_rlt.metrics.completions import CompletionRow, read_completions
 from megatron_rlt.metrics.writer import read_metrics
 from megatron_rlt.models.checksum import checksums_held
-from megatron_rlt.parallel.failures import ENDED_EARLY
-from megatron_rlt.types import Completion
+from megatron_rlt.rollout.vllm.synced_engines import ServedVllm
+from megatron_rlt.store.completions import CompletionRow, read_completions
+from megatron_rlt.types import ENDED_EARLY, Completion
 from tests.distributed.commands import Command
 from tests.distributed.tiny_runs import RL_CONFIG, TinyInputs, tiny_inputs
 from tests.ranks import run_ranks

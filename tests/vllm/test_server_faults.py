@@ -16,13 +16,12 @@ import pytest
 
 from megatron_rlt.config.rollout import VllmConfig, VllmServerConfig
 from megatron_rlt.config.sections import LayoutConfig
-from megatron_rlt.parallel.failures import StoppedError
-from megatron_rlt.rollout import server_start
-from megatron_rlt.rollout.direct_transport import BroadcastTransport
-from megatron_rlt.rollout.server_start import start_server
-from megatron_rlt.rollout.vllm_server import EngineLostError, VllmServer
-from megatron_rlt.rollout.vllm_settings import EngineShape
-from megatron_rlt.types import Completion
+from megatron_rlt.rollout.vllm import start_server as server_start
+from megatron_rlt.rollout.vllm.client import EngineLostError, VllmServer
+from megatron_rlt.rollout.vllm.settings import EngineShape
+from megatron_rlt.rollout.vllm.start_server import start_server
+from megatron_rlt.rollout.vllm.transfer.direct import BroadcastTransport
+from megatron_rlt.types import Completion, StoppedError
 from tests.ranks import run_ranks
 from tests.vllm.policies import (
     Beside,

@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-from megatron_rlt.metrics.completions import read_completions
 from megatron_rlt.metrics.writer import read_metrics
+from megatron_rlt.store.completions import read_completions
 from tests.distributed.commands import Command
 from tests.distributed.tiny_runs import RL_CONFIG, ROOT, TinyInputs, tiny_inputs
 from tests.vllm.policies import assert_nothing_runs

@@ -13,11 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from megatron_rlt.config.sections import LayoutConfig
 from megatron_rlt.models.checksum import checksums_held
-from megatron_rlt.parallel.failures import StoppedError
 from megatron_rlt.parallel.layout import build_layout
+from megatron_rlt.rollout.weight_sync.sync import SyncReport, WeightSync
 from megatron_rlt.scoring.engine import LogprobEngine
-from megatron_rlt.types import Span, SpannedSequence
-from megatron_rlt.weight_sync.sync import SyncReport, WeightSync
+from megatron_rlt.types import Span, SpannedSequence, StoppedError
 from tests.models.loading import loaded_model
 from tests.ranks import run_ranks
 from tests.tiny_models import tiny_hf_model

@@ -23,8 +23,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from megatron_rlt.config.jobs import TrainConfig
-from megatron_rlt.jobs.rewarding import build_pairs
+from megatron_rlt.config.commands.train import TrainConfig
+from megatron_rlt.jobs.reward.score_pairs import build_pairs
 from megatron_rlt.prompts.pairs import PairBuilder
 from megatron_rlt.types import Problem
 from tools.bench.reference_reward import RewardTexts

@@ -17,14 +17,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.sections import LayoutConfig
-from megatron_rlt.models.architecture import Architecture
 from megatron_rlt.models.build import build_model
 from megatron_rlt.models.flops import forward_flops
 from megatron_rlt.models.weights.load import load_hf_weights
 from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.parallel.platform import stop_distributed
-from megatron_rlt.rollout.engine import MegatronEngine
+from megatron_rlt.rollout.megatron.engine import MegatronEngine
 from megatron_rlt.rollout.requests import SampleRequest
 from tools.bench.machine import describe_machine
 from tools.bench.translation import translation_share

@@ -20,8 +20,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.sections import LayoutConfig, ScoringConfig
-from megatron_rlt.models.architecture import Architecture
 from megatron_rlt.models.flops import forward_flops
 from tools.bench.contest import Result, Way, compete
 from tools.bench.machine import describe_machine, matmul_flops_per_second

@@ -23,10 +23,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from megatron_rlt.config.jobs import TrainConfig
-from megatron_rlt.jobs.explanations import Explanations
-from megatron_rlt.jobs.mismatch import logprob_metrics
-from megatron_rlt.jobs.rl_step import step
+from megatron_rlt.config.commands.train import TrainConfig
+from megatron_rlt.jobs.rl.mismatch import logprob_metrics
+from megatron_rlt.jobs.train.rollouts import Explanations
+from megatron_rlt.jobs.train.step import step
 from megatron_rlt.metrics.memory import MemoryLedger
 from megatron_rlt.metrics.phases import PhaseTimer
 from megatron_rlt.parallel.environment import free_port

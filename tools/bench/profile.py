@@ -20,8 +20,8 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
-from megatron_rlt.jobs.explanations import explain
-from megatron_rlt.jobs.rl_step import step
+from megatron_rlt.jobs.train.rollouts import explain
+from megatron_rlt.jobs.train.step import step
 from megatron_rlt.metrics.memory import MemoryLedger
 from megatron_rlt.metrics.phases import Phase, PhaseTimer
 from megatron_rlt.parallel.platform import stop_distributed

@@ -25,10 +25,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from megatron_rlt.config.jobs import TrainConfig
+from megatron_rlt.config.commands.train import TrainConfig
 from megatron_rlt.config.sections import LayoutConfig
-from megatron_rlt.jobs.models import load_model
-from megatron_rlt.jobs.policy_engines import sampling_engine
+from megatron_rlt.jobs.rl.engines import sampling_engine
+from megatron_rlt.jobs.run.load_models import load_model
 from megatron_rlt.parallel.environment import free_port
 from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.rollout.requests import SampleRequest

@@ -18,11 +18,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from megatron_rlt.config.jobs import TrainConfig
-from megatron_rlt.jobs.explanations import explain
-from megatron_rlt.jobs.rewarding import build_pairs
-from megatron_rlt.jobs.rl_rooms import RlRooms, build_rooms
-from megatron_rlt.jobs.rl_step import step
+from megatron_rlt.config.commands.train import TrainConfig
+from megatron_rlt.jobs.reward.score_pairs import build_pairs
+from megatron_rlt.jobs.train.engines import RlRooms, build_rooms
+from megatron_rlt.jobs.train.rollouts import explain
+from megatron_rlt.jobs.train.step import step
 from megatron_rlt.metrics.memory import MemoryLedger
 from megatron_rlt.metrics.phases import PhaseTimer, rates
 from megatron_rlt.parallel.platform import stop_distributed

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.sections import LayoutConfig, OptimizerConfig, ScoringConfig
-from megatron_rlt.models.architecture import Architecture
 from megatron_rlt.models.build import build_model
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.weights.load import load_hf_weights

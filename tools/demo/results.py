@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_rlt.metrics.completions import CompletionStore, read_completions
 from megatron_rlt.metrics.writer import read_metrics
+from megatron_rlt.store.completions import CompletionStore, read_completions
 from tools.demo.chain_arithmetic import Style, classify
 from tools.demo.stages import SOLVERS, TRACES, evaluation_name, traces_file
 

@@ -43,7 +43,7 @@ _HEADER = "| key | type | default | meaning |\n|---|---|---|---|\n"
 def commands() -> dict[str, type[Section]]:
     """The configuration of every command, named by its docstring, in the order in which a user meets them."""
     found = {}
-    for module in pkgutil.iter_modules(megatron_rlt.config.__path__, f"{megatron_rlt.config.__name__}."):
+    for module in pkgutil.walk_packages(megatron_rlt.config.__path__, f"{megatron_rlt.config.__name__}."):
         for value in vars(import_module(module.name)).values():
             if isinstance(value, type) and issubclass(value, Section) and value.__module__ == module.name:
                 named = _COMMAND.match(value.__doc__ or "")

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
-from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.models.weights.hf_writer import check_folders, write_folder
 from megatron_rlt.models.weights.stage import stage_parameters
 from megatron_rlt.models.weights.table import Split, WeightPair, hf_views, weight_pairs

@@ -16,9 +16,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 INDEX_FILE = "model.safetensors.index.json"
+
+
 SINGLE_FILE = "model.safetensors"
+
+
 _FLOAT_DTYPES = ("F32", "BF16", "F16")  # 8-bit and integer tensors need scales that stand elsewhere
+
+
 _ROTARY_BUFFER = ".rotary_emb.inv_freq"  # older Llama folders store what the model computes
+
+
 _MAX_NAMED = 8  # names listed in one line of an error; a wrong folder would list thousands
 
 

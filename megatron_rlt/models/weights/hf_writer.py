@@ -19,8 +19,14 @@ from torch import Tensor
 from megatron_rlt.models.weights.hf_reader import INDEX_FILE, SINGLE_FILE
 
 _CONFIG_FILE = "config.json"
+
+
 _COPIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken")  # configuration, vocabularies, chat templates
+
+
 _COPIED_FOLDERS = ("additional_chat_templates",)
+
+
 _INDEX_SUFFIX = ".index.json"  # of the source's weights, in whatever format
 
 

@@ -13,7 +13,7 @@ import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
-from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.models.weights.hf_reader import SliceRead, StoredTensor, check_census, copy_slices, read_headers
 from megatron_rlt.models.weights.stage import stage_parameters
 from megatron_rlt.models.weights.table import Split, WeightPair, hf_shapes, hf_views

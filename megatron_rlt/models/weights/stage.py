@@ -8,7 +8,7 @@ from __future__ import annotations
 from megatron.core.models.gpt.gpt_model import GPTModel
 from torch.nn import Parameter
 
-from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.models.weights.table import WeightPair, weight_pairs
 
 _LAYERS = "decoder.layers."

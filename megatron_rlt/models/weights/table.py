@@ -14,7 +14,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from megatron_rlt.models.architecture import Architecture
+from megatron_rlt.config.architecture import Architecture
 
 
 class Rule(StrEnum):
@@ -63,7 +63,11 @@ class _Row:
 
 
 _EMBEDDING = "model.embed_tokens.weight"
+
+
 _FIRST = (_Row("embedding.word_embeddings.weight", ((_EMBEDDING, "vocab hidden"),), Rule.PLAIN, Split.VOCABULARY),)
+
+
 _LAYER = (
     _Row(
         "self_attention.linear_qkv.weight",
@@ -117,6 +121,8 @@ _LAYER = (
         Split.REPLICATED,
     ),
 )
+
+
 _LAST = (
     _Row("decoder.final_layernorm.weight", (("model.norm.weight", "hidden"),), Rule.PLAIN, Split.REPLICATED),
     _Row("output_layer.weight", (("lm_head.weight", "vocab hidden"),), Rule.PLAIN, Split.VOCABULARY, only_if="untied"),

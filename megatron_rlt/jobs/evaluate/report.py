@@ -1,0 +1,107 @@
+"""What `evaluate` leaves for people and programs: `results.json` and the closing table."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from megatron_rlt.config.commands.evaluate import EvaluateConfig, EvaluationSet
+from megatron_rlt.metrics.pass_at_k import Estimate
+from megatron_rlt.store.run_folder import lasting_values
+from megatron_rlt.store.verdicts import VerdictSummary, summarize_verdicts
+
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class EvaluationResults:
+    """All that an evaluation found."""
+
+    kind: str
+    summary: VerdictSummary
+    rejected: dict[str, int]  # rows by reason
+
+
+def write_results(
+    config: EvaluateConfig, asked: EvaluationSet, fingerprint: str, *, verdicts: Path, rejected: Path
+) -> EvaluationResults:
+    """Sum up a finished evaluation and write `results.json`, whole or not at all."""
+    reasons = (json.loads(line)["reason"] for line in rejected.read_text(encoding="utf-8").splitlines())
+    summary = summarize_verdicts(verdicts, num_samples=config.sampling.num_samples)
+    results = EvaluationResults(asked.kind, summary, dict(sorted(Counter(reasons).items())))
+    text = json.dumps(_record(results, config, fingerprint), indent=2, allow_nan=False, ensure_ascii=False)
+    temporary = verdicts.with_name(f".{RESULTS}.tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(verdicts.with_name(RESULTS))
+    return results
+
+
+def _record(results: EvaluationResults, config: EvaluateConfig, fingerprint: str) -> dict[str, Any]:
+    summary = results.summary
+    return {
+        **{name: _numbers(estimate) for name, estimate in summary.estimates.items()},
+        "questions": summary.num_questions,
+        "answers": summary.num_answers,
+        "answers_by_reason": summary.reasons,
+        "rows_rejected": results.rejected,
+        "mean_completion_tokens": summary.mean_tokens,
+        "truncated_share": summary.truncated_share,
+        "data": config.data,
+        "kind": results.kind,
+        "model": {"folder": str(config.model.model), "fingerprint": fingerprint},
+        "settings": lasting_values(config.model_dump(mode="json")),
+    }
+
+
+def _numbers(estimate: Estimate) -> dict[str, float | None]:
+    """JSON has no nan: the standard error of one question is null."""
+    error = estimate.standard_error
+    return {"mean": estimate.mean, "standard_error": None if math.isnan(error) else error}
+
+
+def print_results(
+    results: EvaluationResults, config: EvaluateConfig, *, totals: Mapping[str, float], console: Console
+) -> None:
+    """Print the closing table and where everything lies.
+
+    Args:
+        totals: seconds and tokens of this start by phase, as `PhaseTimer` names them; empty if nothing was left to do.
+    """
+    sampling, summary = config.sampling, results.summary
+    how = "greedy" if sampling.greedy else f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g}"
+    console.print(f"{config.model.model} on {config.data}, {how}", soft_wrap=True, highlight=False, markup=False)
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    # One answer a question: its average, its majority and its best are the same.
+    shown = list(summary.estimates.items())[: 1 if sampling.num_samples == 1 else None]
+    for name, estimate in shown:
+        error = "" if math.isnan(estimate.standard_error) else f" ± {100 * estimate.standard_error:.1f}"
+        table.add_row(name, f"{100 * estimate.mean:.1f}{error} %")
+    table.add_section()
+    table.add_row("questions", f"{summary.num_questions:,}")
+    table.add_row("answers", f"{summary.num_answers:,}")
+    for reason, count in summary.reasons.items():
+        table.add_row(f"  {reason}", f"{count:,}")
+    table.add_row("rows rejected", f"{sum(results.rejected.values()):,}")
+    for reason, count in results.rejected.items():
+        table.add_row(f"  {reason}", f"{count:,}")
+    table.add_section()
+    table.add_row("mean tokens of an answer", f"{summary.mean_tokens:,.1f}")
+    table.add_row("truncated answers", f"{100 * summary.truncated_share:.1f} %")
+    if "seconds/rollout" in totals:
+        table.add_row("sampled tokens/s", f"{totals['tokens/rollout'] / totals['seconds/rollout']:,.0f}")
+    console.print(table)
+    folder = config.output_dir
+    console.print(f"Every answer with its verdict: {folder / 'verdicts.parquet'}", soft_wrap=True, highlight=False)
+    console.print(f"Results: {folder / RESULTS}", soft_wrap=True, highlight=False)
+    if results.rejected:
+        console.print(f"Rejected rows: {folder / 'rejected.jsonl'}", soft_wrap=True, highlight=False)

@@ -1,0 +1,155 @@
+"""The papers of a run: its resolved configuration, and what it ran on. One folder holds one run.
+
+In: the configuration. Out: `config.yaml` (reads back as a configuration) and `run.json` (command, and for every start
+its time, package versions, git commit). What resuming may change is decided here.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_rlt.config.commands.job import JobConfig
+from megatron_rlt.config.loading import to_yaml
+
+CONFIG_FILE = "config.yaml"
+
+
+RUN_FILE = "run.json"
+
+
+# What a resumed run may change: how long it goes on, which machines it runs on, what is kept, shown and measured of it,
+# and the folder's own place. A key covers everything below it; `*` stands for one level.
+_MAY_CHANGE = (
+    "num_steps",
+    "num_epochs",
+    "world_size",
+    "*.layout",
+    "*.recompute",
+    "checkpoint",
+    "evaluation",
+    "metrics",
+    "mismatch.max_rollout_gap",
+    "rollout.vllm.server",
+    "watchdog",
+    "output_dir",
+)
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of the program on a run folder."""
+
+    time: str  # UTC, ISO 8601
+    world_size: int
+    git_commit: str | None  # with "+changes" when the tree differed from the commit; None outside a repository
+    versions: Mapping[str, str]
+
+
+def check_run_folder(folder: Path, command: str, config: JobConfig) -> None:
+    """Refuse a folder that holds another run. Reads only, so every rank may call it.
+
+    Raises:
+        ValueError: the folder holds a run of another command, or of this one with another configuration; it names the
+            keys that differ with both values.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        return
+    check_command(folder, command)
+    old = lasting_values(yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+    changes = describe_changes(old, lasting_values(config.model_dump(mode="json")))
+    if changes:
+        raise ValueError(
+            f"a folder holds one run; output_dir {folder} holds one with another configuration: {changes}. "
+            "Put the values back to resume it, or choose another output_dir"
+        )
+
+
+def check_command(folder: Path, command: str) -> None:
+    """Raise ValueError if the folder holds a run of another command."""
+    if not (folder / RUN_FILE).is_file():
+        return
+    held = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["command"]
+    if held != command:
+        raise ValueError(
+            f"a folder holds one run; output_dir {folder} holds a run of `{held}`, not of `{command}`: "
+            "choose another output_dir"
+        )
+
+
+def lasting_values(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a configuration that must stay as they are when its run is resumed, by dotted key."""
+    return {key: value for key, value in _flat(tree).items() if not _may_change(key)}
+
+
+def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Every key that differs, with both values; empty where none does."""
+    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return "; ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in differing)
+
+
+def write_run_folder(folder: Path, command: str, config: JobConfig, *, world_size: int) -> None:
+    """Write the papers of a run, or add this start to those of a resumed one. One rank calls, after the check."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / RUN_FILE
+    starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.is_file() else []
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    starts.append(asdict(Start(now, world_size, git_commit(Path(__file__).parent), _versions())))
+    _replace(path, json.dumps({"command": command, "starts": starts}, indent=2))
+    _replace(folder / CONFIG_FILE, to_yaml(config))
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit of the repository that tracks the files of a folder, marked when they differ from it."""
+    try:
+        tracked = _git(folder, "ls-files", "--", ".")
+        commit = _git(folder, "rev-parse", "HEAD")
+        changes = _git(folder, "status", "--porcelain", "--", ".")
+    except (FileNotFoundError, subprocess.CalledProcessError):  # no git, or no repository
+        return None
+    if not tracked:
+        return None
+    return f"{commit}+changes" if changes else commit
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _versions() -> dict[str, str]:
+    """Of every installed package: what a number depended on is known only afterwards."""
+    return dict(sorted((str(item.metadata["Name"]), item.version) for item in distributions()))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _may_change(key: str) -> bool:
+    names = key.split(".")
+    for pattern in _MAY_CHANGE:
+        wanted = pattern.split(".")
+        if len(wanted) <= len(names) and all(want in ("*", name) for want, name in zip(wanted, names, strict=False)):
+            return True
+    return False
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
