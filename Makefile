@@ -11,7 +11,7 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 # Which engine samples in the demo's RL: megatron, or vllm (make demo ENGINE=vllm).
 ENGINE ?= megatron
 
-.PHONY: demo demo-ablation test test-vllm lint format docs clean
+.PHONY: demo demo-ablation test test-all test-vllm lint format docs clean
 
 ifeq ($(ENGINE),vllm)
 demo: $(VLLM_INSTALLED)
@@ -26,11 +26,15 @@ demo-ablation: $(INSTALLED)
 	$(BIN)/python -m tools.demo.run $(DEMO_DIR) --ablation
 
 test: $(INSTALLED) lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --durations 25
+
+# Also what shows the same in more layouts.
+test-all: $(INSTALLED) lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest --durations 25 --full
 
 # vLLM itself on the CPU, in an environment of its own.
 test-vllm: $(VLLM_INSTALLED)
-	OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest --numprocesses 2 --durations 5 tests/vllm
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest --numprocesses 2 --dist loadscope --durations 25 tests/vllm
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The command line: parses arguments, checks the configuration and hands it to a job.
+"""The command line: parses arguments, checks the configuration and hands it to the command's job.
 
 Torch is imported only once everything that can be checked without it holds. Exit statuses: 0, 1 for a failure,
 2 for bad input, 75 for saved and ended by a signal.
@@ -7,49 +7,24 @@ Torch is imported only once everything that can be checked without it holds. Exi
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from megatron_rlt.config.commands.collect import CollectConfig, plan_collect
-from megatron_rlt.config.commands.evaluate import EvaluateConfig, plan_evaluate
 from megatron_rlt.config.commands.job import JobConfig
-from megatron_rlt.config.commands.parity import ParityConfig
-from megatron_rlt.config.commands.preflight import (
-    check_collect,
-    check_evaluate,
-    check_prepare,
-    check_reweigh,
-    check_score,
-    check_sft,
-    check_solver,
-    check_train,
-    count_questions,
-    count_rows,
-)
-from megatron_rlt.config.commands.prepare import PrepareConfig
 from megatron_rlt.config.commands.reweigh import ReweighConfig
-from megatron_rlt.config.commands.rlvr import SolverConfig
-from megatron_rlt.config.commands.score import ScoreConfig, plan_score
-from megatron_rlt.config.commands.sft import SftConfig, plan_sft
-from megatron_rlt.config.commands.train import TrainConfig, plan_train
+from megatron_rlt.config.commands.table import COMMANDS, load_job
 from megatron_rlt.config.display import show_keys, show_plan
 from megatron_rlt.config.loading import has_section, load_config, load_overrides, to_yaml
-from megatron_rlt.config.plan import Plan
-from megatron_rlt.config.sections import Section
 
 if TYPE_CHECKING:
     from megatron_rlt.launch.watchdog import Heartbeat
 
-
-Config = TypeVar("Config", bound=JobConfig)
-
-
 _BAD_INPUT = 2
-
 
 app = typer.Typer(
     add_completion=False,
@@ -60,110 +35,58 @@ app = typer.Typer(
 )
 
 
-def _keys_option(config_class: type[Section]) -> Any:  # noqa: ANN401 - typer's option record
-    def show(asked: bool) -> None:
-        if asked:
-            show_keys(config_class, Console())
-            raise typer.Exit
-
-    return typer.Option(
-        "--help-config", is_eager=True, callback=show, help="List every key with its default and meaning, and exit."
-    )
+def _show_keys(context: typer.Context, asked: bool) -> None:
+    if asked:
+        show_keys(COMMANDS[str(context.info_name)].config_class, Console())
+        raise typer.Exit
 
 
+HelpConfig = Annotated[
+    bool,
+    typer.Option(
+        "--help-config", is_eager=True, callback=_show_keys, help="List every key with default and meaning, and exit."
+    ),
+]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Configuration; only what differs.")]
-
-
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Dotted keys that win over the file, such as grpo.group_size=8."),
 ]
-
-
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the resolved configuration and every derived number, and exit.")
 ]
 
 
-@app.command()
-def prepare(
-    config_file: ConfigFile,
-    overrides: Overrides = None,
-    _help_config: Annotated[bool, _keys_option(PrepareConfig)] = False,
-) -> int:
-    """Turn rows (JSONL, Parquet, Hugging Face data set) into validated webdataset shards."""
-    config = load_config(PrepareConfig, config_file, overrides or [])
-    check_prepare(config)
-    from megatron_rlt.jobs.prepare import run_prepare
-
-    run_prepare(config)
-    return 0
-
-
-@app.command()
-def sft(
+def _run(
+    context: typer.Context,
     config_file: ConfigFile,
     overrides: Overrides = None,
     dry_run: DryRun = False,
-    _help_config: Annotated[bool, _keys_option(SftConfig)] = False,
+    _help_config: HelpConfig = False,
 ) -> int:
-    """Train one model on rows with a reasoning trace: a teacher's warm-up or a student's distillation."""
-    config = load_config(SftConfig, config_file, overrides or [])
-    shapes = check_sft(config)
+    name = str(context.info_name)
+    if name == "train" and has_section(config_file, overrides or [], "verifier"):
+        name = "rlvr"
+        sys.stderr.write(
+            "megatron-rlt: a `verifier` section makes this `megatron-rlt rlvr`, the name of this command\n"
+        )
+    command = COMMANDS[name]
+    config = load_config(command.config_class, config_file, overrides or [])
+    shapes = config.check()
     if dry_run:
-        return _show(config, plan_sft(config, shapes, num_rows=count_rows(config.data.path)))
-    return _launch(_sft_on_rank, config)
+        console = Console()
+        console.print(to_yaml(config), markup=False, highlight=False, soft_wrap=True)
+        show_plan(config.plan(shapes), console)
+        return 0
+    if not isinstance(config, JobConfig):
+        load_job(command.job)(config)
+        return 0
+    from megatron_rlt.launch.launch import run_job
+
+    return run_job(partial(_job_on_rank, command.job), config, config.world_size)
 
 
-@app.command()
-def train(
-    config_file: ConfigFile,
-    overrides: Overrides = None,
-    dry_run: DryRun = False,
-    _help_config: Annotated[bool, _keys_option(TrainConfig)] = False,
-) -> int:
-    """Train a teacher with the RLT reward; with a `verifier` section, a student rewarded for right answers."""
-    if has_section(config_file, overrides or [], "verifier"):
-        solver = load_config(SolverConfig, config_file, overrides or [])
-        shapes = check_solver(solver)
-        return _show(solver, plan_train(solver, shapes)) if dry_run else _launch(_solver_on_rank, solver)
-    config = load_config(TrainConfig, config_file, overrides or [])
-    shapes = check_train(config)
-    return _show(config, plan_train(config, shapes)) if dry_run else _launch(_train_on_rank, config)
-
-
-@app.command()
-def collect(
-    config_file: ConfigFile,
-    overrides: Overrides = None,
-    dry_run: DryRun = False,
-    _help_config: Annotated[bool, _keys_option(CollectConfig)] = False,
-) -> int:
-    """Collect a teacher's explanations of a data set, with rewards by a student, and select training rows."""
-    config = load_config(CollectConfig, config_file, overrides or [])
-    shapes = check_collect(config)
-    if dry_run:
-        return _show(config, plan_collect(config, shapes, num_rows=count_rows(config.data)))
-    return _launch(_collect_on_rank, config)
-
-
-@app.command()
-def score(
-    config_file: ConfigFile,
-    overrides: Overrides = None,
-    dry_run: DryRun = False,
-    _help_config: Annotated[bool, _keys_option(ScoreConfig)] = False,
-) -> int:
-    """Compute the RLT reward of explanations that already exist, without training."""
-    config = load_config(ScoreConfig, config_file, overrides or [])
-    shapes = check_score(config)
-    if dry_run:
-        return _show(config, plan_score(config, shapes))
-    return _launch(_score_on_rank, config)
-
-
-@app.command(context_settings={"ignore_unknown_options": True})
-def reweigh(
+def _reweigh(
     source: Annotated[
         Path, typer.Argument(metavar="SOURCE", help="Parquet file of `score` or `collect`, or a run folder of `train`.")
     ],
@@ -175,50 +98,26 @@ def reweigh(
             " --reward.lambda_kl=1.",
         ),
     ] = None,
-    _help_config: Annotated[bool, _keys_option(ReweighConfig)] = False,
+    _help_config: HelpConfig = False,
 ) -> int:
-    """Compute stored rewards again with other coefficients, without a model: what would the ranking have been?"""
     given, overrides = {"source": str(source)}, [word.removeprefix("--") for word in words or []]
     if overrides and "=" not in overrides[0]:
         given["output"] = overrides.pop(0)
     config = load_overrides(ReweighConfig, given, overrides)
-    check_reweigh(config)
-    from megatron_rlt.jobs.reweigh import run_reweigh
-
-    run_reweigh(config)
+    config.check()
+    load_job(COMMANDS["reweigh"].job)(config)
     return 0
 
 
-@app.command()
-def evaluate(
-    config_file: ConfigFile,
-    overrides: Overrides = None,
-    dry_run: DryRun = False,
-    _help_config: Annotated[bool, _keys_option(EvaluateConfig)] = False,
-) -> int:
-    """Let a model answer questions and judge the answers: avg@k, maj@k, pass@k, a verdict for every answer."""
-    config = load_config(EvaluateConfig, config_file, overrides or [])
-    shapes = check_evaluate(config)
-    if dry_run:
-        return _show(config, plan_evaluate(config, shapes, num_questions=count_questions(config)))
-    return _launch(_evaluate_on_rank, config)
-
-
-@app.command()
-def parity(
-    config_file: ConfigFile,
-    overrides: Overrides = None,
-    dry_run: DryRun = False,
-    _help_config: Annotated[bool, _keys_option(ParityConfig)] = False,
-) -> int:
-    """Compare log-probs of the same tokens by transformers, Megatron in a `train`'s layouts, and its engine."""
-    config = load_config(ParityConfig, config_file, overrides or [])
-    shapes = check_train(config)
-    return _show(config, plan_train(config, shapes)) if dry_run else _launch(_parity_on_rank, config)
+for _name, _command in COMMANDS.items():
+    _is_reweigh = _name == "reweigh"
+    app.command(_name, help=_command.config_class.__doc__, context_settings={"ignore_unknown_options": _is_reweigh})(
+        _reweigh if _is_reweigh else _run
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status; a user's fault is one line a fault on stderr."""
+    """Run one command and return its exit status; a user's fault is one line on stderr."""
     try:
         status: int = app(args=arguments, prog_name="megatron-rlt", standalone_mode=False)
     except (typer.TyperException, ValueError) as fault:
@@ -229,56 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _show(config: Section, plan: Plan) -> int:
-    console = Console()
-    console.print(to_yaml(config), markup=False, highlight=False, soft_wrap=True)
-    show_plan(plan, console)
-    return 0
-
-
-def _launch(job: Callable[[Config, Heartbeat], int], config: Config) -> int:
-    from megatron_rlt.launch.launch import run_job
-
-    return run_job(job, config, config.world_size)
-
-
-def _sft_on_rank(config: SftConfig, heartbeat: Heartbeat) -> int:
-    from megatron_rlt.jobs.sft import run_sft
-
-    return run_sft(config, heartbeat)
-
-
-def _train_on_rank(config: TrainConfig, heartbeat: Heartbeat) -> int:
-    from megatron_rlt.jobs.train.run import run_train
-
-    return run_train(config, heartbeat)
-
-
-def _collect_on_rank(config: CollectConfig, heartbeat: Heartbeat) -> int:
-    from megatron_rlt.jobs.collect.run import run_collect
-
-    return run_collect(config, heartbeat)
-
-
-def _solver_on_rank(config: SolverConfig, heartbeat: Heartbeat) -> int:
-    from megatron_rlt.jobs.rlvr.run import run_solver
-
-    return run_solver(config, heartbeat)
-
-
-def _score_on_rank(config: ScoreConfig, heartbeat: Heartbeat) -> int:
-    from megatron_rlt.jobs.score.run import run_score
-
-    return run_score(config, heartbeat)
-
-
-def _evaluate_on_rank(config: EvaluateConfig, heartbeat: Heartbeat) -> int:
-    from megatron_rlt.jobs.evaluate.run import run_evaluate
-
-    return run_evaluate(config, heartbeat)
-
-
-def _parity_on_rank(config: ParityConfig, heartbeat: Heartbeat) -> int:
-    from megatron_rlt.jobs.parity.run import run_parity
-
-    return run_parity(config, heartbeat)
+def _job_on_rank(job: str, config: JobConfig, heartbeat: Heartbeat) -> int:
+    """A job is imported in its rank, after the process group has begun to be watched."""
+    status: int = load_job(job)(config, heartbeat)
+    return status

@@ -7,7 +7,8 @@ share its own layout gives it. `eq=False` because comparing tensors with `==` ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -180,13 +181,6 @@ class Logprobs:
     def __len__(self) -> int:
         return len(self.values)
 
-    @classmethod
-    def joined(cls, parts: Sequence[Logprobs]) -> Logprobs:
-        """Those of several lists of sequences as one, in their order; at least one list."""
-        (temperature,) = {part.temperature for part in parts}
-        values = tuple(row for part in parts for row in part.values)
-        return cls(values, tuple(row for part in parts for row in part.entropy), temperature)
-
 
 @dataclass(frozen=True)
 class LeakMetrics:
@@ -198,61 +192,38 @@ class LeakMetrics:
     epistemic_per_100_words: float  # epistemic markers, see `rewards.leaks.EPISTEMIC_MARKERS`
 
 
-@dataclass(frozen=True, eq=False)
-class RewardParts:
-    """The reward of one completion with everything it was computed from.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FurtherEvidence:
+    """Values per token that only some rewards need; None: not computed. Each is a column of stored rewards."""
 
-    The reward is nan where solution or explanation is empty or any value is not finite. Of a student with another
-    tokenizer than its teacher's there is no r_KL: all its parts are nan, `kl_per_token` is None, and the reward has no
-    such term. Then E is one number for the teacher's log-probs and another for the student's.
+    baseline_solution_logprobs: Tensor | None = None  # [S] float32 log p_S(s | q), without an explanation
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RewardEvidence(FurtherEvidence):
+    """Everything the reward of one explanation is computed from: E explanation tokens, S solution tokens.
+
+    A student with another tokenizer than the teacher's reads another E (`one_tokenizer` False): no KL per token.
     """
 
-    reward: float
-    r_ss: float
-    r_ss_mean: float
-    r_ss_min: float
-    r_kl: float
-    r_kl_mean: float
-    r_kl_max: float
-    penalty: float
-    kl_per_token: Tensor | None  # [E] float32
-    student_solution_logprobs: Tensor  # [S] float32
-    student_explanation_logprobs: Tensor  # [E] float32
-    teacher_explanation_logprobs: Tensor  # [E] float32
-
-    @property
-    def valid(self) -> bool:
-        """Whether the completion may take part in its group's statistics."""
-        return self.reward == self.reward and abs(self.reward) != float("inf")
+    student_explanation_logprobs: Tensor  # [E] float32 log p_S(e | q)
+    student_solution_logprobs: Tensor  # [S] float32 log p_S(s | q, e)
+    teacher_explanation_logprobs: Tensor  # [E] float32 log pi_T(e | q, s)
+    divergence: Tensor | None  # [E] float32 exact KL(pi_T || p_S) in nats; None: not computed
+    flags: frozenset[FormatFlag]
+    leaks: LeakMetrics
+    one_tokenizer: bool
 
 
 @dataclass(frozen=True, eq=False)
-class PackedBatch:
-    """Several sequences end to end: one call of a model.
+class Reward:
+    """The reward of one completion, its terms and the evidence it follows from."""
 
-    Built by `models.packing`, which owns alignment: the last entry of `lengths` may be padding that belongs
-    to no sequence. Rows are positions whose hidden state predicts a wanted token. With context parallelism a rank's
-    batch holds its part of the tokens (t) and the rows among them (r); without, t is T and r is R.
-    """
-
-    input_ids: Tensor  # [t] int64, T a multiple of the layout's alignment
-    position_ids: Tensor  # [t] int64, restarting at 0 for every sequence
-    lengths: tuple[int, ...]  # of the whole pack: sequence lengths incl. padding; sums to T
-    num_tokens: int  # of the whole pack that belong to sequences, padding not counted
-    sequence_indices: tuple[int, ...]  # the caller's index of each packed sequence
-    rows: Tensor  # [r] int64 into t
-    targets: Tensor  # [r] int64 token ids
-    row_counts: tuple[int, ...]  # wanted tokens of each packed sequence; sums to R
-    own_rows: Tensor | None  # [r] int64 into R: which of the pack's rows are here; None: all of them
-
-    def join(self, per_sequence: Sequence[Tensor]) -> Tensor:
-        """Pick the packed sequences' tensors (`[N_i]` each, indexed by the caller's order) and join them: `[R]`."""
-        parts = [per_sequence[index] for index in self.sequence_indices]
-        return torch.cat(parts) if parts else torch.empty(0)
-
-    def split(self, per_row: Tensor) -> tuple[Tensor, ...]:
-        """Cut `[R]` values into one `[N_i]` tensor for each of `sequence_indices`."""
-        return torch.split(per_row, list(self.row_counts))
+    total: float  # nan: the completion has no reward, `dropped` says why
+    terms: Mapping[str, float]  # by the names of `rewards.terms.LABELS`; nan where a value does not exist
+    kl_per_token: Tensor | None  # [E] float32 by the configured estimator; None: two tokenizers
+    dropped: str | None  # why there is no reward; None: there is one
+    evidence: RewardEvidence
 
 
 FAILED, BAD_INPUT, ENDED_EARLY = 1, 2, 75
@@ -261,3 +232,61 @@ FAILED, BAD_INPUT, ENDED_EARLY = 1, 2, 75
 
 class StoppedError(RuntimeError):
     """A job's own decision to end: its one line says all, and a traceback would not help."""
+
+
+@dataclass(frozen=True, eq=False)
+class StudentScores:
+    """Student log-probs of one explanation and of the solution after it."""
+
+    pair: ScoringPair  # in this student's format
+    explanation_logprobs: Tensor  # [E] float32 log p_S(e | q)
+    solution_logprobs: Tensor  # [S] float32 log p_S(s | q, e)
+    baseline_logprobs: Tensor | None  # [S] float32 log p_S(s | q); None: not computed
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """What the update does about sampling log-probs that differ from the policy's; by default nothing."""
+
+    importance: Tensor | None = None  # [C] float64 weights of the tokens in the policy loss; None: no weighting
+    token_kept: Tensor | None = None  # [C] bool: tokens in the loss; None: all
+    kept: bool = True  # whether the completion is in the loss
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ScoredCompletion:
+    """One completion of an RL step with everything the step found out about it, the same on every rank."""
+
+    prompt: Prompt
+    completion: Completion
+    question_index: int  # of its group within the step's batch
+    completion_index: int  # within its group
+    sequence: SpannedSequence  # prompt and completion; one span: the completion
+    old_logprobs: Tensor  # [C] float32, of the policy before the update
+    old_entropy: Tensor  # [C] float32
+    reference_logprobs: Tensor | None  # [C] float32; None: the loss has no reference
+    correction: Correction = Correction()
+    reward: float = math.nan  # nan: no reward, the completion takes no part in its group
+    advantage: float = 0.0
+
+    @property
+    def truncated(self) -> bool:
+        return self.completion.finish_reason is FinishReason.LENGTH
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ScoredExplanation(ScoredCompletion):
+    """A teacher's completion with what all students make of it."""
+
+    students: Mapping[str, StudentScores]  # by student, the first student first
+    rewards: Mapping[str, Reward]  # by student; a held-out one's too
+    combined: Reward  # the first student's terms; the total is that of all students that count
+
+    @property
+    def pair(self) -> ScoringPair:
+        """As the teacher wrote it and the first student reads it."""
+        return next(iter(self.students.values())).pair
+
+    @property
+    def leaks(self) -> LeakMetrics:
+        return self.combined.evidence.leaks

@@ -1,14 +1,39 @@
-"""What all tests share: tests marked `gpu` are left out where there is no accelerator."""
+"""What all tests share: which of them are left out, and the preloaded program."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests.preloaded import preloaded_program
+from tests.ranks import start_forkserver
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="also run tests marked `full`: see docs/testing.md")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where everything is run, the fork server imports while pytest imports and collects."""
+    if config.args_source is not pytest.Config.ArgsSource.ARGS and not config.option.collectonly:
+        start_forkserver()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = {} if config.option.full else {"full": "for `make test-all`"}
+    if not torch.cuda.is_available():
+        left_out["gpu"] = "needs an accelerator"
     for item in items:
-        if item.get_closest_marker("gpu") is not None:
-            item.add_marker(pytest.mark.skip(reason="needs an accelerator"))
+        for marker, reason in left_out.items():
+            if item.get_closest_marker(marker) is not None:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The program as an executable that starts at once."""
+    with preloaded_program(tmp_path_factory.mktemp("bin")) as program:
+        yield program

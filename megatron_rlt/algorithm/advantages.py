@@ -1,8 +1,4 @@
-"""Group-relative advantages (GRPO, arXiv 2402.03300): how much better a completion did than others of its prompt.
-
-In: the rewards of one group and which of them exist. Out: one advantage a completion. Leaves to others: rewards,
-weights of tokens, the loss.
-"""
+"""Group-relative advantages (GRPO, arXiv 2402.03300): how a completion's reward compares with its group's."""
 
 from __future__ import annotations
 
@@ -15,14 +11,12 @@ from torch import Tensor
 def group_advantages(rewards: Tensor, valid: Tensor, *, normalize_std: bool, std_epsilon: float) -> Tensor:
     """`[G]` float64: `(r - mean) / (std + std_epsilon)` over the valid completions of one group, unbiased std.
 
-    Invalid completions get 0 and do not touch the others, whatever their reward holds. With fewer than two valid
-    ones there is nothing to compare and all are 0.
+    Invalid completions get 0 and do not affect the others. With fewer than two valid ones all are 0.
 
     Args:
-        rewards: `[G]`.
-        valid: `[G]` bool.
-        normalize_std: False leaves out the division.
-        std_epsilon: keeps groups of nearly equal rewards from being blown up.
+        rewards, valid: `[G]` floats and bool.
+        normalize_std: False omits the division.
+        std_epsilon: limits the advantages of groups with nearly equal rewards.
     """
     advantages = rewards.new_zeros(rewards.shape).double()
     if int(valid.sum()) < 2:
@@ -34,28 +28,21 @@ def group_advantages(rewards: Tensor, valid: Tensor, *, normalize_std: bool, std
 
 
 def centre_and_scale(rewards: Tensor, *, normalize_std: bool, std_epsilon: float) -> tuple[Tensor, float]:
-    """Rewards `[G]`, G >= 2, minus their mean, and what an advantage divides them by."""
+    """Rewards `[G]`, G >= 2, minus their mean, and the divisor of the advantages."""
     scale = float(rewards.std(unbiased=True)) + std_epsilon if normalize_std else 1.0
     return rewards - rewards.mean(), scale
 
 
-# Dynamic sampling (DAPO, arXiv 2503.14476): groups whose completions all earn the same teach nothing.
-#
-# In: what the completions of one batch earned. Out: which groups have spread. Sampling new questions in place of the
-# others, counting them, and giving up after a while are the job's.
-def groups_with_spread(values: Tensor, valid: Tensor, *, group_size: int, tolerance: float) -> Tensor:
-    """`[Q]` bool: the groups to train on; the others are to be dropped and replaced.
+def groups_with_signal(values: Tensor, valid: Tensor, *, group_size: int, tolerance: float) -> Tensor:
+    """`[Q]` bool: groups to train on (dynamic sampling of DAPO, arXiv 2503.14476); drop and replace the others.
 
-    A group has spread if the largest and the smallest value of its valid completions differ by more than `tolerance`.
-    One with fewer than two valid completions has none. With values 1 and 0 for right and wrong answers and tolerance 0
-    this is DAPO's constraint `0 < number of right answers < G`; like DAPO, give it the verdicts and not the whole
-    reward, in which terms of length or form differ always.
+    A group has a signal if the values of its valid completions differ by more than `tolerance` >= 0; one with fewer
+    than two valid completions has none. With values 1 and 0 for correct and wrong answers and tolerance 0 this is
+    DAPO's constraint `0 < number of correct answers < G`; like DAPO, pass the verdicts and not the whole reward, in
+    which terms of length or format always differ.
 
     Args:
-        values: `[Q * group_size]`, the groups one after another.
-        valid: `[Q * group_size]` bool; the others take no part, whatever their value holds.
-        group_size: completions of each question.
-        tolerance: differences up to it count as none; >= 0.
+        values, valid: `[Q * group_size]` floats and bool, grouped by question; invalid values are ignored.
     """
     usable = valid.reshape(-1, group_size)
     grouped = values.double().reshape(-1, group_size)
@@ -65,23 +52,19 @@ def groups_with_spread(values: Tensor, valid: Tensor, *, group_size: int, tolera
     return largest - smallest > tolerance
 
 
-# Which term of the reward the advantages come from: each term's share of their variance.
-#
-# A term that is large but equal for all completions of a prompt teaches nothing; this tells it from one that does.
 def advantage_variance_shares(
     terms: Mapping[str, Tensor], group_ids: Tensor, valid: Tensor, *, normalize_std: bool, std_epsilon: float
 ) -> dict[str, float]:
-    """Share of each term in the variance of the advantages, by its covariance with them within the groups.
+    """Share of each reward term in the variance of the advantages, by its covariance with them within the groups.
 
-    Since the advantage is the sum of its centred, scaled terms, its variance is the sum of their covariances with it:
-    the shares sum to 1. One is negative where a term works against the others. All are 0 where no group's rewards
-    vary: there is no variance to share.
+    A term that is large but equal for all completions of a prompt has share 0: it teaches nothing. The shares sum to 1,
+    since the advantage is the sum of its centred, scaled terms. A share is negative if the term works against the
+    others. All are 0 if the rewards vary in no group.
 
     Args:
-        terms: `[N]` each, summands of the reward with their signs.
-        group_ids: `[N]` int: completions of one prompt have the same.
-        valid: `[N]` bool; the others take no part.
-        normalize_std, std_epsilon: as in `group_advantages`.
+        terms: `[N]` each, signed summands of the reward.
+        group_ids: `[N]` int, equal for completions of one prompt.
+        valid: `[N]` bool; the other completions are ignored.
     """
     covariances = dict.fromkeys(terms, 0.0)
     for group in torch.unique(group_ids[valid]).tolist():

@@ -1,8 +1,7 @@
 """The clipped policy-gradient loss with a KL penalty to the reference, as a plain sum over tokens.
 
-In: per-token log-probs, advantages and weights of one micro-batch. Out: the loss to differentiate and sums for the
-metrics. Both are sums with global denominators: adding them up over micro-batches and ranks gives the values of the
-whole update, whatever the split.
+Loss and metrics are sums with global denominators: summing them over micro-batches and ranks gives the values of the
+whole update, however the batch is split.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class LossSums:
 
     @staticmethod
     def from_vector(vector: Tensor) -> LossSums:
-        """The reverse of `to_vector`."""
+        """Inverse of `to_vector`."""
         return LossSums(*vector.unbind())
 
     def to_vector(self) -> Tensor:
@@ -60,16 +59,16 @@ def policy_loss(
     """`sum_t w_t * (-c_t min(ratio_t A_t, clip(ratio_t) A_t) + beta * k3_t)` of one micro-batch.
 
     k3 estimates KL(policy || reference) from the policy's samples: exp(x) - 1 - x with x = reference - new.
-    A token of weight 0 takes no part, whatever its other values hold.
+    Tokens of weight 0 are ignored.
 
     Args:
         new_logprobs: `[R]` of the sampled tokens under the policy being updated; carries the gradient.
         old_logprobs: `[R]` before the update; None at a batch's only update: the ratio is then 1 with new's gradient.
-        reference_logprobs: `[R]`; None (only with beta 0) leaves the KL out.
-        advantages: `[R]`, the completion's advantage at each of its tokens.
+        reference_logprobs: `[R]`; None (only with beta 0) omits the KL.
+        advantages: `[R]`, the completion's advantage, repeated per token.
         weights: `[R]` from `token_weights`.
         importance: `[R]` constants c_t from `rollout_correction`; None: 1 everywhere.
-        clip_low, clip_high: the ratio is clipped to `[1 - clip_low, 1 + clip_high]`; None: that side is open.
+        clip_low, clip_high: the ratio is clipped to `[1 - clip_low, 1 + clip_high]`; None: no bound.
         beta: weight of the KL.
 
     Returns:
@@ -80,9 +79,8 @@ def policy_loss(
     new, advantage, weight = new_logprobs[counted].float(), advantages[counted].float(), weights[counted].float()
     old = new.detach() if old_logprobs is None else old_logprobs[counted].float()
     ratio = torch.exp(new - old)
-    clipped_ratio = ratio.clamp(
-        0.0 if clip_low is None else 1.0 - clip_low, float("inf") if clip_high is None else 1.0 + clip_high
-    )
+    lowest, highest = 0.0 if clip_low is None else 1.0 - clip_low, torch.inf if clip_high is None else 1.0 + clip_high
+    clipped_ratio = ratio.clamp(lowest, highest)
     policy = -torch.minimum(ratio * advantage, clipped_ratio * advantage)
     if importance is not None:
         policy = importance[counted].float() * policy

@@ -1,7 +1,7 @@
-"""How much each token counts in the loss, with the denominator of the whole update.
+"""Weight of each token in the loss, with the denominator of the whole update, and DAPO's over-long rules.
 
-The loss of one update is a plain sum of per-token terms over all ranks and micro-batches and does not depend on how
-the batch was split. The weights of `token_weights` sum to 1; those of `constant_token_weights` to at most 1.
+The loss of an update is a plain sum of per-token terms, so it does not depend on how the batch is split. The weights of
+`token_weights` sum to 1; those of `constant_token_weights` to at most 1.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ def token_weights(lengths: Sequence[int], valid: Sequence[bool], *, aggregation:
     Invalid and empty completions get 0 and count in no denominator.
 
     Args:
-        lengths: tokens of every completion of the update, over all ranks.
-        valid: whether each takes part.
+        lengths, valid: tokens of every completion of the update over all ranks, and whether it is trained on.
         aggregation: `sequence_mean`: mean over a completion's tokens, then over completions (paper);
             `token_mean`: mean over all tokens.
     """
@@ -38,13 +37,8 @@ def constant_token_weights(lengths: Sequence[int], valid: Sequence[bool], *, max
 
     Their loss is `1/N sum_i 1/L sum_t (...)` over the N valid completions with tokens, with the constant L in place of
     completion i's length: a long wrong answer is not spared for being long. The published formula has no 1/L; the
-    authors' code divides by the sampling budget, and the constant only scales the learning rate. Goes with advantages
-    without division by the standard deviation.
-
-    Args:
-        lengths: tokens of every completion of the update, over all ranks.
-        valid: whether each takes part.
-        max_completion_tokens: L, the most tokens a completion can have.
+    authors' code divides by the sampling budget L = `max_completion_tokens`, which only scales the learning rate. Use
+    it with advantages without division by the standard deviation. `lengths` and `valid` as in `token_weights`.
     """
     assert all(length <= max_completion_tokens for length in lengths), f"a completion has over {max_completion_tokens}"
     tokens = torch.tensor(lengths, dtype=torch.float64)
@@ -52,34 +46,20 @@ def constant_token_weights(lengths: Sequence[int], valid: Sequence[bool], *, max
     return torch.where(counted, 1.0 / (max_completion_tokens * counted.sum().double()), 0.0)
 
 
-# What becomes of completions that ran, or nearly ran, out of their token budget (DAPO, arXiv 2503.14476).
-#
-# In: lengths and finish reasons as plain values. Out: who takes part in the loss, or what to add to the rewards. An
-# answer that was cut off may have been on the right way: its reward is noise. Either it is left out, or completions
-# are
-# told to be brief before they are cut off.
 def without_truncated(valid: Tensor, truncated: Sequence[bool]) -> Tensor:
-    """`[N]` bool: the valid completions that were not cut off (DAPO's over-long filtering).
+    """`[N]` bool: valid completions that were not truncated (over-long filtering of DAPO, arXiv 2503.14476).
 
-    Given to `token_weights` as `valid`, a truncated completion has weight 0 and counts in no denominator, while its
-    reward still counts for the mean of its group; given to `group_advantages` too, it is left out of both.
-
-    Args:
-        valid: `[N]` bool, completions that have a reward.
-        truncated: of N completions, whether the budget ended each.
+    The reward of a truncated completion is noise: it may have been about to answer correctly. Pass the result to
+    `token_weights` as `valid` to give it weight 0 in the loss, and to `group_advantages` to ignore its reward too.
     """
     return valid & ~torch.tensor(truncated, dtype=torch.bool)
 
 
 def soft_overlong_punishment(lengths: Sequence[int], *, max_completion_tokens: int, buffer_tokens: int) -> Tensor:
-    """`[N]` float64 to add to the rewards (DAPO, equation 13); times the caller's weight, if it has one.
+    """`[N]` float64 to add to the rewards (DAPO, equation 13).
 
-    0 up to `max_completion_tokens - buffer_tokens` tokens, then falling evenly to -1 at `max_completion_tokens`.
-
-    Args:
-        lengths: tokens of each completion.
-        max_completion_tokens: L_max, the sampling budget.
-        buffer_tokens: L_cache, the last tokens of the budget, in which a completion is punished; > 0.
+    0 up to `max_completion_tokens - buffer_tokens` (L_max - L_cache) tokens, then linear to -1 at
+    `max_completion_tokens`. `lengths` are tokens per completion.
     """
     assert 0 < buffer_tokens <= max_completion_tokens, "the buffer is a part of the budget"
     over = torch.tensor(lengths, dtype=torch.float64) - (max_completion_tokens - buffer_tokens)

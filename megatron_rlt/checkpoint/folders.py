@@ -1,7 +1,7 @@
-"""Where checkpoints of a run lie: `step-000007` below one folder, complete or not there at all.
+"""The checkpoint folders of a run, such as `step-000007`: written under a hidden temporary name, renamed when complete.
 
-Everything is written under a hidden temporary name and renamed when complete. Leftovers of a killed run keep the
-temporary name; they are ignored and swept at the next save.
+Leftovers of a killed run keep the temporary name; they are ignored, and removed at the next save. `all_or_none` makes a
+block that fails on one rank fail on all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_rlt.checkpoint.manifest import Manifest, find_fault, sync_folder
+from megatron_rlt.checkpoint.manifest import Manifest, find_fault
+from megatron_rlt.parallel.collectives import broadcast_record
+from megatron_rlt.whole_files import flush_to_disk
 
 _STEP_NAME = re.compile(r"step-(\d{6,})")
 
@@ -49,43 +51,41 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def sweep_leftovers(folder: Path) -> None:
-    """Remove what killed saves and removals left behind."""
+    """Remove the leftovers of interrupted saves and removals."""
     for path in folder.glob(".step-*.tmp"):
         shutil.rmtree(path)
 
 
 def keep_newest(folder: Path, keep_last: int) -> None:
-    """Remove all but the newest checkpoints. A removal that is interrupted leaves no half of a checkpoint."""
+    """Remove all but the newest checkpoints; an interrupted removal leaves no partial checkpoint."""
     for path in list_checkpoints(folder)[:-keep_last]:
         doomed = path.with_name(f".{path.name}.tmp")
         path.rename(doomed)
         shutil.rmtree(doomed)
-    sync_folder(folder)
+    flush_to_disk(folder)
 
 
 def find_resumable(folder: Path, *, group: dist.ProcessGroup | None) -> CheckpointInfo | None:
-    """The newest checkpoint of a run, with every file checked against its hash.
+    """The newest checkpoint of a run, with every file checked against its hash; None if there is no checkpoint.
 
     Args:
-        folder: where `save_training_state` wrote.
-        group: ranks that share the reading; collective on it, and all raise or return the same. None reads alone.
-
-    Returns:
-        None where there is no checkpoint.
+        group: ranks that split the reading; collective on it, with the same result on all. None: this rank alone.
 
     Raises:
         ValueError: a file of the newest checkpoint is missing, truncated or altered. The message names the file, the
-            newest earlier checkpoint that is intact, and what to remove to resume from that one.
+            newest earlier checkpoint that is intact, and the folders to remove to resume from it.
     """
-    paths = _agree(list_checkpoints(folder), group)
+    paths = list_checkpoints(folder)
+    if group is not None:  # listings may differ while another rank still removes checkpoints
+        paths = broadcast_record(paths, source_rank=dist.get_global_rank(group, 0), group=group)
     if not paths:
         return None
-    manifest, fault = _check(paths[-1], group)
+    manifest, fault = check_files(paths[-1], group)
     if manifest is not None:
         return CheckpointInfo(paths[-1], manifest)
     broken = [paths[-1]]
     for path in reversed(paths[:-1]):
-        manifest, _ = _check(path, group)
+        manifest, _ = check_files(path, group)
         if manifest is not None:
             offer = f"{path} is intact: to resume from it, remove"
             break
@@ -97,50 +97,44 @@ def find_resumable(folder: Path, *, group: dist.ProcessGroup | None) -> Checkpoi
     )
 
 
-def _check(path: Path, group: dist.ProcessGroup | None) -> tuple[Manifest | None, str | None]:
-    """The manifest of an intact checkpoint, or None and its fault."""
+def check_files(
+    path: Path, group: dist.ProcessGroup | None, below: str = ""
+) -> tuple[Manifest, None] | tuple[None, str]:
+    """Check the files whose names start with `below` against their hashes, split over `group`. Collective.
+
+    Returns:
+        The manifest of an intact checkpoint, or None and the first fault.
+    """
     rank, size = (0, 1) if group is None else (group.rank(), group.size())
-    manifest, fault = None, None
     try:
         manifest = Manifest.read(path)
-        mine = sorted(manifest.files)[rank::size]
+        mine = sorted(name for name in manifest.files if name.startswith(below))[rank::size]
         fault = find_fault(path, {name: manifest.files[name] for name in mine})
     except ValueError as error:
         fault = str(error)
-    faults: list[str | None] = [fault]
+    faults = [fault] * size
     if group is not None:
-        faults = [None] * size
         dist.all_gather_object(faults, fault, group=group)
     fault = next((fault for fault in faults if fault is not None), None)
     return (None, fault) if fault is not None else (manifest, None)
 
 
-def _agree(paths: list[Path], group: dist.ProcessGroup | None) -> list[Path]:
-    """The paths as the group's first rank sees them: a listing may race with a rank that still removes."""
-    if group is None:
-        return paths
-    box = [paths]
-    dist.broadcast_object_list(box, src=dist.get_global_rank(group, 0), group=group)
-    return box[0]
-
-
-# What every rank does alone but all must succeed in: a block that fails on one rank fails on all.
 @contextmanager
 def all_or_none(action: str) -> Iterator[None]:
-    """Run a block on every rank; when it raised anywhere, raise everywhere. Collective on the whole job.
+    """Run a block on every rank; if it raises on any, raise on all. Collective on the whole job.
 
-    The block must hold no collective: a rank that failed would leave the others waiting in it.
+    The block must not call a collective: a rank that failed would leave the others waiting in it.
 
     Args:
-        action: what the block does, for the message: "writing rank state".
+        action: the block's action, for the message, such as "writing rank state".
 
     Raises:
-        RuntimeError: the block failed on other ranks; it names them. The failing rank raises its own error.
+        RuntimeError: the block failed on the ranks that it names. A failing rank raises its own error.
     """
     failure: Exception | None = None
     try:
         yield
-    except Exception as error:  # noqa: BLE001 - kept, told to the other ranks, and raised again below
+    except Exception as error:  # noqa: BLE001 - raised again below, after the other ranks know
         failure = error
     report = None if failure is None else f"{type(failure).__name__}: {failure}"
     reports: list[str | None] = [None] * dist.get_world_size()

@@ -1,7 +1,4 @@
-"""The manifest of a checkpoint folder: what it holds, and the hash of every file, so that a damaged one is recognised.
-
-A folder is a checkpoint when it has a manifest; it is intact when every file in it has the size and hash written there.
-"""
+"""The manifest of a checkpoint folder: its content, and the size and SHA-256 of every file, to detect damage."""
 
 from __future__ import annotations
 
@@ -12,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from megatron_rlt.whole_files import write_text
+
 FORMAT = 1
-
-
 _NAME = "manifest.json"
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What is known of one file."""
+    """Size and hash of one file."""
 
     num_bytes: int
     sha256: str
@@ -28,18 +25,18 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class SavedLayout:
-    """The layout a checkpoint was written in."""
+    """The layout in which a checkpoint was written."""
 
     tp: int
     pp: int
     dp: int
     sp: bool
-    cp: int = 1  # checkpoints written before there was context parallelism do not say
+    cp: int = 1  # absent from checkpoints older than context parallelism
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything known of a checkpoint without opening its tensors."""
+    """Content of a checkpoint without its tensors."""
 
     format: int
     step: int
@@ -51,21 +48,17 @@ class Manifest:
     files: Mapping[str, FileRecord]  # by path relative to the checkpoint's folder
 
     def tensors_sha256(self, subfolder: str) -> str:
-        """One hash over all tensor files below a subfolder; equal only when every saved bit is equal."""
+        """One hash over all tensor files below a subfolder; equal only if every saved bit is equal."""
         names = sorted(name for name in self.files if name.startswith(f"{subfolder}/") and name.endswith(".distcp"))
         lines = (f"{name} {self.files[name].sha256}" for name in names)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
-        write_synced(folder / _NAME, json.dumps(asdict(self), indent=2).encode())
+        write_text(folder / _NAME, json.dumps(asdict(self), indent=2))
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Read a folder's manifest.
-
-        Raises:
-            ValueError: there is none, it is not ours, or it is of another format.
-        """
+        """Read a folder's manifest. Raises ValueError if it is missing, malformed or of another format."""
         path = folder / _NAME
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -87,7 +80,7 @@ def list_files(folder: Path) -> list[str]:
 
 
 def hash_files(folder: Path, names: Sequence[str]) -> dict[str, FileRecord]:
-    """Size and hash of files as they are on disk; flushes them to the disk first."""
+    """Size and hash of files; flushes them to the disk first."""
     records = {}
     for name in names:
         with (folder / name).open("rb") as file:
@@ -98,7 +91,7 @@ def hash_files(folder: Path, names: Sequence[str]) -> dict[str, FileRecord]:
 
 
 def find_fault(folder: Path, records: Mapping[str, FileRecord]) -> str | None:
-    """What is wrong with the first of these files that is not as recorded, or None."""
+    """Describe the first of these files that differs from its record; None if all match."""
     for name, expected in sorted(records.items()):
         path = folder / name
         if not path.is_file():
@@ -110,20 +103,3 @@ def find_fault(folder: Path, records: Mapping[str, FileRecord]) -> str | None:
             if hashlib.file_digest(file, "sha256").hexdigest() != expected.sha256:
                 return f"{path} was altered: its SHA-256 is not the manifest's"
     return None
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and flush it to the disk."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries (names, renames) to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

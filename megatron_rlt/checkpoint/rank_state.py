@@ -1,4 +1,4 @@
-"""What belongs to one rank and cannot be derived from its layout: random-number states, and the caller's own bytes."""
+"""State of one rank that its layout does not determine: random-number states, and the caller's own bytes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 @dataclass(frozen=True)
 class RankState:
-    """Random-number states of one rank as bytes, and anything else of that rank."""
+    """Random-number states of one rank, and the caller's own bytes."""
 
     rng: bytes
     extra: bytes
 
     @classmethod
     def capture(cls, *, extra: bytes) -> RankState:
-        """The state of python's, numpy's, torch's and Megatron's generators as they are now."""
+        """The current states of Python's, numpy's, torch's and Megatron's generators."""
         name, keys, position, has_gauss, cached_gaussian = np.random.get_state(legacy=True)
         states = {
             "python": random.getstate(),
@@ -32,7 +32,7 @@ class RankState:
         return cls(_to_bytes(states), extra)
 
     def restore_rng(self) -> None:
-        """Put every generator back. Call it last: building models and loaders may draw random numbers."""
+        """Restore every generator. Call it last: building models and loaders may draw random numbers."""
         states = torch.load(io.BytesIO(self.rng), weights_only=True)
         name, keys, position, has_gauss, cached_gaussian = states["numpy"]
         random.setstate(states["python"])

@@ -1,7 +1,6 @@
-"""Sharded state to and from disk by Megatron's dist_checkpointing: models and their distributed optimizer.
+"""Saves and loads models and their distributed optimizer by Megatron's dist_checkpointing.
 
-In: a model's or optimizer's sharded state dict under its layout. Out: a folder in Megatron's `torch_dist` format that
-any layout, and other tools of that format, can read. Names, manifests and atomicity are `training_state`'s.
+The `torch_dist` folders can be read in any layout and by other tools. `training_state` adds names, manifest, atomicity.
 """
 
 from __future__ import annotations
@@ -23,21 +22,21 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 )
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
-from megatron.core.transformer import MegatronModule
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
+from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.layout import Layout
 
-# Optimizer state as full tensors in the shape of the weights, so that tp, pp and dp may all change on resume.
+# Optimizer state as full tensors in the weights' shapes, so that tp, pp and dp may all change on resume.
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
 
 class TorchSaveStrategy(SaveShardedStrategy):  # type: ignore[misc]
     """Megatron's `torch_dist` format, written by torch's own synchronous writer.
 
-    Megatron's default writer forks worker processes that import the main module again and call CUDA; this one needs
-    neither and was faster on CPU. It uses private helpers of megatron-core 0.16.1, which is pinned.
+    Megatron's default writer forks worker processes that import the main module again and call CUDA; this one does not,
+    and was faster on CPU. It uses private helpers of megatron-core 0.16.1, which is pinned.
     """
 
     can_handle_sharded_objects = True
@@ -54,40 +53,38 @@ class TorchSaveStrategy(SaveShardedStrategy):  # type: ignore[misc]
         )
 
 
-def save_model(model: MegatronModule, folder: Path, layout: Layout) -> None:
-    """Write a model's weights into an empty folder that every rank sees. Collective on the whole job."""
-    with layout:
-        _save(model.sharded_state_dict(metadata=dict(_METADATA)), folder, layout)
+def save_model(model: LanguageModel, folder: Path) -> None:
+    """Write a model's weights to an empty folder on a shared file system. Collective on the whole job."""
+    with model.layout:
+        _save(model.sharded_state_dict(metadata=dict(_METADATA)), folder, model.layout)
 
 
-def load_model(model: MegatronModule, folder: Path, layout: Layout) -> None:
+def load_model(model: LanguageModel, folder: Path) -> None:
     """Overwrite a model's weights with those of a folder written in any layout. Collective on the whole job."""
-    with layout:
-        state = _load(model.sharded_state_dict(metadata=dict(_METADATA)), folder)
-        model.load_state_dict(state)
+    with model.layout:
+        model.load_state_dict(_load(model.sharded_state_dict(metadata=dict(_METADATA)), folder))
 
 
-def save_optimizer(optimizer: MegatronOptimizer, model: MegatronModule, folder: Path, layout: Layout) -> None:
-    """Write main weights, moments and parameter groups into an empty folder. Collective on the whole job.
+def save_optimizer(optimizer: MegatronOptimizer, model: LanguageModel, folder: Path) -> None:
+    """Write main weights, moments and parameter groups to an empty folder. Collective on the whole job.
 
-    The tensors are gathered over data parallelism in host memory: 12 bytes a weight of this rank's shard.
+    Gathers the tensors over data-parallel ranks in host memory: 12 bytes per weight of this rank's shard.
     """
     _allocate_moments(optimizer)
-    with layout:
+    with model.layout:
         weights = model.sharded_state_dict(metadata=dict(_METADATA))
-        _save(optimizer.sharded_state_dict(weights, metadata=dict(_METADATA)), folder, layout)
+        _save(optimizer.sharded_state_dict(weights, metadata=dict(_METADATA)), folder, model.layout)
 
 
-def load_optimizer(optimizer: MegatronOptimizer, model: MegatronModule, folder: Path, layout: Layout) -> None:
+def load_optimizer(optimizer: MegatronOptimizer, model: LanguageModel, folder: Path) -> None:
     """Overwrite the optimizer's state with that of a folder written in any layout. Collective on the whole job."""
     _allocate_moments(optimizer)
-    with layout:
+    with model.layout:
         weights = model.sharded_state_dict(metadata=dict(_METADATA))
         state = _load(optimizer.sharded_state_dict(weights, is_loading=True, metadata=dict(_METADATA)), folder)
         parts = _parts(optimizer)
-        states = [state] if len(parts) == 1 else [state[index] for index in range(len(parts))]
-        for part, part_state in zip(parts, states, strict=True):
-            _restore(part, part_state)
+        for index, part in enumerate(parts):
+            _restore(part, state if len(parts) == 1 else state[index])
 
 
 def _save(state: dict[str, Any], folder: Path, layout: Layout) -> None:
@@ -107,7 +104,7 @@ def _load(state: dict[str, Any], folder: Path) -> dict[Any, Any]:
 
 @contextmanager
 def _without_deprecations() -> Iterator[None]:
-    """Megatron-core 0.16.1 calls what torch 2.13 deprecates; nobody who reads the log can do anything about it."""
+    """Megatron-core 0.16.1 calls functions that torch 2.13 deprecates; a user cannot act on these warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
@@ -118,7 +115,7 @@ def _parts(optimizer: MegatronOptimizer) -> list[Any]:
 
 
 def _allocate_moments(optimizer: MegatronOptimizer) -> None:
-    """Give an optimizer that never stepped the zero state its first step would begin with; Megatron asserts one."""
+    """Give an optimizer that never stepped the zero state of its first step; Megatron asserts that it exists."""
     for part in _parts(optimizer):
         if not isinstance(part.optimizer, torch.optim.Adam):
             part.init_state_fn(part.optimizer, part.config)
@@ -130,10 +127,10 @@ def _allocate_moments(optimizer: MegatronOptimizer) -> None:
 
 
 def _restore(part: Any, state: dict[str, Any]) -> None:  # noqa: ANN401 - Megatron's optimizers are untyped
-    """Load one optimizer in two goes, around two faults of megatron-core 0.16.1 with torch's Adam.
+    """Load one optimizer in two steps, around two bugs of megatron-core 0.16.1 with torch's Adam.
 
-    Its loader of moments looks for a tensor `step`, which is a number of the parameter group; and it hands one `step`
-    tensor to all weights, which torch would then advance once a weight at each update.
+    Its loader of moments expects a tensor `step`, which is a number of the parameter group; and it gives all weights
+    the same `step` tensor, which torch would then advance once per weight at each update.
     """
     moments = state.pop("param_state")
     part.load_state_dict(state)

@@ -1,8 +1,7 @@
-"""Saves and restores everything a run needs to continue bit for bit: one folder a checkpoint, complete or absent.
+"""Saves and restores all state that a run needs to continue bit for bit, in one folder per checkpoint.
 
-In: models, optimizer, schedule, random-number states, the data position and counters. Out: `step-000007/` with one
-Megatron distributed checkpoint per model and one for the optimizer, a file per rank, a shared part and a manifest.
-Weights, moments and the shared part can be read in any layout; random-number states only in the one they came from.
+`step-000007/` has one Megatron distributed checkpoint per model and one for the optimizer, one file per rank, shared
+files and a manifest. All can be read in any layout except random-number states, which need the layout of the save.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import torch
 import torch.distributed as dist
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
-from megatron.core.transformer import MegatronModule
 
 from megatron_rlt.checkpoint.folders import (
     CheckpointInfo,
@@ -29,74 +27,61 @@ from megatron_rlt.checkpoint.folders import (
     sweep_leftovers,
     temporary_folder,
 )
-from megatron_rlt.checkpoint.manifest import (
-    FORMAT,
-    FileRecord,
-    Manifest,
-    SavedLayout,
-    hash_files,
-    list_files,
-    sync_folder,
-    write_synced,
-)
+from megatron_rlt.checkpoint.manifest import FORMAT, FileRecord, Manifest, SavedLayout, hash_files, list_files
 from megatron_rlt.checkpoint.rank_state import RankState
 from megatron_rlt.checkpoint.sharded import load_model, load_optimizer, save_model, save_optimizer
-from megatron_rlt.parallel.layout import Layout
+from megatron_rlt.models.language_model import LanguageModel
+from megatron_rlt.parallel.collectives import broadcast_record
+from megatron_rlt.parallel.platform import world
+from megatron_rlt.whole_files import flush_to_disk, write_bytes, write_text
 
-POLICY = "policy"
-"""Name of the model that the optimizer trains."""
-
-
+POLICY = "policy"  # name of the model that the optimizer trains
 _SAMPLED_AHEAD = "sampled_ahead.bin"
-
-
 _PACKAGES = ("megatron-rlt", "megatron-core", "torch")
 
 
 @dataclass(frozen=True)
 class SharedState:
-    """What is the same on every rank and has no tensors."""
+    """State without tensors that is the same on every rank."""
 
-    data_position: bytes  # whatever the data loader needs to continue at the next row
-    counters: Mapping[str, Any]  # JSON values, by name
-    sampled_ahead: bytes = b""  # completions of the next step, where they exist already
+    data_position: bytes  # the data loader's state, to continue at the next row
+    counters: Mapping[str, Any]  # JSON values by name
+    sampled_ahead: bytes = b""  # completions of the next step, if they were sampled already
 
 
 @dataclass(frozen=True)
 class LoadedState:
-    """What a checkpoint held besides tensors."""
+    """A checkpoint's content besides tensors."""
 
     step: int
     num_updates: int
     shared: SharedState
-    rank_state: RankState | None  # None when the layout has changed: its random numbers belong to other shards
+    rank_state: RankState | None  # None if the layout has changed: random numbers belong to its shards
 
 
 def save_training_state(
     folder: Path,
     step: int,
     *,
-    models: Mapping[str, MegatronModule],
+    models: Mapping[str, LanguageModel],
     optimizer: MegatronOptimizer,
     scheduler: OptimizerParamScheduler,
     rank_state: RankState,
     shared_state: SharedState,
     num_updates: int,
-    layout: Layout,
     keep_last: int,
 ) -> CheckpointInfo:
     """Write `folder/step-<step>` and remove older checkpoints. Collective on the whole job.
 
     Args:
-        folder: of all checkpoints of the run, on a file system that every rank sees.
-        models: this rank's shards, not wrapped in DistributedDataParallel, all in `layout`; the optimizer's is POLICY.
-        shared_state: the same on every rank; rank 0's is written.
-        num_updates: optimizer updates so far that had a non-zero gradient and learning rate.
-        keep_last: checkpoints kept, the new one included.
+        folder: holds all checkpoints of the run, on a shared file system.
+        models: this rank's shards, not wrapped in DistributedDataParallel, in one layout; the optimizer trains POLICY.
+        num_updates: optimizer updates so far with a non-zero gradient and learning rate.
+        keep_last: number of checkpoints to keep, the new one included.
 
     Raises:
         ValueError: a checkpoint of this step exists.
-        RuntimeError: a rank could not write; or updates were made but the same bits would be saved again.
+        RuntimeError: a rank could not write; or the weights are those of the last checkpoint in spite of updates.
     """
     is_first = dist.get_rank() == 0
     temporary, final = temporary_folder(folder, step), step_folder(folder, step)
@@ -104,18 +89,18 @@ def save_training_state(
         if is_first:
             _make_folders(folder, step, models)
     for name, model in models.items():
-        save_model(model, temporary / "models" / name, layout)
-    save_optimizer(optimizer, models[POLICY], temporary / "optimizer", layout)
+        save_model(model, temporary / "models" / name)
+    save_optimizer(optimizer, models[POLICY], temporary / "optimizer")
     with all_or_none(f"writing {temporary}"):
-        write_synced(temporary / "ranks" / _rank_file(), rank_state.to_bytes())
+        write_bytes(temporary / "ranks" / _rank_file(), rank_state.to_bytes())
         if is_first:
             _write_shared(temporary, shared_state, scheduler)
-    manifest = _manifest(temporary, step, num_updates, models, layout)
+    manifest = _manifest(temporary, step, num_updates, models)
     with all_or_none(f"completing {final}"):
         if is_first:
             _refuse_stale_bits(folder, manifest)
             manifest.write(temporary)
-            sync_folder(temporary)
+            flush_to_disk(temporary)
             temporary.rename(final)
             keep_newest(folder, keep_last)
     return CheckpointInfo(final, manifest)
@@ -124,14 +109,13 @@ def save_training_state(
 def load_training_state(
     info: CheckpointInfo,
     *,
-    models: Mapping[str, MegatronModule],
+    models: Mapping[str, LanguageModel],
     optimizer: MegatronOptimizer,
     scheduler: OptimizerParamScheduler,
-    layout: Layout,
 ) -> LoadedState:
-    """Overwrite models, optimizer and schedule with a checkpoint that `find_resumable` gave. Collective.
+    """Overwrite models, optimizer and schedule with a checkpoint from `find_resumable`. Collective.
 
-    Random numbers are not touched: call `rank_state.restore_rng()` once everything else is built.
+    Random-number states stay: call `rank_state.restore_rng()` once everything else is built.
 
     Raises:
         ValueError: the checkpoint lacks one of the models.
@@ -143,20 +127,17 @@ def load_training_state(
             "resume with the configuration of the saved run"
         )
     for name, model in models.items():
-        load_model(model, path / "models" / name, layout)
-    load_optimizer(optimizer, models[POLICY], path / "optimizer", layout)
+        load_model(model, path / "models" / name)
+    load_optimizer(optimizer, models[POLICY], path / "optimizer")
     shared = json.loads((path / "shared.json").read_text(encoding="utf-8"))
     scheduler.num_steps = 0  # Megatron's load adds the saved count to the present one
     scheduler.load_state_dict(shared["scheduler"])
-    same_layout = manifest.layout == SavedLayout(layout.tp, layout.pp, layout.dp, layout.sp, layout.cp)
+    sampled_ahead = (path / _SAMPLED_AHEAD).read_bytes() if (path / _SAMPLED_AHEAD).exists() else b""
+    same_layout = manifest.layout == _saved_layout(models)
     return LoadedState(
         step=manifest.step,
         num_updates=manifest.num_updates,
-        shared=SharedState(
-            (path / "data_position.bin").read_bytes(),
-            shared["counters"],
-            (path / _SAMPLED_AHEAD).read_bytes() if (path / _SAMPLED_AHEAD).exists() else b"",
-        ),
+        shared=SharedState((path / "data_position.bin").read_bytes(), shared["counters"], sampled_ahead),
         rank_state=RankState.from_bytes((path / "ranks" / _rank_file()).read_bytes()) if same_layout else None,
     )
 
@@ -165,7 +146,7 @@ def _rank_file() -> str:
     return f"rank-{dist.get_rank():05d}.pt"
 
 
-def _make_folders(folder: Path, step: int, models: Mapping[str, MegatronModule]) -> None:
+def _make_folders(folder: Path, step: int, models: Mapping[str, LanguageModel]) -> None:
     final, temporary = step_folder(folder, step), temporary_folder(folder, step)
     if final.exists():
         raise ValueError(f"a step is saved once; {final} exists: remove it to save the step again")
@@ -177,20 +158,23 @@ def _make_folders(folder: Path, step: int, models: Mapping[str, MegatronModule])
 
 def _write_shared(temporary: Path, shared: SharedState, scheduler: OptimizerParamScheduler) -> None:
     content = {"counters": dict(shared.counters), "scheduler": scheduler.state_dict()}
-    write_synced(temporary / "shared.json", json.dumps(content, indent=2).encode())
-    write_synced(temporary / "data_position.bin", shared.data_position)
+    write_text(temporary / "shared.json", json.dumps(content, indent=2))
+    write_bytes(temporary / "data_position.bin", shared.data_position)
     if shared.sampled_ahead:
-        write_synced(temporary / _SAMPLED_AHEAD, shared.sampled_ahead)
+        write_bytes(temporary / _SAMPLED_AHEAD, shared.sampled_ahead)
 
 
-def _manifest(
-    temporary: Path, step: int, num_updates: int, models: Mapping[str, MegatronModule], layout: Layout
-) -> Manifest:
+def _saved_layout(models: Mapping[str, LanguageModel]) -> SavedLayout:
+    layout = models[POLICY].layout
+    return SavedLayout(layout.tp, layout.pp, layout.dp, layout.sp, layout.cp)
+
+
+def _manifest(temporary: Path, step: int, num_updates: int, models: Mapping[str, LanguageModel]) -> Manifest:
     return Manifest(
         format=FORMAT,
         step=step,
         num_updates=num_updates,
-        layout=SavedLayout(layout.tp, layout.pp, layout.dp, layout.sp, layout.cp),
+        layout=_saved_layout(models),
         models=tuple(sorted(models)),
         float32_weights=all(weight.dtype == torch.float32 for weight in models[POLICY].parameters()),
         versions={package: version(package) for package in _PACKAGES},
@@ -199,29 +183,28 @@ def _manifest(
 
 
 def _hash_together(temporary: Path) -> dict[str, FileRecord]:
-    """Hash every file written so far, each rank a share: reading back also shows that the files are there."""
-    box = [list_files(temporary)]
-    dist.broadcast_object_list(box, src=0)
+    """Hash every file written so far, split over the ranks; reading back also shows that the files exist."""
+    names = broadcast_record(list_files(temporary), source_rank=0, group=world())
     rank, world_size = dist.get_rank(), dist.get_world_size()
     mine: dict[str, FileRecord] = {}
     with all_or_none(f"reading back {temporary}"):
-        mine = hash_files(temporary, box[0][rank::world_size])
+        mine = hash_files(temporary, names[rank::world_size])
     shares: list[dict[str, FileRecord]] = [{}] * world_size
     dist.all_gather_object(shares, mine)
     return {name: record for share in shares for name, record in sorted(share.items())}
 
 
 def _refuse_stale_bits(folder: Path, new: Manifest) -> None:
-    """Stop when training moved but the saved tensors did not (seen elsewhere: NeMo-RL issue 3312).
+    """Raise if updates were made but the saved tensors did not change (as in NeMo-RL issue 3312).
 
-    In bfloat16 a small update may round to nothing, so there the optimizer's fp32 weights must stand still as well.
+    A small update may round to zero in bfloat16; then only equal fp32 weights of the optimizer are an error.
     """
     earlier = list_checkpoints(folder)
     if not earlier:
         return
     try:
         old = Manifest.read(earlier[-1])
-    except ValueError:  # a damaged predecessor is reported on resume; it must not keep the new state from being saved
+    except ValueError:  # a damaged predecessor is reported on resume; it must not block this save
         return
     same_weights = old.tensors_sha256(f"models/{POLICY}") == new.tensors_sha256(f"models/{POLICY}")
     same_optimizer = old.tensors_sha256("optimizer") == new.tensors_sha256("optimizer")

@@ -9,13 +9,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 _FAMILIES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
-
-
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-
 
 # Keys each scaling needs; `original_max_position_embeddings` may be left out, transformers then takes max_positions.
 _ROPE_KEYS = {
@@ -24,7 +21,6 @@ _ROPE_KEYS = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "yarn": ("factor",),
 }
-
 
 # Keys that a config.json may leave out, with the value that transformers' Llama, Qwen2 and Qwen3 classes then take.
 _OPTIONAL = {
@@ -208,39 +204,7 @@ def _rope(values: _Values, max_positions: int) -> tuple[float, dict[str, Any] | 
     return float(theta), {"rope_type": rope_type, **parameters}
 
 
-# What rules and plan need to know of a model, without importing the room that reads it.
-#
-# `models.Architecture` fits these protocols as it is; `config` stands below `models` and never imports it.
-class ModelShape(Protocol):
-    """The numbers of a dense decoder's `config.json`."""
-
-    @property
-    def num_layers(self) -> int: ...
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def ffn_size(self) -> int: ...
-    @property
-    def num_heads(self) -> int: ...
-    @property
-    def num_kv_heads(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def tied_embeddings(self) -> bool: ...
-    @property
-    def qkv_bias(self) -> bool: ...
-    @property
-    def qk_norm(self) -> bool: ...
-    @property
-    def rope_scaling(self) -> dict[str, Any] | None: ...
-    @property
-    def max_positions(self) -> int: ...
-
-
-def position_limit(shape: ModelShape) -> int:
+def position_limit(shape: Architecture) -> int:
     """Longest sequence in tokens that the model's position encoding was made for.
 
     `max_position_embeddings` of a yarn or linearly scaled model is the length before scaling in many published

@@ -1,8 +1,4 @@
-"""The keys of a configuration tree: dotted name, default and sentence of each, read from the sections themselves.
-
-In goes a configuration class; out come records for the help table and for finding what a mistyped key meant.
-Reading files is left to `loading.py`.
-"""
+"""The keys of a configuration tree: dotted name, default and sentence of each, read from the sections themselves."""
 
 from __future__ import annotations
 
@@ -13,7 +9,20 @@ from typing import Any, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
-from megatron_rlt.config.sections import Section
+from megatron_rlt.config.section import Section
+
+# Keys of earlier versions, or `key=value`: what is written now. A key stands for all that end in it.
+RENAMED = {
+    "residency": "offload: true (was host) or false (was resident)",
+    "grpo.beta": "grpo.reference.beta; grpo.reference: null stands for beta 0",
+    "grpo.reference_sync_steps": "grpo.reference.sync_steps",
+    "grpo.reference_mix": "grpo.reference.mix",
+    "grpo.reference_residency": "grpo.reference.offload: true (was host) or false (was resident)",
+    "placebo": "control",
+    "selection.rule=fits": "rule: best_of_n beside max_student_tokens; without a student rule: first",
+    "verifier.overlong_buffer_tokens": "verifier.overlong.buffer_tokens",
+    "verifier.overlong_weight": "verifier.overlong.weight",
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ def keys_of(config_class: type[Section], prefix: str = "", defaults: Section | N
         keys.append(
             Key(
                 dotted=prefix + name,
-                sentence=field.description or "",
+                sentence=" ".join((field.description or "").split()),
                 required=not known,
                 default=preset if known else None,
                 section=section,
@@ -62,11 +71,14 @@ def section_class(annotation: object) -> type[Section] | None:
     return None
 
 
-def closest_key(dotted: str, keys: Sequence[Key]) -> str | None:
-    """The valid key that a mistyped one most likely meant.
+def renamed(dotted: str, value: object) -> str | None:
+    """What stands now for a key, or a value of it, of an earlier version; None where it never was one."""
+    names = (dotted, f"{dotted}={value}")
+    return next((new for old, new in RENAMED.items() if any(f".{name}".endswith(f".{old}") for name in names)), None)
 
-    One with the same last name somewhere else, or a sibling of similar spelling, or any key of similar spelling.
-    """
+
+def closest_key(dotted: str, keys: Sequence[Key]) -> str | None:
+    """The likeliest valid key: one of the same last name, else a sibling, else any key, of similar spelling."""
     parent, _, leaf = dotted.rpartition(".")
     names = [key.dotted for key in keys]
     siblings = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == parent}

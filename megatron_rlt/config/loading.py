@@ -1,7 +1,7 @@
 """YAML file and dotted overrides in, a checked configuration out; every fault of both is one clear line.
 
 A relative path in a configuration is relative to the current working directory, not to the YAML file. Types are
-strict: `tp: "2"` and `tp: yes` are errors, never 2 and 1. Rules across sections are left to `rules.py`.
+strict: `tp: "2"` and `tp: yes` are errors, never 2 and 1. Rules across sections are left to the commands.
 """
 
 from __future__ import annotations
@@ -15,37 +15,26 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from megatron_rlt.config.keys import Key, closest_key, keys_of
-from megatron_rlt.config.sections import Section
+from megatron_rlt.config.keys import Key, closest_key, keys_of, renamed
+from megatron_rlt.config.section import Section
 
 Config = TypeVar("Config", bound=Section)
-
-
 Tree = dict[str, Any]
-
 
 # YAML 1.1 reads 1e-6 as text because it has no dot; people write it as a number.
 _PLAIN_EXPONENT = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
 
 
 def load_config(config_class: type[Config], path: Path, overrides: Sequence[str]) -> Config:
-    """Read a command's configuration.
+    """Read a command's configuration; values of `dotted.key=value` overrides are YAML, and later ones win.
 
-    Args:
-        overrides: `dotted.key=value` each, the value parsed as YAML; later ones win.
-
-    Raises:
-        ValueError: one line a fault: dotted key, offending value, rule.
+    Raises ValueError with one line per fault: dotted key, offending value, rule.
     """
     return _checked(config_class, _read_file(path), overrides, source=str(path))
 
 
 def load_overrides(config_class: type[Config], given: Mapping[str, Any], overrides: Sequence[str]) -> Config:
-    """As `load_config` for a command without a file; the keys that were named are those of `model_fields_set`.
-
-    Args:
-        given: keys that the command line has its own place for, with their values.
-    """
+    """As `load_config` for `given` keys and overrides without a file; `model_fields_set` has the named keys."""
     return _checked(config_class, dict(given), overrides, source="command line")
 
 
@@ -169,12 +158,14 @@ def _fault_line(fault: Mapping[str, Any], config_class: type[Section], source: s
         for key in overridden
     )
     where = "command line" if at_command_line else source
-    keys = keys_of(config_class)
-    return f"{where}: {dotted}: {_complaint(fault, dotted, keys)}"
+    return f"{where}: {dotted}: {_complaint(fault, dotted, keys_of(config_class))}"
 
 
 def _complaint(fault: Mapping[str, Any], dotted: str, keys: Sequence[Key]) -> str:
     kind, value = fault["type"], fault["input"]
+    now = renamed(dotted, value) if kind in ("extra_forbidden", "literal_error") else None
+    if now is not None:
+        return f"is now {now}"
     known = {key.dotted: key for key in keys}
     if kind == "missing":
         return f"required key is missing ({known[dotted].sentence.rstrip('.')})"

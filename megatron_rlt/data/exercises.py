@@ -1,7 +1,6 @@
-"""Reading questions whose answers can be checked: rows `id, question, answer` and what else a kind of answer needs.
+"""Reads questions with a reference answer: rows `id, question, answer`, plus the columns of choices or countdown.
 
-In: a file or a hub data set, the kind, column names. Out, row by row in its order: an `Exercise`, or a `RejectedRow`
-that says why not. Whether an answer can be judged, and whether a question is too long, is left to those who know.
+Yields one `Exercise` or `RejectedRow` per row of a file or hub data set. Callers check prompt lengths and answers.
 """
 
 from __future__ import annotations
@@ -14,19 +13,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from megatron_rlt.config.commands.evaluate import QuestionColumnConfig
+from megatron_rlt.config.commands.evaluation_sets import QuestionColumnConfig
 from megatron_rlt.config.commands.job import AnswerKind
 from megatron_rlt.config.commands.prepare import ColumnConfig
 from megatron_rlt.data.rejection import RejectedRow, RejectReason, UnusableRowError
-from megatron_rlt.data.rows import read_columns
+from megatron_rlt.data.rows import convert_rows, read_columns
 from megatron_rlt.data.validation import RowValidator
 from megatron_rlt.types import Problem
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-
 StateCountdown = Callable[[Sequence[int], int], str]
-"""Numbers and a target to the text of a question."""
+"""(numbers, target) -> text of the question."""
 
 
 @dataclass(frozen=True)
@@ -34,34 +31,24 @@ class Exercise:
     """A question and its reference answer."""
 
     row: int  # 1-based in its source
-    problem: Problem  # its solution is the reference answer: of a choice, the letter
-    choices: tuple[str, ...]  # by letter; empty where the question states them itself, or has none
+    problem: Problem  # its solution is the reference answer; for multiple choice, the letter
+    choices: tuple[str, ...]  # in letter order; empty if the question itself lists them, or has none
 
 
 def read_exercises(
     source: str, kind: AnswerKind, columns: QuestionColumnConfig, *, state_countdown: StateCountdown
 ) -> Iterator[Exercise | RejectedRow]:
-    """Every row of a source.
+    """Read every row of a source. Raises ValueError if it cannot be read at all or lacks a column.
 
-    Args:
-        state_countdown: words a countdown row that has numbers and a target, but no question.
-
-    Raises:
-        ValueError: the source cannot be read at all or lacks a column.
+    `state_countdown` writes the question of a countdown row that has numbers and a target but no question.
     """
     reader = _ExerciseReader(kind, columns, state_countdown)
-    for row in read_columns(source, partial(_wanted_columns, source, kind, columns), streaming=False):
-        if isinstance(row, RejectedRow):
-            yield row
-            continue
-        try:
-            yield reader.exercise(row.values, row.row)
-        except UnusableRowError as error:
-            yield RejectedRow(row.file, row.row, error.reason, error.column, error.detail)
+    rows = read_columns(source, partial(_wanted_columns, source, kind, columns), streaming=False)
+    return convert_rows(rows, lambda row: reader.exercise(row.values, row.row))
 
 
 class _ExerciseReader:
-    """Applies the rules of a kind, then those of `prepare`'s rows."""
+    """Applies the rules of an answer kind, then the rules of `prepare`."""
 
     def __init__(self, kind: AnswerKind, columns: QuestionColumnConfig, state_countdown: StateCountdown) -> None:
         self._kind, self._columns, self._state_countdown = kind, columns, state_countdown
@@ -69,7 +56,7 @@ class _ExerciseReader:
         self._validator = RowValidator(plain, max_characters=sys.maxsize)
 
     def exercise(self, values: Mapping[str, object], row: int) -> Exercise:
-        """One row; raises UnusableRowError."""
+        """Build one exercise; raises UnusableRowError."""
         columns = self._columns
         question, answer = values.get(columns.question), _as_text(values.get(columns.answer))
         choices: tuple[str, ...] = ()
@@ -84,7 +71,7 @@ class _ExerciseReader:
         return Exercise(row, self._validator.problem(cells, position=row), choices)
 
     def _choices(self, values: Mapping[str, object]) -> tuple[str, ...]:
-        """The choices in the order of their letters."""
+        """Choices in letter order; a row with separate wrong answers gets a shuffle seeded by its question."""
         columns = self._columns
         if columns.wrong_answers:
             named = [_required_text(values, name) for name in (columns.answer, *columns.wrong_answers)]
@@ -114,7 +101,7 @@ class _ExerciseReader:
 
 
 def _as_text(value: object) -> object:
-    """Numbers are as good as their digits; anything else stays what it is."""
+    """Format numbers as text; return any other value unchanged."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return repr(value) if isinstance(value, float) and math.isfinite(value) else value
@@ -133,7 +120,7 @@ def _required_text(values: Mapping[str, object], column: str) -> str:
 
 
 def _letter(answer: object, choices: Sequence[str], column: str) -> object:
-    """The letter of an answer given as a letter or as the text of a choice; unchanged where no choices are known."""
+    """Letter of an answer given as a letter or as the text of a choice; unchanged if there are no choices."""
     if not choices or not isinstance(answer, str):
         return answer
     letter = answer.strip().upper()
@@ -146,7 +133,7 @@ def _letter(answer: object, choices: Sequence[str], column: str) -> object:
 
 
 def _wanted_columns(source: str, kind: AnswerKind, columns: QuestionColumnConfig, present: list[str]) -> list[str]:
-    """The columns to read of those present; ValueError where no row could be used."""
+    """Columns to read; raises ValueError if no row could be used."""
     needed = {columns.question, columns.answer, *(columns.wrong_answers if kind == "choice" else ())}
     states_task = kind == "countdown" and {columns.numbers, columns.target} <= set(present)
     missing = sorted(needed - set(present))

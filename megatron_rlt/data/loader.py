@@ -1,11 +1,7 @@
-"""Reading shards in training: an endless stream of `Problem`s whose exact position can be saved.
+"""Reads shards for training: an endless stream of `Problem`s, with a position that can be saved and restored.
 
-In: a folder written by `prepare`. Out: batches of `Problem`, and the position as bytes. Reading, shuffling and
-the position are megatron-energon's savable loader.
-
-The order is global: a function of data, seed and settings alone, the same on every rank and under every layout
-(each rank reads as energon's rank 0 of 1). A resume under another TP x PP must see the same next batch; what ranks
-share is the work on a batch, not the rows.
+Reading and shuffling use megatron-energon's savable loader. The order depends only on data, seed and settings: every
+rank reads the same rows (as energon's rank 0 of 1), so that a resume under another TP x PP sees the same next batch.
 """
 
 from __future__ import annotations
@@ -38,7 +34,7 @@ from megatron_rlt.data.energon_index import SPLIT
 from megatron_rlt.data.shards import problem_from_json, read_manifest
 from megatron_rlt.types import Problem
 
-NUM_OPEN_SHARDS = 16  # shards a shuffled stream draws from at a time; energon's own default, bounds open files
+NUM_OPEN_SHARDS = 16  # shards read in parallel when shuffling; energon's default, bounds the open files
 
 
 @edataclass
@@ -56,9 +52,9 @@ class _ProblemEncoder(DefaultTaskEncoder):  # type: ignore[misc]  # untyped pack
 
 
 class _EpochShuffle(ShuffleBufferDataset):  # type: ignore[misc]  # untyped package
-    """Energon's shuffle buffer, which runs empty at the end of an epoch, with that phase in its saved state.
+    """Energon's shuffle buffer; its saved state also records whether the buffer is draining at the end of an epoch.
 
-    Energon 7.4.1 does not save it: restored while it runs empty, its buffer is filled up from the next epoch.
+    Energon 7.4.1 does not save this: a buffer restored while draining would refill from the next epoch.
     """
 
     _savable_fields = (*ShuffleBufferDataset._savable_fields, "_source_is_read")
@@ -85,7 +81,7 @@ class _EpochShuffle(ShuffleBufferDataset):  # type: ignore[misc]  # untyped pack
 
 @dataclass(frozen=True)
 class _Order:
-    """Everything the reading order depends on; a position is one in this order only."""
+    """Everything that the reading order depends on; a saved position is valid only for the same values."""
 
     content_hash: str
     seed: int
@@ -94,18 +90,17 @@ class _Order:
 
 
 class ProblemStream:
-    """Endless rows of one data set: every epoch has each row once, in its own seeded order.
+    """Endless rows of one data set: every epoch has each row once, in its own seeded order. Not thread-safe.
 
-    (Several workers each repeat their own part, so epochs of unequal parts drift past each other.)
-    Leaves the process's random number generators alone. Not thread-safe.
+    Several workers each repeat their own part, so their epochs drift apart. Leaves the global RNGs untouched.
     """
 
     def __init__(self, folder: Path, *, seed: int, shuffle_buffer_size: int, num_workers: int) -> None:
-        """Open a prepared folder; nothing is read before the first batch.
+        """Open a prepared folder; reads nothing before the first batch.
 
-        `shuffle_buffer_size` 1 reads in the order of the rows. `num_workers` 0 reads in this process; several
-        workers read parts of the data in turn, so their number changes the order.
-        Raises ValueError where the folder holds no complete data set, or fewer rows than workers.
+        `shuffle_buffer_size` 1 keeps the row order. `num_workers` 0 reads in this process; more workers interleave
+        their parts of the data, so their number changes the order.
+        Raises ValueError if the folder holds no complete data set, or fewer rows than workers.
         """
         manifest = read_manifest(folder)
         if num_workers > manifest.num_rows:
@@ -120,27 +115,27 @@ class ProblemStream:
         self._rows: Generator[_ProblemSample, None, None] | None = None
 
     def next_batch(self, num_rows: int) -> tuple[Problem, ...]:
-        """The next `num_rows` problems (at least 1); after the last of an epoch the next epoch follows."""
+        """Return the next `num_rows` >= 1 problems, across epoch ends."""
         assert num_rows > 0, f"a batch of {num_rows} rows"
         if self._rows is None:
             self._rows = iter(self._loader)
         return tuple(next(self._rows).problem for _ in range(num_rows))
 
     def state_bytes(self) -> bytes:
-        """The position after the last batch; the bytes may differ for one position, what follows does not."""
+        """Serialize the position after the last batch (equal positions may give different bytes)."""
         buffer = io.BytesIO()
         torch.save({"order": asdict(self._order), "position": self._loader.save_state_rank()}, buffer)
         return buffer.getvalue()
 
     def load_state_bytes(self, data: bytes) -> None:
-        """Continue after a saved position. Raises ValueError where it belongs to another data set or setting."""
+        """Continue after a saved position. Raises ValueError if it belongs to another data set or other settings."""
         state = torch.load(io.BytesIO(data), weights_only=False)  # energon's own state classes
         here = asdict(self._order)
         changed = {key: (saved, here[key]) for key, saved in state["order"].items() if saved != here[key]}
         if changed:
-            told = ", ".join(f"{key} was {saved}, is {now}" for key, (saved, now) in changed.items())
+            described = ", ".join(f"{key} was {saved}, is {now}" for key, (saved, now) in changed.items())
             raise ValueError(
-                f"the saved data position does not fit {self._folder}: {told}; "
+                f"the saved data position does not fit {self._folder}: {described}; "
                 "resume with the data set and settings of the first start, or start in another output_dir"
             )
         self.close()
@@ -148,17 +143,17 @@ class ProblemStream:
         self._loader.restore_state_rank(state["position"])
 
     def close(self) -> None:
-        """End the worker processes, which else live as long as this process; no batch can be read afterwards."""
+        """End the worker processes; no batch can be read afterwards."""
         if self._rows is not None:
             self._rows.close()
             self._rows = None
-        # torch keeps persistent workers behind this private name alone. Left to the garbage collector they are told
-        # to stop through a queue that is collected before them, and each takes a timeout of 5 s.
+        # torch keeps persistent workers only under this private name. The garbage collector would collect their stop
+        # queue before them, and each worker would take a timeout of 5 s.
         self._loader._iterator = None
 
 
 def _open_loader(folder: Path, order: _Order) -> SavableDataLoader:
-    """Energon's loader over epochs without end."""
+    """Energon's loader over endless epochs."""
     workers = WorkerConfig(
         rank=0,
         world_size=1,
@@ -177,7 +172,7 @@ def _open_loader(folder: Path, order: _Order) -> SavableDataLoader:
         shuffle_over_epochs_multiplier=1 if shuffled else None,
         parallel_shard_iters=NUM_OPEN_SHARDS if shuffled else 1,
         task_encoder=_ProblemEncoder(),
-        repeat=False,  # repeated after shuffling: a buffer larger than the data would else mix many epochs
+        repeat=False,  # repeated after shuffling, or a buffer larger than the data would mix many epochs
     )
     if shuffled:
         epoch = _EpochShuffle(epoch, size=order.shuffle_buffer_size, worker_config=workers)
@@ -187,18 +182,13 @@ def _open_loader(folder: Path, order: _Order) -> SavableDataLoader:
         watchdog_timeout_seconds=None,  # the run has its own watchdog
     )
     loader.pin_memory = False  # rows are text
-    # torch draws a seed for every new iterator, by default from the global generator: a resumed run would then
-    # draw once more than an uninterrupted one.
+    # torch draws a seed per new iterator, by default from the global RNG: a resumed run would draw once more.
     loader.generator = torch.Generator().manual_seed(order.seed)
     return loader
 
 
-# All rows of a prepared folder once, in order: for checks that must see every row before a model loads.
 def scan_problems(folder: Path, *, part: int, num_parts: int) -> Iterator[Problem]:
-    """Every `num_parts`-th row, from row `part` on, so that ranks can share the reading.
-
-    Raises ValueError as `read_manifest` does.
-    """
+    """Read every `num_parts`-th row once, starting at row `part`. Raises ValueError as `read_manifest` does."""
     number = 0
     for shard in read_manifest(folder).shards:
         with tarfile.open(folder / shard.name) as tar:

@@ -1,7 +1,6 @@
-"""Sources -> a folder of validated shards, with every rejected row on record.
+"""Converts source files to a folder of validated shards plus `rejected.jsonl`, which lists every rejected row.
 
-In: a `PrepareConfig`, or one file of a training run. Out: the folder (see `shards`) plus `rejected.jsonl`; it
-appears under its name only when it is complete. Printing is left to the job.
+The folder appears under its final name only when it is complete.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
@@ -26,24 +26,18 @@ from megatron_rlt.data.validation import RowValidator
 from megatron_rlt.types import Problem
 
 REJECTED_FILE = "rejected.jsonl"
-
-
-NUM_EXAMPLES = 3  # rejected rows quoted in an error: enough to see a pattern
-
-
-HASH_DIGITS = 12  # of the source hash in a folder name: 48 bits
-
-
+NUM_EXAMPLES = 3  # rejected rows quoted in an error
+HASH_DIGITS = 12  # hexadecimal digits of the source hash in a folder name: 48 bits
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What `prepare` did."""
+    """Result of `prepare_shards`."""
 
     output_dir: Path
     manifest: Manifest
-    reused: bool  # the folder held this very data set already and was left as it is
+    reused: bool  # the folder already held this data set
 
     @property
     def rejected_file(self) -> Path:
@@ -55,10 +49,10 @@ class PrepareReport:
 
 
 def prepare_shards(config: PrepareConfig) -> PrepareReport:
-    """Validate and shard all input rows; an output folder that holds the same data set is left as it is.
+    """Validate and shard all input rows; reuses an output folder that already holds the same data set.
 
-    Raises ValueError for unreadable sources, an output folder with other content, no usable row, or a larger share
-    of rejected rows than `max_rejected_fraction`; nothing is written then.
+    Raises ValueError, and writes nothing, for unreadable sources, an output folder with other content, no usable row,
+    or a share of rejected rows above `max_rejected_fraction`.
     """
     if not config.input:
         raise ValueError("input is empty: give JSONL or Parquet files, or one hf://name[:split]")
@@ -79,9 +73,9 @@ def prepare_shards(config: PrepareConfig) -> PrepareReport:
 
 
 def ensure_shards(path: Path, work_dir: Path) -> Path:
-    """The folder of shards for a run's `data.path`: that folder itself, or a file's shards below `work_dir`.
+    """Shard folder for a run's `data.path`: the path itself if it is a folder, else shards made below `work_dir`.
 
-    A second call on an unchanged file finds the first one's shards. For one rank only: others must wait for it.
+    A second call on an unchanged file reuses the shards. Call it on one rank while the others wait.
     Raises ValueError as `prepare_shards` and `read_manifest` do.
     """
     if path.is_dir():
@@ -101,14 +95,14 @@ def ensure_shards(path: Path, work_dir: Path) -> Path:
 
 
 def describe_counts(rejected_by_reason: dict[str, int]) -> str:
-    """`empty: 2, not_json: 1`: largest count first."""
+    """Format as `empty: 2, not_json: 1`, largest count first."""
     ordered = sorted(rejected_by_reason.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{reason}: {count}" for reason, count in ordered)
 
 
 @dataclass
 class _Rejections:
-    """Writes rejected rows as they come and counts them."""
+    """Writes rejected rows to `rejected.jsonl` and counts them."""
 
     file: TextIO
     counts: Counter[str] = field(default_factory=Counter)
@@ -143,23 +137,21 @@ def _write_data_set(folder: Path, config: PrepareConfig, source_hash: str) -> Ma
 
 def _usable_rows(config: PrepareConfig, rejections: _Rejections) -> Iterator[Problem]:
     validator = RowValidator(config.columns, max_characters=config.max_characters)
-    position = 0
-    for source in config.input:
-        for row in read_rows(source, config.columns):
-            position += 1
-            if isinstance(row, RejectedRow):
-                rejections.add(row)
-                continue
-            try:
-                problem = validator.problem(row.values, position=position)
-            except UnusableRowError as error:
-                rejections.add(RejectedRow(row.file, row.row, error.reason, error.column, error.detail))
-                continue
+    rows = chain.from_iterable(read_rows(source, config.columns) for source in config.input)
+    for position, row in enumerate(rows, start=1):
+        if isinstance(row, RejectedRow):
+            rejections.add(row)
+            continue
+        try:
+            problem = validator.problem(row.values, position=position)
+        except UnusableRowError as error:
+            rejections.add(error.rejected(row.file, row.row))
+        else:
             yield problem
 
 
 def _check_usable(manifest: Manifest, config: PrepareConfig, examples: list[RejectedRow]) -> None:
-    """Refuse a data set without rows, or with too large a share of rejected ones."""
+    """Raise ValueError for a data set without rows, or with too many rejected ones."""
     total = manifest.num_rows + manifest.num_rejected
     quoted = "".join(f"\n  {example}" for example in examples)
     counts = describe_counts(manifest.rejected_by_reason)
@@ -174,7 +166,7 @@ def _check_usable(manifest: Manifest, config: PrepareConfig, examples: list[Reje
 
 
 def _same_data_set(target: Path, source_hash: str, config: PrepareConfig) -> Manifest:
-    """The manifest of what `target` holds; ValueError unless it is this data set."""
+    """Manifest of `target`; raises ValueError unless it is this data set."""
     if not (target / MANIFEST_FILE).is_file():
         raise ValueError(f"output_dir {target} is not an empty folder and holds no prepared data set: name another")
     manifest = read_manifest(target)
@@ -188,7 +180,7 @@ def _same_data_set(target: Path, source_hash: str, config: PrepareConfig) -> Man
 
 
 def _source_hash(config: PrepareConfig) -> str:
-    """Identity of a data set before its rows are read: the sources and every setting that shapes rows and shards."""
+    """Hash of the sources and of every setting that shapes rows and shards; needs no pass over the rows."""
     identity = {
         "sources": [source_digest(source) for source in config.input],
         "columns": config.columns.model_dump(),

@@ -1,16 +1,15 @@
-"""Why a source row is unusable: named reasons, and the record that `rejected.jsonl` is made of.
-
-Reading and validating a row raise or yield these; nobody drops a row without one.
-"""
+"""Reasons why a source row is unusable, and the record written to `rejected.jsonl`. No row is dropped without one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class RejectReason(StrEnum):
-    """The kinds of bad row; the names appear in `rejected.jsonl` and in the printed counts."""
+    """Reasons for rejecting a row, as they appear in `rejected.jsonl` and in the printed counts."""
 
     NOT_UTF8 = "not_utf8"  # bytes that are no UTF-8, or a lone surrogate that cannot be written as UTF-8
     NOT_JSON = "not_json"
@@ -20,14 +19,14 @@ class RejectReason(StrEnum):
     WRONG_TYPE = "wrong_type"
     TOO_LONG = "too_long"
     DUPLICATE_ID = "duplicate_id"
-    UNUSABLE_PROMPT = "unusable_prompt"  # no prompt can be made of it: too many tokens, or text of a special token
-    UNREADABLE_ANSWER = "unreadable_answer"  # no answer could be judged by the reference answer
-    BAD_CONVERSATION = "bad_conversation"  # turns or markers are not those of a Bespoke-Stratos row
+    UNUSABLE_PROMPT = "unusable_prompt"  # too many tokens, or text of a special token
+    UNREADABLE_ANSWER = "unreadable_answer"  # the reference answer cannot be used for judging
+    BAD_CONVERSATION = "bad_conversation"  # turns or markers differ from Bespoke-Stratos rows
 
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """One source row that was not used."""
+    """One rejected source row."""
 
     file: str
     row: int  # 1-based
@@ -41,10 +40,20 @@ class RejectedRow:
 
 
 class UnusableRowError(Exception):
-    """Raised while one row is validated; the caller, who knows file and row, makes it a `RejectedRow`."""
+    """Raised while validating one row; `rejected` adds the file and row that only the caller knows."""
 
     def __init__(self, reason: RejectReason, column: str | None, detail: str) -> None:
         super().__init__(f"{reason} in {column!r}: {detail}")
-        self.reason = reason
-        self.column = column
-        self.detail = detail
+        self.reason, self.column, self.detail = reason, column, detail
+
+    def rejected(self, file: str, row: int) -> RejectedRow:
+        return RejectedRow(file, row, self.reason, self.column, self.detail)
+
+
+@contextmanager
+def rejected_as(reason: RejectReason) -> Iterator[None]:
+    """Re-raise a ValueError of the block as UnusableRowError with this reason."""
+    try:
+        yield
+    except ValueError as error:
+        raise UnusableRowError(reason, None, str(error)) from error

@@ -1,8 +1,7 @@
-"""Reading source rows: JSONL, Parquet and Hugging Face hub data sets, streamed one row at a time.
+"""Reads source rows from JSONL, Parquet and Hugging Face hub data sets, streamed one row at a time.
 
-In: the entries of `prepare`'s `input`. Out: `SourceRow` with the raw values of the columns, or `RejectedRow` where
-a row cannot be read at all (not UTF-8, not JSON). Faults of a whole source (no such file, unknown suffix, columns
-that do not exist) raise ValueError. What the values must be is left to `validation`.
+Yields a `SourceRow` with raw column values, or a `RejectedRow` for a row that cannot be read (not UTF-8, not JSON).
+Problems with a whole source (no such file, unknown suffix, missing columns) raise ValueError.
 """
 
 from __future__ import annotations
@@ -10,41 +9,33 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from megatron_rlt.config.commands.prepare import ColumnConfig
-from megatron_rlt.data.rejection import RejectedRow, RejectReason
+from megatron_rlt.data.rejection import RejectedRow, RejectReason, UnusableRowError
 
+T = TypeVar("T")
 HUB_PREFIX = "hf://"
-
-
-DEFAULT_SPLIT = "train"  # of `hf://name` without a split; what the hub calls a data set's main part
-
-
+DEFAULT_SPLIT = "train"  # used for `hf://name` without a split
 SUFFIXES = (".jsonl", ".parquet")
-
-
 SelectColumns = Callable[[list[str]], list[str]]
-"""Which of the columns that a Parquet or hub source has are read; raises ValueError where it lacks one it needs."""
-
+"""Picks the columns to read from those of a Parquet or hub source; raises ValueError if a needed one is missing."""
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-
 PARQUET_BATCH_ROWS = 256  # reasoning traces reach 100 kB, so a batch stays near 25 MB
 
 
 @dataclass(frozen=True)
 class SourceRow:
-    """One row as it stands in its source."""
+    """One row with its raw values."""
 
     file: str
     row: int  # 1-based; lines of a JSONL file, blank ones included
@@ -52,19 +43,15 @@ class SourceRow:
 
 
 def read_rows(source: str, columns: ColumnConfig) -> Iterator[SourceRow | RejectedRow]:
-    """Every row of one source in its order. Raises ValueError for a source that `check_source` refuses."""
+    """Read every row of one source in order. Raises ValueError as `check_source` does."""
     return read_columns(source, partial(_wanted_columns, source, columns), streaming=True)
 
 
 def read_columns(source: str, select: SelectColumns, *, streaming: bool) -> Iterator[SourceRow | RejectedRow]:
-    """Every row of one source in its order, with other columns than those of `prepare`.
+    """Read every row of one source in order, with the columns that `select` picks.
 
-    Args:
-        streaming: fetch the rows of a hub data set as they are read, and keep nothing. False fetches all of it first
-            into the hub's cache on disk, where it is found again without network.
-
-    Raises:
-        ValueError: as `check_source`, or from `select`.
+    `streaming` fetches the rows of a hub data set as they are read and caches nothing; False downloads the whole data
+    set into the hub's disk cache first. Raises ValueError as `check_source` and `select` do.
     """
     _check_source(source, select)
     if source.startswith(HUB_PREFIX):
@@ -74,10 +61,21 @@ def read_columns(source: str, select: SelectColumns, *, streaming: bool) -> Iter
     return _read_parquet(source, select)
 
 
-def check_source(source: str, columns: ColumnConfig) -> None:
-    """Raise ValueError for a source that cannot be read, before any of its rows is.
+def convert_rows(
+    rows: Iterable[SourceRow | RejectedRow], convert: Callable[[SourceRow], T]
+) -> Iterator[T | RejectedRow]:
+    """Convert each readable row; a row for which `convert` raises UnusableRowError becomes a `RejectedRow`."""
+    for row in rows:
+        try:
+            yield row if isinstance(row, RejectedRow) else convert(row)
+        except UnusableRowError as error:
+            yield error.rejected(row.file, row.row)
 
-    No such file, unknown suffix, no Parquet file, columns it lacks; for the hub: `datasets` not installed.
+
+def check_source(source: str, columns: ColumnConfig) -> None:
+    """Raise ValueError for a source that cannot be read, before reading any of its rows.
+
+    Reasons: no such file, unknown suffix, not a Parquet file, missing columns, hub package `datasets` not installed.
     """
     _check_source(source, partial(_wanted_columns, source, columns))
 
@@ -106,7 +104,7 @@ def _check_source(source: str, select: SelectColumns) -> None:
 
 
 def source_digest(source: str) -> str:
-    """SHA-256 of a file's bytes; of the name alone for a hub data set, whose content is known only when read."""
+    """SHA-256 of a file's bytes; for a hub data set, of its name alone (its content is unknown until read)."""
     if source.startswith(HUB_PREFIX):
         return hashlib.sha256(source.encode()).hexdigest()
     with Path(source).open("rb") as file:
@@ -120,7 +118,7 @@ def _read_jsonl(source: str) -> Iterator[SourceRow | RejectedRow]:
 
 
 def _parse_line(source: str, number: int, line: bytes) -> SourceRow | RejectedRow:
-    """Decode by line, so that one bad byte costs one row and not the file."""
+    """Decode line by line, so that one bad byte costs one row and not the file."""
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -139,18 +137,16 @@ def _parse_line(source: str, number: int, line: bytes) -> SourceRow | RejectedRo
 
 
 def _read_parquet(source: str, select: SelectColumns) -> Iterator[SourceRow | RejectedRow]:
-    number = 0
     with _readable_parquet(source), pq.ParquetFile(source) as file:
-        wanted = select(file.schema_arrow.names)
-        for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=wanted):
-            for index in range(batch.num_rows):
-                number += 1
-                yield _parquet_row(source, number, batch, index)
+        batches = file.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=select(file.schema_arrow.names))
+        cells = ((batch, index) for batch in batches for index in range(batch.num_rows))
+        for number, (batch, index) in enumerate(cells, start=1):
+            yield _parquet_row(source, number, batch, index)
 
 
 @contextmanager
 def _readable_parquet(source: str) -> Iterator[None]:
-    """Turn Arrow's complaint about a damaged file into one that names the file."""
+    """Re-raise Arrow's error for a damaged file as a ValueError that names the file."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
@@ -158,7 +154,7 @@ def _readable_parquet(source: str) -> Iterator[None]:
 
 
 def _parquet_row(source: str, number: int, batch: pa.RecordBatch, index: int) -> SourceRow | RejectedRow:
-    """One row, cell by cell: Arrow does not check text, and a bad byte must cost this row only."""
+    """Convert one row cell by cell: Arrow does not validate text, and a bad byte must reject this row only."""
     values: dict[str, object] = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
@@ -199,7 +195,7 @@ def _hub_address(source: str) -> tuple[str, str | None, str]:
 
 
 def _wanted_columns(source: str, columns: ColumnConfig, present: list[str]) -> list[str]:
-    """The columns to read of those present; ValueError where neither kind of row can be made of them."""
+    """Columns to read; raises ValueError if they form neither kind of row."""
     if not {columns.question, columns.solution} <= set(present) and columns.conversations not in present:
         raise ValueError(
             f"input {source!r} has the columns {sorted(present)}: it needs {columns.question!r} and "

@@ -1,7 +1,6 @@
-"""The data set on disk: webdataset tar shards that megatron-energon reads, and the manifest that describes them.
+"""Data set on disk: webdataset tar shards for megatron-energon (one `<key>.json` per row) and `manifest.json`.
 
-In: `Problem`s in order. Out: `shard-NNNNNN.tar` files (one `<key>.json` a row) and `manifest.json`. Equal rows give
-equal bytes. Where rows come from is left to `prepare`, what energon needs beside the shards to `energon_index`.
+Equal rows give equal bytes.
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from megatron_rlt.types import Problem
 
 MANIFEST_FILE = "manifest.json"
-
-
 FORMAT_VERSION = 1
 
 
@@ -36,7 +33,7 @@ class Shard(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a folder of shards holds and what it was made of."""
+    """Contents and sources of a folder of shards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -44,28 +41,27 @@ class Manifest(BaseModel):
     num_rows: int
     num_rejected: int
     rejected_by_reason: dict[str, int]
-    content_hash: str  # SHA-256 over the shards' hashes: equal rows in equal shards
+    content_hash: str  # SHA-256 over the shards' hashes
     source_hash: str  # SHA-256 over the sources' bytes and the settings that shape the rows
     sources: tuple[str, ...]
     shards: tuple[Shard, ...]
 
 
 def write_shards(folder: Path, problems: Iterable[Problem], *, rows_per_shard: int) -> tuple[Shard, ...]:
-    """Write all problems into tar files of `rows_per_shard` rows; empty where there is no problem."""
+    """Write all problems into tar files of `rows_per_shard` rows each."""
     shards: list[Shard] = []
     remaining = iter(problems)
     while part := list(islice(remaining, rows_per_shard)):
-        name = f"shard-{len(shards):06d}.tar"
-        _write_tar(folder / name, part, first_key=len(shards) * rows_per_shard)
-        data = folder / name
+        data = folder / f"shard-{len(shards):06d}.tar"
+        _write_tar(data, part, first_key=len(shards) * rows_per_shard)
         with data.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        shards.append(Shard(name=name, num_rows=len(part), num_bytes=data.stat().st_size, sha256=digest))
+        shards.append(Shard(name=data.name, num_rows=len(part), num_bytes=data.stat().st_size, sha256=digest))
     return tuple(shards)
 
 
 def content_hash(shards: Iterable[Shard]) -> str:
-    """One hash for all shards in their order."""
+    """SHA-256 over the hashes of all shards in order."""
     return hashlib.sha256("\n".join(shard.sha256 for shard in shards).encode()).hexdigest()
 
 
@@ -74,9 +70,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a prepared folder, its shards present in full length.
+    """Read a manifest and check shard sizes.
 
-    Raises ValueError where the folder was not written by `prepare`, or a shard is missing or has another size.
+    Raises ValueError if `prepare` did not write the folder, or a shard is missing or has another size.
     """
     path = folder / MANIFEST_FILE
     if not path.is_file():
@@ -100,7 +96,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def problem_to_json(problem: Problem) -> bytes:
-    """One row as it stands in a shard."""
+    """Encode one row of a shard."""
     row = {"id": problem.problem_id, "question": problem.question, "solution": problem.solution}
     if problem.reasoning_trace is not None:
         row["reasoning_trace"] = problem.reasoning_trace
@@ -108,13 +104,13 @@ def problem_to_json(problem: Problem) -> bytes:
 
 
 def problem_from_json(data: bytes) -> Problem:
-    """The inverse of `problem_to_json`."""
+    """Decode one row of a shard."""
     row = json.loads(data)
     return Problem(row["id"], row["question"], row["solution"], row.get("reasoning_trace"))
 
 
 def _write_tar(path: Path, problems: list[Problem], *, first_key: int) -> None:
-    """Time, owner and mode of the members are TarInfo's fixed defaults, so bytes depend on the rows alone."""
+    """Keep TarInfo's fixed defaults for time, owner and mode, so that the bytes depend on the rows alone."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for key, problem in enumerate(problems, start=first_key):
             data = problem_to_json(problem)

@@ -1,8 +1,4 @@
-"""Source row -> `Problem`, or the named reason why not.
-
-In: `SourceRow`s in order. Out: one `Problem` a row; `UnusableRowError` where the row breaks a rule. Keeps the ids
-seen so far, so one validator serves one data set.
-"""
+"""Converts the values of a source row to a `Problem`, or raises `UnusableRowError` with a named reason."""
 
 from __future__ import annotations
 
@@ -15,26 +11,21 @@ from megatron_rlt.types import Problem
 
 
 class RowValidator:
-    """Applies the rules: texts present, non-empty, writable as UTF-8, within the length; ids unique."""
+    """Requires texts that are present, non-empty, valid UTF-8 and not too long, and unique ids: one per data set."""
 
     def __init__(self, columns: ColumnConfig, *, max_characters: int) -> None:
-        self._columns = columns
-        self._max_characters = max_characters
+        self._columns, self._max_characters = columns, max_characters
         self._seen_ids: set[str] = set()
 
     def problem(self, values: Mapping[str, object], *, position: int) -> Problem:
-        """Validate one row; `position` (1-based, over all sources) is the id of a row that has none.
-
-        Raises UnusableRowError. The first row of several with the same id is kept.
-        """
+        """Validate one row; `position` (1-based, over all sources) replaces a missing id. Raises UnusableRowError."""
         columns = self._columns
         trace: str | None = None
         if values.get(columns.question) is None and values.get(columns.conversations) is not None:
             name = columns.conversations
-            said = parse_conversation(values[name], name)
-            question = self._text(said.question, name)
-            solution = self._text(said.solution, name)
-            trace = self._text(said.reasoning_trace, name)
+            parsed = parse_conversation(values[name], name)
+            question, solution = self._text(parsed.question, name), self._text(parsed.solution, name)
+            trace = self._text(parsed.reasoning_trace, name)
         else:
             question = self._text(values.get(columns.question), columns.question)
             solution = self._text(values.get(columns.solution), columns.solution)

@@ -1,4 +1,4 @@
-"""`megatron-rlt prepare`: rows to webdataset shards, with a printed account of every row."""
+"""`megatron-rlt prepare`: converts rows to webdataset shards and prints row counts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from megatron_rlt.data.prepare import PrepareReport, prepare_shards
 
 
 def run_prepare(config: PrepareConfig) -> PrepareReport:
-    """Prepare a data set and print what became of its rows. Raises ValueError as `prepare_shards` does."""
+    """Prepare a data set and print row counts. Raises ValueError as `prepare_shards` does."""
     report = prepare_shards(config)
     manifest = report.manifest
     verb = "Already prepared" if report.reused else "Prepared"

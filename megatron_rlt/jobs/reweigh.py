@@ -1,173 +1,160 @@
-"""`megatron-rlt reweigh`: stored rewards computed again with other settings, without a model and in one process."""
+"""`megatron-rlt reweigh`: recomputes stored rewards with other settings, without a model and in one process."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-import torch
 from rich.console import Console
-from rich.table import Table
 
 from megatron_rlt.config.commands.reweigh import ReweighConfig
+from megatron_rlt.config.display import NumberTable
 from megatron_rlt.config.loading import with_changes
-from megatron_rlt.config.sections import LeakConfig, RewardConfig
+from megatron_rlt.config.reward import RewardConfig
 from megatron_rlt.metrics.reduce import Tally
 from megatron_rlt.rewards.ranking import RankingChange, compare_rankings, ranks_within
-from megatron_rlt.rewards.rlt import penalty_table, rlt_reward, solution_score, with_solution_score
-from megatron_rlt.store.reweighed import ReweighedRow, write_reweighed
-from megatron_rlt.store.stored_rewards import StoredReward, StoredRewards, open_stored_rewards
-from megatron_rlt.types import RewardParts
+from megatron_rlt.rewards.rlt import rlt_reward
+from megatron_rlt.rewards.terms import LABELS, TERMS
+from megatron_rlt.store.explanation_row import StoredExplanation
+from megatron_rlt.store.explanations import read_explanations, reward_settings
+from megatron_rlt.store.reweighed import COLUMNS, write_reweighed
+from megatron_rlt.types import Reward
 
-_TOLERANCE = 1e-6  # stored values are those the reward was computed from, so only other code could give another one
+_TOLERANCE = 1e-6  # the reward is recomputed from the stored values, so only changed code gives another one
 
-
-_NO_TOKENS = torch.empty(0)
+Row = dict[str, Any]
+"""Cells of one explanation by column, without log-probs, so that a whole run fits in memory."""
 
 
 def run_reweigh(config: ReweighConfig) -> None:
-    """Compute all rewards of the source again, print what changed, and write them if an output is asked for.
+    """Recompute all rewards of the source, print what changed, and write them if an output is configured.
 
-    Raises:
-        ValueError: the source holds no rewards, not what the settings need, or rewards that do not follow from it.
+    Raises ValueError if the source holds no rewards, lacks what the settings need, or its rewards cannot be reproduced.
     """
-    source = open_stored_rewards(config.source)
-    settings = with_changes(source.settings, config.reward)
-    stored = source.settings.kl_estimator
-    if settings.kl_estimator == "full" and stored != "full":
+    files = source_files(config.source)
+    try:
+        old = reward_settings(files[0])
+    except ValueError as error:
+        raise ValueError(f"source: {error}") from error
+    if old is None:
         raise ValueError(
-            f"reward.kl_estimator=full: {config.source} holds the per-token KL of {stored}, and the sum over the"
-            " vocabulary needs both models; run score with reward.kl_estimator=full"
+            f"source: {config.source} was collected without a student and has no rewards; collect with student.model"
         )
-    _check_settings(settings)
-    rows = reweighed_rows(source, settings)
-    change = compare_rankings(
-        [row.question for row in rows], [row.old_reward for row in rows], [_reward(row.parts) for row in rows]
-    )
+    new = with_changes(old, config.reward)
+    _check_settings(old, new, config.source)
+    rows = reweighed_rows(files, old, new)
+    change = compare_rankings(_questions(rows), [row["old_reward"] for row in rows], [row["reward"] for row in rows])
     print_reweighed(rows, change, Console())
     if config.output is not None:
-        described = {"source": str(config.source.resolve())} | {
-            name: used.model_dump(mode="json") for name, used in (("old", source.settings), ("new", settings))
-        }
-        write_reweighed(config.output, rows, described)
+        settings = {name: used.model_dump(mode="json") for name, used in (("old", old), ("new", new))}
+        write_reweighed(config.output, rows, tuple(LABELS), {"source": str(config.source.resolve()), **settings})
         Console().print(f"Rewards: {config.output}", soft_wrap=True, highlight=False)
 
 
-def _check_settings(settings: RewardConfig) -> None:
-    """Raise ValueError for what does not follow from an explanation's stored log-probs."""
-    if settings.solution_unit == "gain":
+def source_files(source: Path) -> tuple[Path, ...]:
+    """Files of a source, in order. Raises ValueError for a folder without any."""
+    if not source.is_dir():
+        return (source,)
+    collected = source / "scored" / "explanations.parquet"
+    if collected.is_file():
+        raise ValueError(f"source: {source} is a folder of collect; give its file {collected}")
+    files = tuple(sorted((source / "completions").glob("step-*.parquet")))
+    if not files:
         raise ValueError(
-            "reward.solution_unit=gain: needs the student's log-probs without an explanation, which are not stored;"
-            " run score with reward.solution_unit=gain, or take logprob or probability"
+            f"source: {source} is no run folder of `train` with completions/step-N.parquet; train with"
+            " metrics.store_completions=true, or give a Parquet file"
         )
-    if settings.leaks != LeakConfig():
-        raise ValueError(
-            "reward.leaks: is counted in texts, and only log-probs are read here; run score with these weights"
-        )
+    return files
 
 
-def reweighed_rows(source: StoredRewards, settings: RewardConfig) -> list[ReweighedRow]:
+def reweighed_rows(files: Sequence[Path], old: RewardConfig, new: RewardConfig) -> list[Row]:
     """Old and new rewards with their ranks, in the source's order; raises as `run_reweigh`."""
     rows = []
-    for stored in source:
-        _check(stored, source.settings)
-        parts = reweighed(stored, settings)
-        rows.append(
-            ReweighedRow(
-                problem_id=stored.problem_id,
-                question=stored.question,
-                explanation_index=stored.explanation_index,
-                old_reward=stored.reward,
-                old_rank=None,
-                parts=None if parts is None else _without_tokens(parts),
-                rank=None,
-            )
-        )
-    questions = [row.question for row in rows]
-    old = ranks_within(questions, [row.old_reward for row in rows])
-    new = ranks_within(questions, [_reward(row.parts) for row in rows])
-    return [replace(row, old_rank=was, rank=now) for row, was, now in zip(rows, old, new, strict=True)]
+    for file in files:
+        for stored in read_explanations(file, with_tokens=True):
+            _check(stored, old)
+            rows.append(_row(stored, reweighed(stored, old, new)))
+    for name in ("reward", "old_reward"):
+        ranks = ranks_within(_questions(rows), [row[name] for row in rows])
+        for row, rank in zip(rows, ranks, strict=True):
+            row[name.replace("reward", "rank")] = rank
+    return rows
 
 
-def reweighed(stored: StoredReward, settings: RewardConfig) -> RewardParts | None:
-    """The reward of stored log-probs, by the function that every reward comes from; None where none are stored.
-
-    The settings' estimator is `full` only if the stored KL is. Raises ValueError for a weight on a KL that no one has.
-    """
-    logprobs = stored.logprobs
-    if logprobs is None:
+def reweighed(stored: StoredExplanation, old: RewardConfig, new: RewardConfig) -> Reward | None:
+    """Reward under other settings; None if nothing was scored. Raises ValueError if needed values were not stored."""
+    evidence = stored.evidence(exact_kl=old.kl_estimator == "full")
+    if evidence is None:
         return None
-    if settings.lambda_kl != 0 and not logprobs.one_tokenizer:
+    if new.lambda_kl != 0 and not evidence.one_tokenizer:
         raise ValueError(
-            f"reward.lambda_kl={settings.lambda_kl:g}: {stored.problem_id} was scored by a student with another"
-            " tokenizer, so it has no KL; keep reward.lambda_kl=0"
+            f"reward.lambda_kl={new.lambda_kl:g}: {stored.id} was scored by a student with another tokenizer, so it has"
+            " no KL; keep reward.lambda_kl=0"
         )
-    parts = rlt_reward(
-        student_explanation_logprobs=logprobs.student_explanation,
-        student_solution_logprobs=logprobs.student_solution,
-        teacher_explanation_logprobs=logprobs.teacher_explanation,
-        explanation_divergence=logprobs.kl_per_token if settings.kl_estimator == "full" else None,
-        flags=stored.flags,
-        alpha=settings.alpha,
-        lambda_kl=settings.lambda_kl,
-        kl_estimator=settings.kl_estimator,
-        penalties=penalty_table(settings.penalties),
-        one_tokenizer=logprobs.one_tokenizer,
-    )
-    if settings.solution_unit == "logprob":
-        return parts
-    score = solution_score(
-        logprobs.student_solution, baseline_logprobs=None, unit=settings.solution_unit, alpha=settings.alpha
-    )
-    return with_solution_score(parts, score, lambda_kl=settings.lambda_kl)
+    if new.solution_unit == "gain" and evidence.baseline_solution_logprobs is None:
+        raise ValueError(
+            "reward.solution_unit=gain: needs the student's log-probs without an explanation, which are not stored;"
+            " run score with baseline=true, or take logprob or probability"
+        )
+    return rlt_reward(evidence, new)
 
 
-def print_reweighed(rows: Sequence[ReweighedRow], change: RankingChange, console: Console) -> None:
-    """Print what became of the rewards and of the rankings."""
-    old = [row.old_reward for row in rows if row.old_reward is not None]
-    new = [row.parts for row in rows if row.parts is not None and row.parts.valid]
-    table = Table(title="Rewards computed again", title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_row("rows", f"{len(rows):,}")
-    table.add_row("  without a reward", f"{len(rows) - len(new):,}")
+def print_reweighed(rows: Sequence[Row], change: RankingChange, console: Console) -> None:
+    """Print a table of the rewards and the changes in ranking."""
+    new = [row for row in rows if row["reward"] is not None]
+    table = NumberTable("Rewards computed again")
+    table.add_line("rows", f"{len(rows):,}")
+    table.add_line("  without a reward", f"{len(rows) - len(new):,}")
     table.add_section()
-    table.add_row("old reward, mean", f"{Tally.of(old).mean:.4f}")
-    table.add_row("new reward, mean", f"{Tally.of(parts.reward for parts in new).mean:.4f}")
-    table.add_row("  r_SS", f"{Tally.of(parts.r_ss for parts in new).mean:.4f}")
-    table.add_row("  r_KL", f"{Tally.of(parts.r_kl for parts in new).mean:.4f}")
-    table.add_row("  penalty", f"{Tally.of(parts.penalty for parts in new).mean:.4f}")
+    was = Tally.of(row["old_reward"] for row in rows if row["old_reward"] is not None)
+    table.add_line("old reward, mean", f"{was.mean:.4f}")
+    labels = {"reward": "new reward, mean", **{term.name: f"  {LABELS[term.name]}" for term in TERMS}}
+    for name, label in labels.items():
+        mean = Tally.of(math.nan if row[name] is None else row[name] for row in new).mean
+        table.add_line(label, f"{mean:.4f}")
     table.add_section()
-    table.add_row("questions", f"{change.num_questions:,}")
-    table.add_row("  with two rewards or more", f"{change.num_with_choice:,}")
-    table.add_row("  of these, best explanation changed", f"{change.best_changed:.1%}")
-    table.add_row("rank correlation within questions, mean", f"{change.mean_correlation:.4f}")
+    table.add_line("questions", f"{change.num_questions:,}")
+    table.add_line("  with two rewards or more", f"{change.num_with_choice:,}")
+    table.add_line("  of these, best explanation changed", f"{change.best_changed:.1%}")
+    table.add_line("rank correlation within questions, mean", f"{change.mean_correlation:.4f}")
     console.print(table)
 
 
-def _check(stored: StoredReward, settings: RewardConfig) -> None:
-    """Raise ValueError where the source's own settings do not give the stored reward."""
-    again = _reward(reweighed(stored, settings))
-    if again is None and stored.reward is None:
-        return
-    if again is None or stored.reward is None or not math.isclose(again, stored.reward, abs_tol=_TOLERANCE):
+def _check_settings(old: RewardConfig, new: RewardConfig, source: Path) -> None:
+    """Raise ValueError for new settings that need values which are not stored."""
+    if new.kl_estimator == "full" and old.kl_estimator != "full":
         raise ValueError(
-            f"source: {stored.problem_id}, explanation {stored.explanation_index}: its log-probs give the reward"
-            f" {again}, but {stored.reward} is stored, so more is in it than r_SS, r_KL and penalties; score it anew"
+            f"reward.kl_estimator=full: {source} holds the per-token KL of {old.kl_estimator}, and the sum over the"
+            " vocabulary needs both models; run score with reward.kl_estimator=full"
+        )
+    for name in ("ngram", "closing_share"):
+        counted, wanted = getattr(old.leaks, name), getattr(new.leaks, name)
+        if counted != wanted:
+            raise ValueError(
+                f"reward.leaks.{name}={wanted}: {source} holds what was counted in texts with {counted}, and only"
+                " weights can change; run score with this setting"
+            )
+
+
+def _check(stored: StoredExplanation, settings: RewardConfig) -> None:
+    """Raise ValueError where the source's own settings do not give the stored reward."""
+    reward = reweighed(stored, settings, settings)
+    was = math.nan if stored.reward is None else stored.reward
+    again = math.nan if reward is None else reward.total
+    if not math.isclose(was, again, abs_tol=_TOLERANCE) and not (math.isnan(was) and math.isnan(again)):
+        raise ValueError(
+            f"source: {stored.id}, explanation {stored.explanation_index}: its log-probs give the reward {again}, but"
+            f" {was} is stored, so more is in it than its terms; score it anew"
         )
 
 
-def _reward(parts: RewardParts | None) -> float | None:
-    return parts.reward if parts is not None and parts.valid else None
+def _row(stored: StoredExplanation, reward: Reward | None) -> Row:
+    cells = (stored if reward is None else stored.with_reward(reward)).cells()
+    return {name: cells.get(name) for name in (*COLUMNS, *LABELS)} | {"old_reward": stored.reward}
 
 
-def _without_tokens(parts: RewardParts) -> RewardParts:
-    """Without what is per token, so that a whole run's rewards fit in memory."""
-    return replace(
-        parts,
-        kl_per_token=_NO_TOKENS,
-        student_solution_logprobs=_NO_TOKENS,
-        student_explanation_logprobs=_NO_TOKENS,
-        teacher_explanation_logprobs=_NO_TOKENS,
-    )
+def _questions(rows: Sequence[Row]) -> list[tuple[int | None, int]]:
+    """Keys of the groups in which explanations are ranked: one question, in training within one step."""
+    return [(row["step"], row["question_index"]) for row in rows]

@@ -1,4 +1,4 @@
-"""`megatron-rlt sft`: next-token training on the wanted spans of rows that have a reasoning trace."""
+"""`megatron-rlt sft`: supervised fine-tuning on the target spans of rows with a reasoning trace."""
 
 from __future__ import annotations
 
@@ -7,33 +7,28 @@ from functools import partial
 
 from torch import Tensor
 
-from megatron_rlt.config.commands.sft import EvaluationLossConfig, SftConfig, num_sft_updates
-from megatron_rlt.jobs.reward.score_pairs import logprob_engine
-from megatron_rlt.jobs.run.load_models import load_model, take_holdings
+from megatron_rlt.config.commands.sft import EvaluationLossConfig, SftConfig
+from megatron_rlt.jobs.run.load_models import load_model, memory_usage
 from megatron_rlt.jobs.run.problems import open_problems, read_problems
 from megatron_rlt.jobs.run.training_loop import TrainingRun, TrainingState
 from megatron_rlt.launch.watchdog import Heartbeat
 from megatron_rlt.parallel.layout import build_layout
+from megatron_rlt.parallel.packed_batch import PackedBatch
 from megatron_rlt.policy.policy import Policy
 from megatron_rlt.prompts.kept_sequences import KeptSequences
 from megatron_rlt.prompts.pairs import student_format, teacher_format
 from megatron_rlt.scoring.engine import LogprobEngine
-from megatron_rlt.types import PackedBatch, Problem, SpannedSequence
+from megatron_rlt.types import Problem, SpannedSequence
 
-_TEMPERATURE = 1.0  # the loss is the model's own cross-entropy
-
-
-_MOST_KEPT_TOKENS = 4_000_000  # with its text some 50 MB a rank
-
-
+_TEMPERATURE = 1.0  # the loss is the plain cross-entropy
+_MOST_KEPT_TOKENS = 4_000_000  # about 50 MB per rank, text included
 _SHOWN = ("loss", "evaluation_loss", "lr")
 
 
 def run_sft(config: SftConfig, heartbeat: Heartbeat) -> int:
-    """Train a model, or continue where its run folder stops. Collective; returns the exit status.
+    """Train a model, or resume from its run folder. Collective; returns the exit status.
 
-    Raises:
-        ValueError: model, tokenizer, data or run folder do not go together; before any weight is loaded.
+    Raises ValueError, before loading weights, if model, tokenizer, data or run folder do not fit together.
     """
     run = TrainingRun(config, "sft", heartbeat, source_model=config.model.model)
     with run.timer.phase("setup"):
@@ -43,11 +38,9 @@ def run_sft(config: SftConfig, heartbeat: Heartbeat) -> int:
             work_dir = config.output_dir / "evaluation_data"
             held_out = read_problems(config.evaluation.data, work_dir=work_dir, use=sequence_of)
         stream = open_problems(config.data, seed=config.seed, work_dir=config.output_dir / "data", check=sequence_of)
-        num_steps = num_sft_updates(config, num_rows=stream.num_rows)
-        layout = build_layout(config.model.layout)
+        num_steps = config.num_updates(num_rows=stream.num_rows)
         policy = Policy(
-            load_model(config.model, layout),
-            layout,
+            load_model(config.model, build_layout(config.model.layout)),
             optimizer=config.optimizer,
             blocks=config.scoring,
             temperature=_TEMPERATURE,
@@ -55,11 +48,11 @@ def run_sft(config: SftConfig, heartbeat: Heartbeat) -> int:
             num_updates=num_steps,
             on_progress=run.on_progress,
         )
-        engine = logprob_engine(
-            policy.model, layout, temperature=_TEMPERATURE, scoring=config.scoring, on_progress=run.on_progress
+        engine = LogprobEngine(
+            policy.model, temperature=_TEMPERATURE, scoring=config.scoring, on_progress=run.on_progress
         )
 
-    run.watch_memory(lambda: take_holdings(policy, (), None))
+    run.watch_memory(lambda: memory_usage(policy, (), None))
 
     def take_step(number: int) -> dict[str, float]:
         with run.timer.phase("data"):
@@ -77,7 +70,7 @@ def run_sft(config: SftConfig, heartbeat: Heartbeat) -> int:
 
 
 def sft_update(policy: Policy, sequences: list[SpannedSequence]) -> dict[str, float]:
-    """One update on the mean cross-entropy over the wanted tokens of all sequences. Collective; returns metrics."""
+    """One update on the mean cross-entropy over the target tokens of all sequences. Collective; returns metrics."""
     num_targets = sum(sequence.num_targets for sequence in sequences)
 
     def loss(_: PackedBatch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, tuple[float, float]]:
@@ -96,13 +89,13 @@ def sft_update(policy: Policy, sequences: list[SpannedSequence]) -> dict[str, fl
 
 
 def mean_cross_entropy(engine: LogprobEngine, sequences: Sequence[SpannedSequence]) -> float:
-    """Over the wanted tokens of all sequences, under the weights of this moment. Collective."""
+    """Mean cross-entropy over the target tokens of all sequences, with the current weights. Collective."""
     logprobs = engine.logprobs(sequences).values
     return -sum(float(values.double().sum()) for values in logprobs) / sum(len(values) for values in logprobs)
 
 
 def _sequence_maker(config: SftConfig) -> Callable[[Problem], SpannedSequence]:
-    """What a row becomes in the format of the configured role; raises ValueError for one that cannot be used."""
+    """Cached encoder of rows in the configured role's format; it raises ValueError for an unusable row."""
     make_sequence: Callable[[Problem], SpannedSequence]
     if config.role == "teacher":
         make_sequence = teacher_format(config.model.model, config.prompts).sft_sequence

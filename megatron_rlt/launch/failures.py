@@ -1,7 +1,7 @@
-"""How ranks ended, which of them failed first by itself, and the lines a user reads about it.
+"""Classifies how ranks ended, finds the rank that caused a failure, and formats the report for the user.
 
-When one rank dies, its peers fail a moment later with broken connections. So a failure has a kind, and the
-culprit is the earliest of the gravest kind. Records travel as JSON files in a folder of the launcher.
+When one rank dies, its peers fail a moment later with broken connections, so the culprit is the earliest failure of the
+gravest kind. Ranks pass their records to the launcher as JSON files.
 """
 
 from __future__ import annotations
@@ -22,25 +22,22 @@ from megatron_rlt.launch.watchdog import Stall
 from megatron_rlt.types import BAD_INPUT, FAILED, StoppedError
 
 PROGRAM = "megatron-rlt"
-
-
 _PACKAGE = Path(megatron_rlt.__file__).parent
 
-
-# gloo's broken connections are plain RuntimeErrors; these are what they say.
+# gloo raises plain RuntimeErrors for broken connections; their messages contain one of these.
 _CONNECTION_PHRASES = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
 class Kind(StrEnum):
     """Why a rank ended."""
 
-    INPUT = "input"  # a ValueError of this project: the user's fault
-    STOPPED = "stopped"  # a StoppedError: the job itself decided to end
+    INPUT = "input"  # a ValueError raised by this project: a user error
+    STOPPED = "stopped"  # a StoppedError: the job ended itself
     ERROR = "error"  # any other exception
     STALL = "stall"  # the watchdog fired
-    KILLED = "killed"  # by a signal that this launcher did not send
-    VANISHED = "vanished"  # an exit without a word, or an abort: also what native code does when a peer is gone
-    CONNECTION = "connection"  # a peer was gone
+    KILLED = "killed"  # by a signal from outside this launcher
+    VANISHED = "vanished"  # a silent exit, or an abort, as by native code when a peer is gone
+    CONNECTION = "connection"  # lost a peer
 
 
 _GRAVITY = {Kind.VANISHED: 1, Kind.CONNECTION: 2}  # 0 for all others
@@ -48,7 +45,7 @@ _GRAVITY = {Kind.VANISHED: 1, Kind.CONNECTION: 2}  # 0 for all others
 
 @dataclass(frozen=True)
 class Failure:
-    """One rank's end."""
+    """How one rank ended."""
 
     rank: int
     phase: str
@@ -56,7 +53,7 @@ class Failure:
     message: str  # what happened; several lines only for Kind.INPUT
     details: str  # traceback, empty where there is none
     seconds: float  # since the epoch
-    num_beats: int = 0  # of a stalled rank
+    num_beats: int = 0  # of a stalled rank's heartbeat
 
     @property
     def status(self) -> int:
@@ -64,26 +61,21 @@ class Failure:
 
 
 def failure_of_exception(error: BaseException, *, rank: int, phase: str) -> Failure:
-    """Classify what a rank's job raised."""
-    return Failure(
-        rank=rank,
-        phase=phase,
-        kind=_kind_of(error),
-        message=str(error)
-        if _is_users_fault(error) or isinstance(error, StoppedError)
-        else traceback.format_exception_only(error)[-1].strip().splitlines()[0],
-        details="".join(traceback.format_exception(error)),
-        seconds=time.time(),
-    )
+    """Classify the exception that a rank's job raised."""
+    kind, details = _kind_of(error), "".join(traceback.format_exception(error))
+    if kind in (Kind.INPUT, Kind.STOPPED):
+        return Failure(rank, phase, kind, str(error), details, time.time())
+    message = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+    return Failure(rank, phase, kind, message, details, time.time())
 
 
 def failure_of_stall(stall: Stall, *, rank: int) -> Failure:
-    """Of a rank whose watchdog fired."""
+    """Failure of a rank whose watchdog fired."""
     return Failure(rank, stall.phase, Kind.STALL, stall.message, "", time.time(), stall.num_beats)
 
 
 def failure_of_exit(exit_code: int, *, rank: int, phase: str, seconds: float) -> Failure:
-    """Of a rank that left no record. `exit_code` is negative for a signal, as Python's process objects have it."""
+    """Failure of a rank that left no record. As in `multiprocessing`, a negative `exit_code` is a signal number."""
     if exit_code >= 0:
         return Failure(rank, phase, Kind.VANISHED, f"exited with status {exit_code}, no reason given", "", seconds)
     name = signal.Signals(-exit_code).name
@@ -95,8 +87,7 @@ def failure_of_exit(exit_code: int, *, rank: int, phase: str, seconds: float) ->
 def culprit(failures: Sequence[Failure]) -> Failure:
     """The failure that caused the others: the gravest kind, then the earliest.
 
-    Of stalled ranks it is the one with the fewest beats: all ranks run the same program, and the others wait
-    for the one that is furthest behind.
+    Of stalled ranks, the one with the fewest beats: all run the same program, and the others wait for it.
     """
     first = min(failures, key=lambda failure: (_GRAVITY.get(failure.kind, 0), failure.seconds))
     if first.kind is not Kind.STALL:
@@ -106,9 +97,9 @@ def culprit(failures: Sequence[Failure]) -> Failure:
 
 
 def report(failure: Failure, others: Sequence[Failure] = ()) -> str:
-    """What a user reads: the culprit's traceback first, then one line that names it.
+    """Report for the user: the culprit's traceback, then one line that names it.
 
-    A user's fault is one line for each fault and no traceback, a job's own end one line.
+    A user error or a StoppedError gives its message lines only, without traceback.
     """
     if failure.kind in (Kind.INPUT, Kind.STOPPED):
         return "".join(f"{PROGRAM}: error: {line}\n" for line in failure.message.splitlines())
@@ -120,14 +111,14 @@ def report(failure: Failure, others: Sequence[Failure] = ()) -> str:
 
 
 def write_failure(failure: Failure, folder: Path) -> None:
-    """Leave the record for the launcher; it appears at once as a whole."""
+    """Write the record for the launcher, atomically."""
     partial = folder / f".failure-{failure.rank}.tmp"
     partial.write_text(json.dumps(asdict(failure)), encoding="utf-8")
     partial.rename(folder / f"failure-{failure.rank}.json")
 
 
 def read_failures(folder: Path) -> list[Failure]:
-    """All records the ranks left."""
+    """Read the records of all ranks."""
     records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("failure-*.json"))]
     return [Failure(**(record | {"kind": Kind(record["kind"])})) for record in records]
 
@@ -142,7 +133,7 @@ def _kind_of(error: BaseException) -> Kind:
 
 
 def _is_users_fault(error: BaseException) -> bool:
-    """A ValueError raised by this project's own code; one raised inside a library is a defect and keeps its trace."""
+    """Whether this project's code raised a ValueError; one raised inside a library is a bug and keeps its traceback."""
     if not isinstance(error, ValueError) or error.__traceback__ is None:
         return False
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)

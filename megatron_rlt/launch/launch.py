@@ -1,12 +1,8 @@
-"""Runs a job on all its ranks: those that torchrun or srun started, or ranks started here.
+"""Runs a job on all its ranks: those that torchrun or srun started, or ranks that it starts with torch's elastic agent.
 
-In: a job (a function of configuration and heartbeat that returns an exit status), its configuration and the
-number of ranks. Out: the exit status of the whole: 0, 1 for a failure, 2 for the user's fault, 75 for saved and
-ended by a signal; and on stderr the culprit of a failure, once. Which failure caused the others is left to
-`failures.py`, watching this machine's ranks to `local_ranks.py`.
-
-Ranks are started by torch's elastic agent. Its own answer to SIGTERM is to end the ranks, so SIGTERM and SIGUSR1
-are taken from it and handed on to the ranks, which save and return 75.
+The exit status is 0, 1 for a failure, 2 for a user error, or 75 for saved and ended by a signal. Stderr names the
+culprit of a failure once. The elastic agent would kill its ranks on SIGTERM, so SIGTERM and SIGUSR1 are forwarded to
+the ranks instead, which save and return 75.
 """
 
 from __future__ import annotations
@@ -37,39 +33,27 @@ from megatron_rlt.parallel.platform import start_distributed, stop_distributed
 from megatron_rlt.types import FAILED
 
 Config = TypeVar("Config", bound=JobConfig)
-
-
 Job = Callable[[Config, Heartbeat], int]
 
-
-# A collective gives up this much later than the watchdog, so that the watchdog speaks first: it knows the phase.
+# A collective times out this much later than the watchdog, which reports first because it knows the phase.
 _COLLECTIVE_MARGIN_SECONDS = 60.0
 
-
-# Under torchrun and srun a rank cannot see its peers' records: one that only lost a connection waits, so that
-# the culprit speaks first; usually the launcher ends it meanwhile.
+# Under torchrun and srun a rank cannot see its peers' records: a rank that only lost a connection waits, so that the
+# culprit reports first; usually the launcher ends the waiting rank meanwhile.
 _PATIENCE_SECONDS = {Kind.CONNECTION: 3.0, Kind.INPUT: 1.0, Kind.STOPPED: 1.0}
 
-
-# Ranks that wait for a hanging one stop beating when it does, and any of them may notice first; who is furthest
-# behind is known only once all have reported, which is a second or two apart.
+# Ranks that wait for a hanging rank stop beating too, and any of them may notice first; all have reported after one or
+# two seconds, and only then the one furthest behind is known.
 _STALL_PATIENCE_SECONDS = 3.0
-
-
 _INTERRUPTED = 128 + signal.SIGINT
-
-
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def run_job(job: Job[Config], config: Config, world_size: int) -> int:
     """Run a job on `world_size` ranks and return the exit status of the whole.
 
-    Args:
-        job: a module-level function: it is found by name in the processes that are started.
-
-    Raises:
-        ValueError: torchrun or srun started another number of ranks.
+    `job` is a module-level function, which started processes import by name.
+    Raises ValueError if torchrun or srun started another number of ranks.
     """
     place = given_place()
     if place is not None:
@@ -92,28 +76,24 @@ def _run_rank(
     on_failure: Callable[[Failure], None],
     on_phase: Callable[[str], None] | None = None,
 ) -> int:
-    """This process's part of the job; a failure is handed to `on_failure`, which may end the process."""
+    """Run the job on this rank; `on_failure` receives a failure and may end the process."""
+    rank, timeout = place.rank, config.watchdog.timeout_seconds
 
     def on_stall(stall: Stall) -> None:
-        on_failure(failure_of_stall(stall, rank=place.rank))
+        on_failure(failure_of_stall(stall, rank=rank))
 
     heartbeat = Heartbeat(
-        rank=place.rank,
-        folder=config.output_dir,
-        timeout_seconds=config.watchdog.timeout_seconds,
-        on_phase=on_phase,
-        on_stall=on_stall,
+        rank=rank, folder=config.output_dir, timeout_seconds=timeout, on_phase=on_phase, on_stall=on_stall
     )
     try:
         with torch_environment(place), heartbeat:
-            timeout_seconds = config.watchdog.timeout_seconds + _COLLECTIVE_MARGIN_SECONDS
-            start_distributed(timeout_seconds=timeout_seconds, local_rank=place.local_rank)
+            start_distributed(timeout_seconds=timeout + _COLLECTIVE_MARGIN_SECONDS, local_rank=place.local_rank)
             status = job(config, heartbeat)
             heartbeat.beat("stop")
             stop_distributed()
             return status
     except Exception as error:  # noqa: BLE001 - the process boundary: whatever the job raised ends this rank
-        failure = failure_of_exception(error, rank=place.rank, phase=heartbeat.phase)
+        failure = failure_of_exception(error, rank=rank, phase=heartbeat.phase)
         # torchrun blames the earliest record of the same second, so a victim leaves none.
         if started_by_elastic() and failure.kind is not Kind.CONNECTION:
             get_error_handler().record_exception(error)
@@ -122,7 +102,7 @@ def _run_rank(
 
 
 def _run_alone(job: Job[Config], config: Config) -> int:
-    """One rank needs no other process: this one is it."""
+    """Run a single rank in this process."""
     try:
         return _run_rank(job, config, Place(0, 1, 0, "this command"), on_failure=_print_failure)
     except KeyboardInterrupt:
@@ -144,8 +124,9 @@ def _run_local_ranks(job: Job[Config], config: Config, world_size: int) -> int:
 
 
 def _launch_config(logs: Path, world_size: int) -> LaunchConfig:
-    # What is ignored stays ignored: a run under nohup survives the end of its terminal.
+    # Ignored signals stay ignored: a run under nohup survives the end of its terminal.
     handled = [s.name for s in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT) if signal.getsignal(s) != signal.SIG_IGN]
+    redirects = dict.fromkeys(range(1, world_size), Std.OUT)
     return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -159,14 +140,12 @@ def _launch_config(logs: Path, world_size: int) -> LaunchConfig:
         signals_to_handle=",".join(handled),
         shutdown_timeout=5,
         log_line_prefix_template="rank ${rank}: ",
-        logs_specs=DefaultLogsSpecs(
-            log_dir=str(logs), redirects=dict.fromkeys(range(1, world_size), Std.OUT), tee=Std.ERR
-        ),
+        logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects=redirects, tee=Std.ERR),
     )
 
 
 def _local_rank(job: Job[Config], config: Config, records: Path, launcher: int) -> int:
-    """What a started process runs. It must not outlive its launcher, whatever ends that one."""
+    """Entry point of a started process, which is killed when its launcher ends for whatever reason."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != launcher:
         os._exit(FAILED)
@@ -188,7 +167,7 @@ def _local_rank(job: Job[Config], config: Config, records: Path, launcher: int) 
 
 
 def _end_among_peers(place: Place, failure: Failure) -> None:
-    """Say what happened and leave at once: destructors of a process group wait for peers that never come."""
+    """Report the failure and exit at once: destructors of a process group would wait for dead peers."""
     every_rank_says_it = failure.kind in (Kind.INPUT, Kind.STOPPED)
     if failure.kind is Kind.CONNECTION or (every_rank_says_it and place.rank != 0):
         time.sleep(_PATIENCE_SECONDS[failure.kind])
@@ -208,7 +187,7 @@ def _exit_now(status: int) -> None:
 
 
 def _silence_elastic() -> None:
-    """The agent's own account of a failure names the first exit it saw, which may be a victim; ours replaces it."""
+    """Mute the agent's own failure report, which blames the first exit it saw, possibly a victim."""
     for name in ("torch.distributed.elastic", "torch.multiprocessing"):
         logger = logging.getLogger(name)
         logger.addHandler(logging.NullHandler())

@@ -1,7 +1,6 @@
-"""The launcher's view of the ranks it started: hands signals on, notes deaths, ends survivors, names the culprit.
+"""Supervises the ranks that the launcher started: forwards signals, records exits, kills survivors, finds the culprit.
 
-The ranks leave small files in a folder that both sides know: their phase, that they are done, or why they
-failed. Starting the processes is left to `launch.py`.
+Ranks report their phase, completion or failure in small files of a shared folder.
 """
 
 from __future__ import annotations
@@ -23,33 +22,28 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from megatron_rlt.launch.failures import PROGRAM, Failure, Kind, culprit, failure_of_exit, read_failures, report
 from megatron_rlt.types import ENDED_EARLY
 
-# What peers of a dead rank get to fail by themselves and say how, before they are killed. The elastic agent
-# alone would wait 30 seconds for a rank that sits in a collective.
+# Time for the peers of a dead rank to fail and report by themselves before they are killed. The elastic agent alone
+# would wait 30 seconds for a rank inside a collective.
 _GRACE_SECONDS = 3.0
-
-
 _INTERVAL_SECONDS = 0.1
-
-
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def mark_phase(records: Path, rank: int, phase: str) -> None:
-    """Called by a rank at every new phase, so that the phase is known even if it is killed."""
+    """Record a rank's new phase, so that it is known even if the rank is killed."""
     (records / f"phase-{rank}").write_text(phase, encoding="utf-8")
 
 
 def mark_done(records: Path, rank: int) -> None:
-    """Called by a rank whose job returned: its exit from now on is no failure."""
+    """Record that a rank's job returned: its exit is no failure."""
     (records / f"done-{rank}").touch()
 
 
 class LocalRanks:
-    """Watches the processes that are started while this is entered as a context, one for each rank in order."""
+    """Context manager that watches the processes started inside it, one per rank in order."""
 
     def __init__(self, world_size: int, records: Path) -> None:
-        self._world_size = world_size
-        self._records = records
+        self._world_size, self._records = world_size, records
         self._received: list[int] = []
         self._processes: list[BaseProcess] = []
         self._died_at: dict[int, float] = {}  # rank -> seconds since the epoch
@@ -58,7 +52,7 @@ class LocalRanks:
         self._thread = threading.Thread(target=self._watch, name="local-ranks", daemon=True)
 
     def __enter__(self) -> LocalRanks:
-        # The agent installs handlers for the other signals and leaves them; all are put back at the end.
+        # The agent installs handlers for the other signals and never removes them; all are restored at the end.
         self._handlers = {number: signal.getsignal(number) for number in (*_FORWARDED, signal.SIGINT, signal.SIGHUP)}
         for number in _FORWARDED:
             signal.signal(number, self._note)
@@ -69,15 +63,13 @@ class LocalRanks:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
-        self._thread.join()
+        self._stop_watching()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
     def explain_failure(self, error: ChildFailedError) -> int:
-        """Once the processes are gone: print who failed first and how, and return the exit status."""
-        self._stop.set()
-        self._thread.join()
+        """Print which rank failed first and how, once the processes are gone; returns the exit status."""
+        self._stop_watching()
         failures = self._failures()
         if not failures:
             rank, agents_view = error.get_first_failure()
@@ -90,12 +82,16 @@ class LocalRanks:
         sys.stderr.write(report(first, [failure for failure in failures if failure is not first]))
         return first.status
 
+    def _stop_watching(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
     def _failures(self) -> list[Failure]:
         failures = {failure.rank: failure for failure in read_failures(self._records)}
         for rank in self._died_at.keys() - failures.keys() - self._ended_here:
             code = self._processes[rank].exitcode
             is_first = self._died_at[rank] == min(self._died_at.values())
-            # The agent answers the first death with SIGTERM to all others.
+            # The agent sends SIGTERM to all others when the first rank dies.
             if code and (code != -signal.SIGTERM or is_first):
                 failures[rank] = failure_of_exit(code, rank=rank, phase=self._phase(rank), seconds=self._died_at[rank])
         return list(failures.values())
@@ -105,7 +101,7 @@ class LocalRanks:
         return file.read_text(encoding="utf-8") if file.exists() else "start"
 
     def _ended_by_request(self, first: Failure) -> bool:
-        """Whether the ranks died of a signal handed on to them: their job did not listen for it yet."""
+        """Whether a forwarded signal killed the ranks because their job did not handle it yet."""
         codes = {process.exitcode for process in self._processes}
         died_of_it = any(-number in codes for number in self._received)
         return died_of_it and first.kind in (Kind.KILLED, Kind.VANISHED, Kind.CONNECTION)
@@ -135,12 +131,12 @@ class LocalRanks:
                 deadline += _GRACE_SECONDS
 
     def _find_processes(self) -> bool:
-        """Wait until all ranks are started. From then on only their sentinels are asked: asking a process
-        object for its state from two threads can lose its exit code."""
+        """Wait until all ranks are started. Later only their sentinels are polled: polling a process object from two
+        threads can lose its exit code."""
         while not self._stop.wait(_INTERVAL_SECONDS / 2):
             children = [p for p in multiprocessing.active_children() if p not in self._children_before]
             if len(children) == self._world_size:
-                # Names end in a counter, so that this is the order in which the agent started its ranks.
+                # Names end in a counter, which gives the order in which the agent started its ranks.
                 self._processes = sorted(children, key=lambda process: int(process.name.rpartition("-")[2]))
                 return True
         return False

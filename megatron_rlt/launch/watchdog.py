@@ -1,8 +1,6 @@
-"""Finds ranks that hang: jobs say what they are doing, and a thread ends the process when nothing new is heard.
+"""Detects hanging ranks: jobs send a beat per phase and micro-batch, and a thread ends the process when beats stop.
 
-In: a beat at the start of every phase and micro-batch. Out, when beats stop: the stacks of all threads in the
-run folder, one line that names rank, phase and seconds, and the end of the process. What the launcher makes of
-that end is left to `launch.py`.
+It writes the stacks of all threads to the run folder first, and one line that names rank, phase and seconds.
 """
 
 from __future__ import annotations
@@ -17,17 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-_STDERR = 2  # the file descriptor: sys.stderr may be something without one
+_STDERR = 2  # file descriptor; sys.stderr may have none
 
 
 @dataclass(frozen=True)
 class Stall:
-    """What is known about a rank when its watchdog fires."""
+    """State of a rank when its watchdog fires."""
 
     phase: str
     detail: str
     seconds: float  # since the last beat
-    num_beats: int  # of ranks that run the same program, the one with the fewest hangs and the others wait for it
+    num_beats: int  # the rank with the fewest beats hangs, and the others wait for it
     stacks: Path
 
     @property
@@ -37,7 +35,7 @@ class Stall:
 
 
 class Heartbeat:
-    """One rank's sign of life. Create one per process and hand it to whatever may take long."""
+    """Watchdog of one rank, fed by `beat`. Create one per process; it watches while entered as a context."""
 
     def __init__(
         self,
@@ -48,18 +46,15 @@ class Heartbeat:
         on_phase: Callable[[str], None] | None = None,
         on_stall: Callable[[Stall], None] | None = None,
     ) -> None:
-        """Nothing is watched before the heartbeat is entered as a context.
-
+        """
         Args:
-            folder: where `stacks-rank-R.txt` is written.
+            folder: receives `stacks-rank-R.txt`.
             timeout_seconds: longest time between two beats.
             on_phase: called with the name of every new phase.
             on_stall: called in the watching thread before it ends the process; None prints the line to stderr.
         """
-        self._rank = rank
-        self._timeout_seconds = timeout_seconds
-        self._on_phase = on_phase
-        self._on_stall = on_stall
+        self._rank, self._timeout_seconds = rank, timeout_seconds
+        self._on_phase, self._on_stall = on_phase, on_stall
         self._stacks = folder / f"stacks-rank-{rank}.txt"
         self._last = time.monotonic()
         self._phase, self._detail, self._num_beats = "start", "", 0
@@ -72,12 +67,16 @@ class Heartbeat:
         return self._phase
 
     def beat(self, phase: str, detail: str = "") -> None:
-        """Say that the rank is alive and what it does now, such as `beat("update", "micro-batch 3 of 8")`."""
+        """Report the current phase and work, for example `beat("update", "micro-batch 3 of 8")`."""
         if self._on_phase is not None and phase != self._phase:
             self._on_phase(phase)
         self._phase, self._detail = phase, detail
         self._num_beats += 1
         self._last = time.monotonic()
+
+    def on_progress(self, detail: str) -> None:
+        """Report the current work within the phase of the last beat."""
+        self.beat(self._phase, detail)
 
     def __enter__(self) -> Heartbeat:
         self._last = time.monotonic()
@@ -93,8 +92,8 @@ class Heartbeat:
     def _watch(self) -> None:
         interval = min(self._timeout_seconds / 4, 1.0)
         while not self._stop.wait(interval):
-            # Should the main thread hang while it holds the interpreter's lock, this thread never runs again; then
-            # faulthandler's own thread, which needs no lock, writes the stacks to stderr and ends the process.
+            # If the main thread hangs while it holds the GIL, this thread never runs again; then faulthandler's own
+            # thread, which does not need the GIL, writes the stacks to stderr and ends the process.
             faulthandler.dump_traceback_later(1.25 * self._timeout_seconds + 5, exit=True, file=_STDERR)
             seconds = time.monotonic() - self._last
             if seconds > self._timeout_seconds:

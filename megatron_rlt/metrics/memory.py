@@ -1,7 +1,6 @@
-"""A ledger of memory: what every phase held at its peak, by what it was, and what it left, so that creep shows.
+"""Tracks peak memory per phase by category on this rank, and the memory still resident afterwards, to expose leaks.
 
-In: the owners' answer to what they hold. Out: bytes by kind and phase, of this rank. The peak of a phase is measured;
-what no owner knows of is the rest. On a CPU rank the device's memory is the process's.
+On a CPU rank, device memory means the memory of the process.
 """
 
 from __future__ import annotations
@@ -14,68 +13,65 @@ import psutil
 import torch
 
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
 _FORGET_PEAK = "5"  # man 5 proc: reset the peak resident set size to what is resident now
 
 
 @dataclass(frozen=True)
-class Holdings:
-    """Bytes that this rank's owners held, at most, since they were asked before."""
+class MemoryUsage:
+    """Peak bytes on this rank by category since the previous query."""
 
-    weights: int  # on the device in any case
-    visiting_weights: int  # of frozen models that had a turn
-    host_weights: int  # of frozen models that live on the host
+    weights: int  # always on the device
+    onloaded_weights: int  # offloaded models while they were on the device
+    host_weights: int  # offloaded models in host memory
     gradients: int
     optimizer: int
-    caches: int  # keys and values
+    caches: int  # KV cache
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """What one phase held at its peak."""
+    """Memory of one phase at its peak, in bytes."""
 
     peak: int
     activations: int
-    held: Holdings
+    held: MemoryUsage
 
     @property
     def by_kind(self) -> dict[str, int]:
         held = self.held
         on_device = {
-            "weights": held.weights + held.visiting_weights,
+            "weights": held.weights + held.onloaded_weights,
             "gradients": held.gradients,
             "optimizer": held.optimizer,
             "caches": held.caches,
             "activations": self.activations,
         }
-        # On a CPU rank what lies on the host is part of the measured peak.
+        # On a CPU rank, host weights are part of the measured peak.
         beside = 0 if torch.cuda.is_available() else held.host_weights
         other = self.peak - beside - sum(on_device.values())
         return on_device | {"other": other, "host_weights": held.host_weights}
 
 
 class MemoryLedger:
-    """Largest memory use by phase since the last `take`, of this rank."""
+    """Peak memory per phase on this rank since the last `take`."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
         self._sees_peaks = _forget_host_peak()
-        self._ask: Callable[[], Holdings] | None = None
+        self._query: Callable[[], MemoryUsage] | None = None
         self._left: dict[str, int] = {}
         self._entries: dict[str, _Entry] = {}
         self._peaks: dict[str, int] = {}
-        self._host_peak = 0
-        self._at_start = 0
+        self._host_peak = self._at_start = 0
 
-    def watch(self, ask: Callable[[], Holdings]) -> None:
-        """From the next phase on, tell kinds apart by what the owners answer."""
-        self._ask = ask
+    def watch(self, query: Callable[[], MemoryUsage]) -> None:
+        """Split memory by category from the next phase on, with `query` for the usage by weights, KV cache etc."""
+        self._query = query
 
     def start(self) -> None:
-        """A phase begins: forget the peak so far."""
-        if self._ask is not None:
-            self._ask()  # from here on owners count anew
+        """Begin a phase: reset the peak."""
+        if self._query is not None:
+            self._query()  # resets the peaks of all categories
         self._host_peak = max(self._host_peak, self._highest())
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -83,7 +79,7 @@ class MemoryLedger:
         self._at_start = self._in_use()
 
     def record(self, phase: str) -> None:
-        """A phase ended."""
+        """Record the phase that ended."""
         self._left[phase] = max(self._left.get(phase, 0), self._resident())
         host_peak = self._highest()
         self._host_peak = max(self._host_peak, host_peak)
@@ -91,22 +87,18 @@ class MemoryLedger:
         is_highest = peak >= self._peaks.get(phase, 0)
         if is_highest:
             self._peaks[phase] = peak
-        if self._ask is None:
-            return
-        held = self._ask()
-        if is_highest:
-            grown = peak - self._at_start - held.caches - held.visiting_weights
+        held = None if self._query is None else self._query()
+        if held is not None and is_highest:
+            grown = peak - self._at_start - held.caches - held.onloaded_weights
             self._entries[phase] = _Entry(peak, max(0, grown), held)
 
     def take(self) -> dict[str, float]:
-        """Bytes by name, and a fresh start.
+        """Return bytes by name and reset.
 
-        Returns:
-            `host_bytes/<phase>`: resident at its end; `host_peak_bytes`: most of the process so far;
-            `memory/peak_bytes/<phase>`: most on the device (of a CPU rank: of the process) in the phase; and, with
-            owners to ask, `memory/<kind>_bytes/<phase>` of weights, gradients, optimizer, caches, activations and
-            other, whose sum is that peak, and of host_weights (of a CPU rank part of it). Other is what nobody owns; it
-            is negative where an owner's memory was never touched.
+        `host_bytes/<phase>`: resident at its end; `host_peak_bytes`: process peak so far; `memory/peak_bytes/<phase>`:
+        device peak in the phase. After `watch` also `memory/<kind>_bytes/<phase>` of weights, gradients, optimizer,
+        caches, activations and other, which sum to that peak, and of host_weights (on a CPU rank part of it). "Other"
+        is the unattributed rest; it is negative if attributed memory was never touched.
         """
         values = {f"host_bytes/{phase}": float(num_bytes) for phase, num_bytes in self._left.items()}
         values |= {f"memory/peak_bytes/{phase}": float(num_bytes) for phase, num_bytes in self._peaks.items()}
@@ -125,7 +117,7 @@ class MemoryLedger:
         return int(torch.cuda.memory_allocated()) if torch.cuda.is_available() else self._resident()
 
     def _highest(self) -> int:
-        """Most the process held since the peak was forgotten; what it holds now where the system cannot tell."""
+        """Peak resident bytes of the process since the last reset; current ones if the system records no peak."""
         if not self._sees_peaks:
             return self._resident()
         lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
@@ -133,7 +125,7 @@ class MemoryLedger:
 
 
 def _forget_host_peak() -> bool:
-    """Begin a new peak of this process; False where the system cannot."""
+    """Reset the peak resident size of this process; returns False if the system cannot."""
     try:
         _CLEAR_REFS.write_text(_FORGET_PEAK)
     except OSError:  # not Linux, or a container that forbids it

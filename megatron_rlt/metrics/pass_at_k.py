@@ -1,8 +1,4 @@
-"""avg@k, maj@k and pass@k of a benchmark, each with its standard error over the problems.
-
-In: the verdicts on several completions of each problem. Out: estimates. How completions were sampled and judged is
-left to others.
-"""
+"""avg@k, maj@k and pass@k of a benchmark, each with its standard error over problems."""
 
 from __future__ import annotations
 
@@ -14,10 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Attempts:
-    """The verdicts on one problem's completions, in the order they were sampled."""
+    """Verdicts on one problem's completions, in sampling order."""
 
     correct: tuple[bool, ...]
-    answers: tuple[str | None, ...]  # what each answered; None: nothing that could be read
+    answers: tuple[str | None, ...]  # None: no readable answer
 
     def __post_init__(self) -> None:
         assert len(self.correct) == len(self.answers), "one answer, or None, a completion"
@@ -33,27 +29,27 @@ class Estimate:
 
 
 def avg_at_k(problems: Sequence[Attempts], *, k: int) -> Estimate:
-    """Share of right completions; every problem needs exactly k."""
+    """Share of correct completions; every problem needs exactly k."""
     _check(problems, k, exactly=True)
     return _over_problems(problems, lambda attempts: sum(attempts.correct) / k)
 
 
 def maj_at_k(problems: Sequence[Attempts], *, k: int) -> Estimate:
-    """How often the most frequent answer of k is right; every problem needs exactly k.
+    """Probability that the majority answer of k is correct; every problem needs exactly k.
 
-    Right answers are one answer, however they are written; wrong ones are told apart by their text, and completions
-    without an answer do not vote. A tie is broken evenly at random, and what stands here is the expected value: 1/2
-    if the right answer and one other lead together. Nobody voting is wrong.
+    All correct answers count as one answer; wrong ones are distinguished by their text; completions without an answer
+    do not vote. A tie counts as its expected value under a random choice, for example 1/2 if the correct answer and one
+    other lead. No votes count as wrong.
     """
     _check(problems, k, exactly=True)
     return _over_problems(problems, _majority_is_right)
 
 
 def pass_at_k(problems: Sequence[Attempts], *, k: int) -> Estimate:
-    """Probability that at least one of k is right; every problem needs k or more completions.
+    """Probability that at least one of k is correct; every problem needs k or more completions.
 
-    The unbiased estimate `1 - C(n - c, k) / C(n, k)` from n completions, c of them right (Chen et al., arXiv
-    2107.03374, equation 1), in whole numbers.
+    The unbiased estimate `1 - C(n - c, k) / C(n, k)` from n completions, c of them correct (Chen et al., arXiv
+    2107.03374, equation 1), in integer arithmetic.
     """
     _check(problems, k, exactly=False)
 
@@ -65,7 +61,7 @@ def pass_at_k(problems: Sequence[Attempts], *, k: int) -> Estimate:
 
 
 def _majority_is_right(attempts: Attempts) -> float:
-    # The right answer's key is None, which no wrong answer has.
+    # The correct answer's key is None, which no wrong answer has.
     votes = Counter(
         None if correct else answer
         for correct, answer in zip(attempts.correct, attempts.answers, strict=True)

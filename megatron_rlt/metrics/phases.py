@@ -1,8 +1,6 @@
-"""Times the named phases of a step, and tells whoever listens which phase begins.
+"""Measures seconds, tokens, model FLOPs and memory of the named phases of a step, and computes rates.
 
-In: `with timer.phase("rollout") as phase: ...; phase.count(tokens, model_flops)`. Out: seconds, tokens and model FLOP
-by phase, and their rates. What a hang is, and what to do about one, is the listener's; what a model call costs, that of
-`models/flops.py`.
+Usage: `with timer.phase("rollout") as phase: ...; phase.count(tokens, model_flops)`.
 """
 
 from __future__ import annotations
@@ -17,29 +15,24 @@ from megatron_rlt.metrics.memory import MemoryLedger
 
 @dataclass
 class Phase:
-    """One phase while it runs, with what it worked on over all ranks."""
+    """A running phase, with its work summed over all ranks."""
 
     name: str
     tokens: int = 0
     model_flops: float = 0.0
 
     def count(self, tokens: int, model_flops: float) -> None:
-        """Add what one call of a model worked on, over all ranks."""
+        """Add the work of one model call, summed over all ranks."""
         self.tokens += tokens
         self.model_flops += model_flops
 
 
 class PhaseTimer:
-    """Seconds and work by phase since the last `take`. A phase may come several times, but not inside another."""
+    """Seconds and work per phase since the last `take`. A phase may repeat, but phases do not nest."""
 
     def __init__(self, *, heartbeat: Callable[[str], None], memory: MemoryLedger) -> None:
-        """
-        Args:
-            heartbeat: called with a phase's name when it begins.
-            memory: gets an entry when a phase ends.
-        """
-        self._heartbeat = heartbeat
-        self._memory = memory
+        """`heartbeat` is called with the name of each phase when it begins."""
+        self._heartbeat, self._memory = heartbeat, memory
         self._running: str | None = None
         self._seconds: dict[str, float] = {}
         self._tokens: dict[str, int] = {}
@@ -47,7 +40,7 @@ class PhaseTimer:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Phase]:
-        """Time a block. One that raises is not counted."""
+        """Time a block; a block that raises is not counted."""
         assert self._running is None, f"phase {name} begins inside phase {self._running}"
         self._running = name
         self._heartbeat(name)
@@ -64,7 +57,7 @@ class PhaseTimer:
         self._memory.record(name)
 
     def take(self) -> dict[str, float]:
-        """By name, and a fresh start: `seconds/<phase>`; `tokens/<phase>` and `model_flops/<phase>` if any."""
+        """Return `seconds/<phase>`, and `tokens/<phase>` and `model_flops/<phase>` if not 0; then reset."""
         values = {f"seconds/{name}": seconds for name, seconds in self._seconds.items()}
         values |= {f"tokens/{name}": float(tokens) for name, tokens in self._tokens.items() if tokens}
         values |= {f"model_flops/{name}": flops for name, flops in self._model_flops.items() if flops}
@@ -74,15 +67,14 @@ class PhaseTimer:
 
 
 def rates(values: Mapping[str, float], *, num_devices: int, peak_flops_per_second: float | None) -> dict[str, float]:
-    """What follows from the values of `PhaseTimer.take`, once they are those of the slowest rank.
+    """Compute rates from the values of `PhaseTimer.take`, maximized over ranks.
 
     Args:
-        num_devices: ranks that shared the work.
-        peak_flops_per_second: of one device; None where it is not known.
+        peak_flops_per_second: of one device; None if unknown.
 
     Returns:
-        `tokens_per_second/<phase>` and `model_flops_per_second/<phase>` of all devices together, and
-        `peak_share/<phase>` if the peak is known.
+        `tokens_per_second/<phase>` and `model_flops_per_second/<phase>` of all devices together; if the peak is known,
+        also `peak_share/<phase>` (model FLOPs utilization).
     """
     found = {}
     for name, work in values.items():
@@ -96,9 +88,8 @@ def rates(values: Mapping[str, float], *, num_devices: int, peak_flops_per_secon
     return found
 
 
-# A device's peak rate of matrix products, which shares are quoted against.
-# Dense bfloat16 without sparsity, from NVIDIA's data sheets of the A100 (2021), H100 and H200 (both 2023). Others are
-# stated in the configuration: a wrong peak is worse than none.
+# Peak dense bfloat16 FLOP/s, from NVIDIA's data sheets of the A100 (2021), H100 and H200 (both 2023). Users configure
+# the peak of other devices: a wrong peak is worse than none.
 _PEAK_FLOPS_PER_SECOND = {
     "NVIDIA A100-SXM4-40GB": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
@@ -109,12 +100,5 @@ _PEAK_FLOPS_PER_SECOND = {
 
 
 def peak_flops_per_second(configured: float | None, device_name: str | None) -> float | None:
-    """Of one device; None where nobody knows it.
-
-    Args:
-        configured: what the user states; it goes first.
-        device_name: as CUDA calls it; None on a CPU.
-    """
-    if configured is not None or device_name is None:
-        return configured
-    return _PEAK_FLOPS_PER_SECOND.get(device_name)
+    """Peak of one device: the configured value, else by CUDA's device name (None on a CPU); None if unknown."""
+    return _PEAK_FLOPS_PER_SECOND.get(device_name or "") if configured is None else configured

@@ -1,7 +1,4 @@
-"""Shows a person how a run is doing: a live display on a terminal, a line every few seconds elsewhere.
-
-In: phase names and the few values worth watching. It writes for people only; numbers for programs are `writer`'s.
-"""
+"""Shows a run's progress to people: a live display on a terminal, else a log line every few seconds."""
 
 from __future__ import annotations
 
@@ -16,30 +13,25 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 logger = logging.getLogger(__name__)
-
-
-_SECONDS_BETWEEN_LINES = 5.0  # a log that is read afterwards does not need hundreds of lines of a fast run
+_SECONDS_BETWEEN_LINES = 5.0  # keeps the log of a fast run short
 
 
 class Progress:
-    """The progress of one run on one rank; enter it as a context."""
+    """Progress of one run on one rank; use it as a context manager."""
 
     def __init__(
         self, *, title: str, first_step: int, num_steps: int, console: Console | None, is_reporter: bool
     ) -> None:
         """
         Args:
-            title: what runs, such as "train".
-            first_step: steps done before this process began: they do not count for the time left.
+            title: name of the run, such as "train".
+            first_step: steps done before this process started; the time left ignores them.
             num_steps: steps of the whole run.
-            console: where a live display is drawn if it is a terminal; None draws none.
+            console: draws a live display if it is a terminal; None draws none.
             is_reporter: whether this rank shows anything at all.
         """
-        self._title = title
-        self._num_steps = num_steps
-        self._first_step = first_step
-        self._done = first_step
-        self._is_reporter = is_reporter
+        self._title, self._num_steps, self._is_reporter = title, num_steps, is_reporter
+        self._first_step = self._done = first_step
         self._started = time.monotonic()
         self._last_line = -math.inf
         self._bar: Bar | None = None
@@ -70,17 +62,12 @@ class Progress:
             self._bar.stop()
 
     def show_phase(self, phase: str) -> None:
-        """A phase begins; only a live display shows it."""
+        """Show the current phase in a live display."""
         if self._bar is not None:
             self._bar.update(self._task, phase=phase)
 
     def finish_step(self, step: int, values: Mapping[str, float]) -> None:
-        """A step is done.
-
-        Args:
-            step: counted from 1.
-            values: what to show, in this order, by the name to show it under.
-        """
+        """Show that a step, counted from 1, is done, with these values in this order."""
         self._done = step
         if not self._is_reporter:
             return

@@ -1,4 +1,4 @@
-"""Sums, means and largest values over ranks, when each rank saw a different part."""
+"""Sums, means and maxima over ranks that each saw a different part of the data."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Tally:
-    """What is known of a set of numbers; two tallies add up to that of both sets. NaN and infinity stay visible."""
+    """Sum, count and maximum of a set of numbers; tallies of disjoint sets add up. Propagates NaN and infinity."""
 
     total: float
     count: int
-    maximum: float  # -inf of no numbers
+    maximum: float  # -inf if empty
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Tally:
@@ -26,7 +26,7 @@ class Tally:
 
     @property
     def mean(self) -> float:
-        """NaN of no numbers."""
+        """NaN if empty."""
         return self.total / self.count if self.count else math.nan
 
     def __add__(self, other: Tally) -> Tally:
@@ -36,9 +36,9 @@ class Tally:
 
 
 def reduce_tallies(mine: Mapping[str, Tally], group: dist.ProcessGroup) -> dict[str, Tally]:
-    """Add up tallies by name over a group, in the order of its ranks so that every rank gets the same bits.
+    """Add up tallies by name over a group, in rank order so that every rank gets the same bits. Collective.
 
-    A name that some ranks do not have is the sum of the others'. Collective on the group.
+    Ranks that lack a name contribute nothing to it.
     """
     parts: list[Mapping[str, Tally]] = [mine] * group.size()
     if group.size() > 1:
@@ -48,6 +48,6 @@ def reduce_tallies(mine: Mapping[str, Tally], group: dist.ProcessGroup) -> dict[
 
 
 def largest(mine: Mapping[str, float], group: dist.ProcessGroup) -> dict[str, float]:
-    """The largest value of every name over a group: seconds and bytes are those of the slowest or fullest rank."""
+    """Maximum of every name over a group, such as the seconds of the slowest rank. Collective."""
     tallies = reduce_tallies({name: Tally.of((value,)) for name, value in mine.items()}, group)
     return {name: tally.maximum for name, tally in tallies.items()}

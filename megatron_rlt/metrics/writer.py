@@ -1,7 +1,6 @@
-"""Writes a step's numbers: one JSON line a step, TensorBoard, and Weights & Biases where asked for.
+"""Writes metrics, already reduced over ranks, to `metrics.jsonl`, TensorBoard and Weights & Biases.
 
-In: values already reduced over ranks. Out: `metrics.jsonl` in which no step stands twice, also after a resume.
-Only one rank writes; on the others every call does nothing.
+`metrics.jsonl` has one line per step, also after a resume. On ranks that do not write, every call does nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_rlt.parallel.environment import wandb_mode
+from megatron_rlt.whole_files import write_text
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -24,18 +24,12 @@ class _Sink(Protocol):
 
 
 class MetricsWriter:
-    """Where the numbers of a run go."""
+    """Sends the metrics of a run to all configured sinks."""
 
     def __init__(self, folder: Path, *, is_writer: bool, resumed_step: int, tensorboard: bool, wandb: bool) -> None:
-        """
-        Args:
-            folder: the run folder.
-            is_writer: whether this rank writes.
-            resumed_step: last step that is kept, 0 of a new run (steps count from 1); what stands behind it belongs to
-                steps that will be done again.
+        """Open the sinks in the run folder. Raises ValueError if `wandb` is set but its package is not installed.
 
-        Raises:
-            ValueError: `wandb` is asked for and its package is not installed.
+        `resumed_step` is the last step to keep, 0 for a new run (steps count from 1); later ones will be run again.
         """
         self._sinks: list[_Sink] = []
         if not is_writer:
@@ -48,7 +42,7 @@ class MetricsWriter:
             self._sinks.append(_WandB(folder))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Record a step once; a value that is not finite becomes null in the file."""
+        """Record a step once; a non-finite value becomes null in the file."""
         for sink in self._sinks:
             sink.log(step, values)
 
@@ -59,7 +53,7 @@ class MetricsWriter:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """All steps of a run, oldest first. The line a killed run left half is not among them."""
+    """Metrics of all steps of a run, oldest first, without a half-written last line."""
     return [record for _, record in complete_lines(folder / METRICS_FILE)]
 
 
@@ -81,7 +75,7 @@ class _TensorBoard:
 class _WandB:
     def __init__(self, folder: Path) -> None:
         try:
-            import wandb  # an extra, only for those who ask for it
+            import wandb  # an optional extra
         except ModuleNotFoundError as error:
             raise ValueError(
                 "metrics.wandb=true needs the package wandb, which is not installed: "
@@ -96,20 +90,17 @@ class _WandB:
         self._run.finish()
 
 
-# A file of one JSON line a step in which no step stands twice, also after a kill and a resume.
 class JsonLines:
-    """Appends records with a `step`. What stands behind the last step that is kept is removed at the beginning."""
+    """Appends one JSON line per step to a file in which no step appears twice, also after a kill and a resume."""
 
     def __init__(self, path: Path, *, resumed_step: int) -> None:
-        """Args: resumed_step: last step that is kept; what stands behind it will be done again."""
+        """Remove the lines after step `resumed_step`, which will be run again."""
         kept = [line for line, record in complete_lines(path) if record["step"] <= resumed_step]
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Record a step once; a number that is not finite becomes null."""
+        """Record a step once; a non-finite number becomes null."""
         record = {"step": step} | {name: _finite(value) for name, value in values.items()}
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
@@ -119,7 +110,7 @@ class JsonLines:
 
 
 def complete_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Lines with their records, oldest first. The line a killed run left half is not among them."""
+    """Lines with their parsed records, oldest first, without a half-written last line."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

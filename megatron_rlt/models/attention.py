@@ -1,9 +1,8 @@
 """Attention on torch's scaled_dot_product_attention, for Megatron's core-attention slot, and its cached form.
 
-`PackedAttention` takes what Megatron's local attention does not: packed sequences (thd), whole or cut over
+`PackedAttention` supports what Megatron's local attention does not: packed sequences (thd), whole or split over
 context-parallel ranks, grouped queries without copies of keys, and an explicit mask for cached decoding.
-`CachedSelfAttention` is Megatron's self-attention with `KeyValueCache` behind it. Which of them a model uses is chosen
-in `spec.py`.
+`CachedSelfAttention` is Megatron's self-attention with a `KeyValueCache`. `spec.py` chooses between them.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from torch import Tensor
 from megatron_rlt.models.kv_cache import KeyValueCache
 from megatron_rlt.models.zigzag import zigzag_chunks, zigzag_whole
 
-# Queries of a cut sequence that attend together under one mask; it has as many rows, whatever the sequence's length.
+# Query block of a context-parallel sequence: the mask has this many rows, however long the sequence is.
 _QUERY_BLOCK = 256
 
 
@@ -44,8 +43,8 @@ class PackedAttention(MegatronModule):  # type: ignore[misc]
         **_: Any,  # noqa: ANN401 - layer number and groups, which Megatron passes and nothing here needs
     ) -> None:
         super().__init__(config=config)
-        assert attn_mask_type == AttnMaskType.causal, "only causal self-attention is built here"
-        assert attention_type == "self", "only causal self-attention is built here"
+        is_causal = attn_mask_type == AttnMaskType.causal and attention_type == "self"
+        assert is_causal, "only causal self-attention is built here"
         assert softmax_scale is not None, "the configuration must state the softmax scale"
         self.scale = softmax_scale
         self.cp_group: dist.ProcessGroup = pg_collection.cp
@@ -63,8 +62,8 @@ class PackedAttention(MegatronModule):  # type: ignore[misc]
         """Attend within each packed sequence, within each row, or under a mask.
 
         Args:
-            query: `[T, heads, D]` packed (T / cp tokens of it), else `[S, B, heads, D]`; key and value alike with this
-                rank's kv heads (cached decoding: with their own, longer S).
+            query: `[T / cp, heads, D]` packed, else `[S, B, heads, D]`; key and value have this rank's kv heads, and
+                in cached decoding their own, longer S.
             attention_mask: read only when `attn_mask_type` is `arbitrary`: `[B, 1, S, S_key]`, True where masked.
 
         Returns:
@@ -81,11 +80,7 @@ class PackedAttention(MegatronModule):  # type: ignore[misc]
 
 
 def attend_packed(query: Tensor, key: Tensor, value: Tensor, boundaries: list[int], *, scale: float) -> Tensor:
-    """Causal attention of sequences that lie end to end: `[T, heads, D]` -> `[T, heads * D]`.
-
-    Args:
-        boundaries: ascending positions where sequences begin and end, from 0 to T.
-    """
+    """Causal attention within each packed sequence: `[T, heads, D]` -> `[T, heads * D]`; `boundaries` as cu_seqlens."""
     lengths = [stop - start for start, stop in itertools.pairwise(boundaries) if stop > start]
     # Split, not sliced: the gradient of a slice is a tensor as large as the whole pack.
     parts = zip(*(torch.split(part, lengths) for part in (query, key, value)), strict=True)
@@ -96,14 +91,13 @@ def attend_packed(query: Tensor, key: Tensor, value: Tensor, boundaries: list[in
 def attend_cut(
     query: Tensor, key: Tensor, value: Tensor, boundaries: list[int], *, cp_group: dist.ProcessGroup, scale: float
 ) -> Tensor:
-    """`attend_packed` for this rank's queries where each sequence is cut as in `zigzag`. Collective over `cp_group`.
+    """`attend_packed` for this rank's queries, each sequence split as in `zigzag`. Collective over `cp_group`.
 
-    Keys and values of all ranks come to each; in the backward pass their gradients go back, summed. What a rank
-    computes of the scores is its own queries' share.
+    The forward pass all-gathers keys and values; the backward pass reduce-scatters their gradients.
 
     Args:
-        query: `[T / cp, heads, D]`; key and value alike.
-        boundaries: of the whole sequences, from 0 to T; their lengths are multiples of 2 x cp.
+        query: `[T / cp, heads, D]`, as key and value.
+        boundaries: cu_seqlens of the whole sequences, from 0 to T; lengths are multiples of 2 x cp.
     """
     cp = cp_group.size()
     both = torch.cat([key, value], dim=-1)
@@ -121,10 +115,9 @@ def attend_cut(
 def _attend_chunk(
     query: Tensor, keys: Tensor, values: Tensor, offset: int, staircase: Tensor, *, scale: float
 ) -> list[Tensor]:
-    """Causal attention of the queries `[S, heads, D]` at positions `offset`...: blocks of `[rows, heads, D]`.
+    """Causal attention of queries `[S, heads, D]`, the first at position `offset`: blocks of `[rows, heads, D]`.
 
-    Args:
-        keys: `[1, kv_heads, L, D]` of the whole sequence, as `values`.
+    `keys` and `values` `[1, kv_heads, L, D]` are the whole sequence's.
     """
     blocks = []
     for block in torch.split(query.transpose(0, 1)[None], _QUERY_BLOCK, dim=2):
@@ -138,9 +131,9 @@ def _attend_chunk(
 
 
 def _staircase(longest: int, *, like: Tensor) -> Tensor:
-    """What is added to scores `[rows, longest + rows]`: row i of a block at `offset` sees one key more than row i - 1.
+    """Additive causal mask `[rows, longest + rows]`; a block at `offset` reads it from column `longest - offset` on.
 
-    Column `longest - offset` belongs to the first key; so one tensor serves every block of every sequence.
+    So one tensor serves every block of every sequence.
     """
     rows = min(_QUERY_BLOCK, longest)
     ones = torch.ones(rows, longest + rows, dtype=torch.bool, device=like.device)
@@ -148,10 +141,10 @@ def _staircase(longest: int, *, like: Tensor) -> Tensor:
 
 
 def attend_rows(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scale: float) -> Tensor:
-    """Attention of a batch of rows: `[S, B, heads, D]` -> `[S, B, heads * D]`; causal when `mask` is None.
+    """Attention of a batch: `[S, B, heads, D]` -> `[S, B, heads * D]`; causal when `mask` is None.
 
     Args:
-        mask: `[B, 1, S, S_key]` bool, True where a query must not look.
+        mask: `[B, 1, S, S_key]` bool, True where masked.
     """
     if mask is not None and query.size(0) == 1:
         return attend_one_token(query[0], key, value, ~mask, scale=scale)[None]
@@ -161,17 +154,14 @@ def attend_rows(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, 
 
 
 def attend_one_token(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scale: float) -> Tensor:
-    """`attend_rows` for one new token a row: the query heads of a group stand where queries of a sequence would.
+    """`attend_rows` for one new token per row: `[B, heads, D]` -> `[B, heads * D]`.
 
-    Kernels that take a mask do not take grouped queries on every device; torch would then copy the whole cache.
+    The query heads of a group take the sequence dimension: not every device has a kernel for grouped queries with a
+    mask, and without one torch would copy the whole cache.
 
     Args:
-        query: `[B, heads, D]`.
         key: `[S_key, B, kv_heads, D]`, as `value`.
-        mask: `[B, 1, 1, S_key]`, True where a query may look, or what is added to its scores.
-
-    Returns:
-        `[B, heads * D]`.
+        mask: `[B, 1, 1, S_key]`, True where a query attends, or added to its scores.
     """
     num_rows, num_heads, head_dim = query.shape
     grouped = query.reshape(num_rows, key.size(2), num_heads // key.size(2), head_dim)
@@ -180,18 +170,17 @@ def attend_one_token(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *,
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, scale: float) -> Tensor:
-    """`[B, heads, S, D]`; `mask` is True where a query may look, or what is added to its scores."""
+    """`[B, heads, S, D]` in and out; `mask` is True where a query attends, or added to its scores."""
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=query.size(1) != key.size(1)
     )
 
 
 class CachedSelfAttention(SelfAttention):  # type: ignore[misc]
-    """Megatron's self-attention, in which rows of different lengths decode together behind a `KeyValueCache`.
+    """Megatron's self-attention with a `KeyValueCache`, so that rows of different lengths decode together.
 
-    Megatron's own static context keeps one offset for the whole batch. Here every row has its own: queries and
-    keys are rotated by the row's absolute positions before the keys are stored, and the cache's mask tells
-    the core attention where each query may look.
+    Megatron's own static context keeps one offset for the whole batch. Here queries and keys are rotated by the
+    absolute positions of their row, and the cache's mask restricts what each query attends to.
     """
 
     def _adjust_key_value_for_inference(
@@ -213,6 +202,6 @@ class CachedSelfAttention(SelfAttention):  # type: ignore[misc]
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding, halves convention: `[..., B, heads, D]` by `[..., B, 1, D]`."""
+    """Rotary position embedding (halves convention) of `[..., B, heads, D]` by `[..., B, 1, D]`."""
     first, second = heads.chunk(2, dim=-1)
     return heads * cos + torch.cat((-second, first), dim=-1) * sin

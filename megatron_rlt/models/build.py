@@ -1,4 +1,4 @@
-"""From an architecture and a layout to this rank's stage of a Megatron model; weights come later."""
+"""Builds this rank's pipeline stage of a Megatron model from an architecture and a layout, without weights."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _RECOMPUTE: dict[str, dict[str, Any]] = {
 
 
 def build_model(architecture: Architecture, layout: Layout, *, dtype: torch.dtype, recompute: str) -> LanguageModel:
-    """Build this rank's pipeline stage. Collective over the layout: every rank calls.
+    """Build this rank's pipeline stage. Collective over the layout.
 
-    Parameters are allocated, not initialised: `models.weights` fills every one of them.
+    Parameters are allocated but not initialised: `models.weights` fills them.
 
     Args:
         dtype: of parameters and activations.
@@ -45,8 +45,9 @@ def build_model(architecture: Architecture, layout: Layout, *, dtype: torch.dtyp
         model = LanguageModel(
             config,
             block_spec(num_layers=num_layers, qk_norm=architecture.qk_norm, dtype=dtype),
-            vocab_size=padded_vocab_size(architecture, layout.tp),
+            vocab_size=math.ceil(architecture.vocab_size / layout.tp) * layout.tp,
             architecture=architecture,
+            layout=layout,
             max_sequence_length=architecture.max_positions,
             pre_process=layout.is_first_stage,
             post_process=layout.is_last_stage,
@@ -54,30 +55,22 @@ def build_model(architecture: Architecture, layout: Layout, *, dtype: torch.dtyp
             position_embedding_type="rope",
         )
     model.rotary_pos_emb.inv_freq = frequencies
-    # Its table stays whole: packs are rotated by the positions of their own tokens, and decoding is never cut.
+    # Keeps the table whole: packs index it by the positions of their tokens, and decoding is never split.
     model.rotary_pos_emb.cp_group = None
     _mark_shards(model)
     return model
 
 
 def _mark_shards(model: LanguageModel) -> None:
-    """Tell Megatron which weights are shards; its own marking is part of the initialisation that is left out.
+    """Mark weights that are shards for Megatron, which does so only in the initialisation that is skipped here.
 
-    An unmarked shard of tensor-parallel ranks above 0 counts as a copy of rank 0's and is missing in gradient norms.
+    Gradient norms would treat unmarked shards of tensor-parallel ranks above 0 as copies of rank 0's and omit them.
     """
     split_dims = {ColumnParallelLinear: 0, VocabParallelEmbedding: 0, RowParallelLinear: 1}
     for module in model.modules():
-        if (
-            type(module) in split_dims
-            and module.weight is not None
-            and "tensor_model_parallel" not in vars(module.weight)
-        ):
-            set_tensor_model_parallel_attributes(module.weight, True, split_dims[type(module)], 1)
-
-
-def padded_vocab_size(architecture: Architecture, tp: int) -> int:
-    """Rows of embedding and output layer over all ranks: the vocabulary, padded to a multiple of `tp`."""
-    return math.ceil(architecture.vocab_size / tp) * tp
+        weight = module.weight if type(module) in split_dims else None
+        if weight is not None and "tensor_model_parallel" not in vars(weight):
+            set_tensor_model_parallel_attributes(weight, True, split_dims[type(module)], 1)
 
 
 def transformer_config(
@@ -86,8 +79,8 @@ def transformer_config(
     """Megatron's configuration of the layers.
 
     Args:
-        rope_factor: what yarn multiplies cosine and sine by. It scales queries and keys alike, so its square goes into
-            the softmax scale, which every attention kernel takes.
+        rope_factor: yarn's factor on cosine and sine. It scales queries and keys alike, so its square goes into the
+            softmax scale.
     """
     return TransformerConfig(
         num_layers=architecture.num_layers,
@@ -108,27 +101,21 @@ def transformer_config(
         attention_dropout=0.0,
         # The trainer's losses carry their own global denominator.
         calculate_per_token_loss=True,
-        **_parallel_settings(layout, dtype),
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        sequence_parallel=layout.sp,
+        context_parallel_size=layout.cp,
+        pipeline_dtype=dtype,
+        variable_seq_lengths=True,
+        # Megatron requires this dispatcher for variable lengths, even without experts.
+        moe_token_dispatcher_type="alltoall",
         **_device_settings(dtype),
         **_RECOMPUTE[recompute],
     )
 
 
-def _parallel_settings(layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
-    return {
-        "tensor_model_parallel_size": layout.tp,
-        "pipeline_model_parallel_size": layout.pp,
-        "sequence_parallel": layout.sp,
-        "context_parallel_size": layout.cp,
-        "pipeline_dtype": dtype,
-        "variable_seq_lengths": True,
-        # Megatron ties variable lengths to this dispatcher even where no expert exists.
-        "moe_token_dispatcher_type": "alltoall",
-    }
-
-
 def _device_settings(dtype: torch.dtype) -> dict[str, Any]:
-    """Precision, and what a GPU and Transformer Engine can do that a CPU cannot."""
+    """Precision, and the fusions that need a GPU or Transformer Engine."""
     on_gpu, fused = torch.cuda.is_available(), uses_transformer_engine(dtype)
     return {
         "params_dtype": dtype,

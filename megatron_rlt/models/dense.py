@@ -1,4 +1,4 @@
-"""The oracle: log-probs by transformers' own model, dense in fp32 on one device, without any of this project's code."""
+"""Reference log-probs from transformers' own model, dense and in fp32 on one device."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from megatron_rlt.types import OnProgress, SpannedSequence
 def dense_logprobs(
     folder: Path, sequences: Sequence[SpannedSequence], *, temperature: float, on_progress: OnProgress
 ) -> tuple[Tensor, ...]:
-    """`[N_i]` float32 log-probs of each sequence's wanted tokens, on the CPU, in span order.
+    """`[N_i]` float32 log-probs of each sequence's wanted tokens, on the CPU, in span order. Not collective.
 
-    One sequence at a time; all logits of its wanted tokens exist at once. Not collective: one rank may call it. The
-    model is loaded for the call and dropped after it.
+    Loads the model for the call and computes one sequence at a time, with all logits of its wanted tokens at once.
     """
-    disable_progress_bar()  # loading one would write among the lines of a failure
+    disable_progress_bar()  # it would write among the lines of an error
     model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True)
     model.to(device()).eval()
     found = []

@@ -1,4 +1,4 @@
-"""One packed batch through one pipeline stage, and the wanted log-probs from the last stage's output."""
+"""Runs a packed batch through one pipeline stage, and computes log-probs from the last stage's output."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.layout import Layout
+from megatron_rlt.parallel.packed_batch import PackedBatch
 from megatron_rlt.parallel.platform import device
 from megatron_rlt.parallel.vocab_logprobs import vocab_parallel_logprobs
-from megatron_rlt.types import PackedBatch
 
 
 def run_stage(model: nn.Module, batch: PackedBatch) -> Tensor:
@@ -25,20 +25,16 @@ def run_stage(model: nn.Module, batch: PackedBatch) -> Tensor:
         model: a `LanguageModel`, or Megatron's DistributedDataParallel around one.
 
     Returns:
-        `[t / tp with sequence parallelism else t, 1, H]`: see `LanguageModel.forward`.
+        `[t / tp with sequence parallelism else t, 1, H]`: see `LanguageModel`.
     """
     here = device()
     boundaries = torch.tensor([0, *batch.lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(here)
     longest = max(batch.lengths)
     packed = PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=boundaries,
-        cu_seqlens_kv=boundaries,
-        max_seqlen_q=longest,
-        max_seqlen_kv=longest,
+        qkv_format="thd", cu_seqlens_q=boundaries, cu_seqlens_kv=boundaries, max_seqlen_q=longest, max_seqlen_kv=longest
     )
     if batch.own_rows is not None:
-        # Padding counts as tokens here: none of a sequence's own sees it, and every kernel takes equal boundaries.
+        # Padding counts as tokens: no real token attends to it, and every kernel accepts equal boundaries.
         packed.cu_seqlens_q_padded = packed.cu_seqlens_kv_padded = boundaries
     output: Tensor = model(
         batch.input_ids[None].to(here), batch.position_ids[None].to(here), None, packed_seq_params=packed
@@ -49,8 +45,7 @@ def run_stage(model: nn.Module, batch: PackedBatch) -> Tensor:
 def target_rows(stage_output: Tensor, rows: Tensor, layout: Layout) -> Tensor:
     """The hidden states `[R, H]` of wanted rows, the same on every tensor-parallel rank.
 
-    In the backward pass the ranks' gradients are summed: each rank's output layer knows only its part of the
-    vocabulary.
+    The backward pass sums the gradient over the ranks, since each holds only a shard of the vocabulary.
 
     Args:
         stage_output: the last stage's `[t / tp or t, 1, H]`.
@@ -68,9 +63,9 @@ def target_rows(stage_output: Tensor, rows: Tensor, layout: Layout) -> Tensor:
 
 
 def gather_rows(own: Tensor, batch: PackedBatch, layout: Layout) -> Tensor:
-    """Values of all the batch's rows `[R, ...]`, on every context-parallel rank, from those of its own `[r, ...]`.
+    """Gather the values of a rank's own rows `[r, ...]` to all rows `[R, ...]` on every context-parallel rank.
 
-    In the backward pass each rank keeps its own rows' gradient: what follows is computed on every rank alike.
+    The backward pass keeps the gradient of each rank's own rows: every rank computes the same from here on.
     """
     if batch.own_rows is None:
         return own
@@ -83,17 +78,16 @@ def target_logprobs(
     model: LanguageModel,
     stage_output: Tensor,
     batch: PackedBatch,
-    layout: Layout,
     *,
     temperature: float,
     row_block: int,
     vocab_block: int,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs of a batch's targets and the entropy each came from, both `[R]` fp32. Last stage only.
+    """Log-probs of a batch's targets and the entropy of their distributions, both `[R]` fp32. Last stage only.
 
-    Differentiable in the stage's output and the output weight (the entropy has no gradient). A `[T, vocabulary]`
-    tensor never exists: see `parallel.vocab_logprobs`.
+    Log-probs are differentiable in the stage's output and the output weight; see `parallel.vocab_logprobs`.
     """
+    layout = model.layout
     hidden = target_rows(stage_output, batch.rows, layout)
     logprobs, entropy = vocab_parallel_logprobs(
         hidden,

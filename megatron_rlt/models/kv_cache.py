@@ -1,8 +1,7 @@
-"""Keys and values of rows of different lengths, so that they decode together.
+"""KV cache of rows of different lengths, so that they decode together.
 
-An inference context of Megatron's: `CachedSelfAttention` rotates by its positions, stores into it and attends
-under its mask. Rows can be dropped, reordered, repeated and joined between chunks, in place. Running a model with it is
-`decoding.py`'s job.
+A Megatron inference context: `CachedSelfAttention` rotates by its positions, stores into it and attends under its mask.
+Rows can be dropped, reordered, repeated and appended in place between chunks. `decoding.py` runs models with it.
 """
 
 from __future__ import annotations
@@ -13,12 +12,11 @@ from torch import Tensor
 
 
 class KeyValueCache(BaseInferenceContext):  # type: ignore[misc]
-    """The cache of this rank's layers and heads.
+    """KV cache of this rank's layers and heads. Per chunk: `begin(counts)`, one forward pass, `commit()`.
 
-    Use: `begin(counts)`, one forward pass, `commit()`; and again. Rows that join or leave move nothing but themselves.
-    Slots are reserved ahead: `capacity` a row at first, doubled up to `max_length` when a row outgrows them, and then
-    for the present rows only. The longest length for all rows at once would not fit at the lengths of reasoning
-    models, of whose completions few grow so long.
+    Slots are reserved ahead: `capacity` per row at first, doubled up to `max_length` when a row outgrows them, and then
+    for the present rows only. `max_length` for all rows would not fit for reasoning models, whose completions are
+    seldom that long.
     """
 
     def __init__(self, *, num_rows: int, max_rows: int, capacity: int, max_length: int, device: torch.device) -> None:
@@ -34,16 +32,16 @@ class KeyValueCache(BaseInferenceContext):  # type: ignore[misc]
         self._rotation: tuple[Tensor, Tensor] | None = None
 
     def is_static_batching(self) -> bool:
-        """Megatron: one rectangular batch, handled by `_adjust_key_value_for_inference`."""
+        """True: Megatron then calls `_adjust_key_value_for_inference`."""
         return True
 
     def is_decode_only(self) -> bool:
-        """Megatron: whether flash decoding may be used; never, the mask is ours."""
+        """False: Megatron would use flash decoding, which ignores this cache's mask."""
         return False
 
     @property
     def num_bytes(self) -> int:
-        """Of all buffers, filled or not."""
+        """Bytes of all buffers, filled or not."""
         return sum(buffer.nbytes for layer in self._buffers.values() for buffer in layer)
 
     @property
@@ -51,13 +49,13 @@ class KeyValueCache(BaseInferenceContext):  # type: ignore[misc]
         return int(self.lengths.numel())
 
     def begin(self, counts: Tensor) -> None:
-        """Announce a chunk: row `b` brings `counts[b]` tokens, right-padded to the largest count.
+        """Begin a chunk in which row `b` adds `counts[b]` tokens, right-padded to the largest count.
 
         Args:
             counts: `[B]` int64, each at least 0, at least one positive.
 
         Raises:
-            ValueError: a row, its padding included, would grow past `max_length`.
+            ValueError: a row, padding included, would exceed `max_length`.
         """
         assert counts.shape == self.lengths.shape, "one count for each row"
         width = int(counts.max())
@@ -74,17 +72,13 @@ class KeyValueCache(BaseInferenceContext):  # type: ignore[misc]
         self._rotation = None
 
     def commit(self) -> None:
-        """The chunk went through every layer: rows are now longer by their counts.
-
-        Padding was stored too, past each row's end: the mask hides it and the next chunk overwrites it.
-        """
+        """Add the chunk's counts to the lengths. The mask hides stored padding, which the next chunk overwrites."""
         self.lengths = self.lengths + self._counts
 
     def rotation(self, angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosine and sine at the chunk's positions, `[S, B, 1, D]`; computed by the first layer, kept for the others.
+        """Cosine and sine at the chunk's positions, `[S, B, 1, D]`, computed once per chunk.
 
-        Args:
-            angles: `[max_length, 1, 1, D]`, Megatron's RoPE table.
+        `angles` `[max_length, 1, 1, D]` is Megatron's RoPE table.
         """
         if self._rotation is None:
             chosen = angles[self.positions.T, 0]
@@ -92,7 +86,7 @@ class KeyValueCache(BaseInferenceContext):  # type: ignore[misc]
         return self._rotation
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a chunk's keys and values, `[S, B, heads, D]`; returns all stored so far, `[S_key, B, heads, D]`."""
+        """Store a chunk's keys and values `[S, B, heads, D]`; returns all stored so far, `[S_key, B, heads, D]`."""
         count, reach = self.num_rows, self.mask.size(-1)
         keys, values = self._reserve(layer, key, num_rows=count, length=reach)
         keys[self._rows, self.positions] = key.transpose(0, 1)
@@ -100,11 +94,7 @@ class KeyValueCache(BaseInferenceContext):  # type: ignore[misc]
         return keys[:count, :reach].transpose(0, 1), values[:count, :reach].transpose(0, 1)
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows, in this order; a row that stays where it is costs nothing.
-
-        Args:
-            rows: `[B_new]` int64 indices of present rows; may repeat.
-        """
+        """Keep only `rows` (`[B_new]` int64 indices, may repeat), in this order; only rows that move are copied."""
         rows = rows.to(self.lengths.device)
         moved = (rows != torch.arange(rows.numel(), device=rows.device)).nonzero()[:, 0]
         reach = int(self.lengths.max())
@@ -116,11 +106,7 @@ class KeyValueCache(BaseInferenceContext):  # type: ignore[misc]
                 buffer[moved, :reach] = buffer[rows[moved], :reach]
 
     def extend(self, other: KeyValueCache, rows: Tensor) -> None:
-        """Put copies of rows of `other`, a cache of the same model, behind this one's.
-
-        Args:
-            rows: `[B_new]` int64 indices of `other`'s rows; may repeat: a prompt for its group.
-        """
+        """Append copies of `other`'s `rows` (`[B_new]` int64 indices; a prompt's row repeats for its group)."""
         rows = rows.to(self.lengths.device)
         start, stop, reach = self.num_rows, self.num_rows + rows.numel(), int(other.lengths.max())
         self.lengths = torch.cat([self.lengths, other.lengths[rows]])
@@ -130,7 +116,7 @@ class KeyValueCache(BaseInferenceContext):  # type: ignore[misc]
                 buffer[start:stop, :reach] = source[rows, :reach]
 
     def _reserve(self, layer: int, like: Tensor, *, num_rows: int, length: int) -> tuple[Tensor, Tensor]:
-        """This layer's buffers with room for `num_rows` of `length`; `like` `[..., heads, D]` says the rest."""
+        """This layer's buffers with room for `num_rows` of `length`; shape and dtype as `like` `[..., heads, D]`."""
         stored = self._buffers.get(layer)
         held_rows, held_length = stored[0].shape[:2] if stored is not None else (0, 0)
         if num_rows <= held_rows and length <= held_length:
@@ -139,11 +125,10 @@ class KeyValueCache(BaseInferenceContext):  # type: ignore[misc]
             doubled = min(self.max_sequence_length, 2 * held_length)
             held_length = max(length, doubled if stored is not None else self._capacity)
         reserved_rows = num_rows if num_rows <= held_rows else max(num_rows, self._max_rows)
-        # Zeros, not garbage: masked slots still meet the softmax's zeros, and 0 * nan is nan.
+        # Zeros: masked slots are multiplied by the softmax's zeros, and 0 * nan is nan.
         shape = (reserved_rows, held_length, *like.shape[2:])
-        reserved = (like.new_zeros(shape), like.new_zeros(shape))
+        reserved = like.new_zeros(shape), like.new_zeros(shape)
         for new, old in zip(reserved, stored or (), strict=stored is not None):
-            kept = old[:num_rows]
-            new[: kept.size(0), : kept.size(1)] = kept
+            new[: min(num_rows, len(old)), : old.size(1)] = old[:num_rows]
         self._buffers[layer] = reserved
         return reserved

@@ -1,4 +1,4 @@
-"""RMSNorm as transformers computes it, fit for Megatron's layer spec with or without sequence parallelism."""
+"""RMSNorm as transformers computes it, for Megatron's layer spec with or without sequence parallelism."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from megatron_rlt.parallel.platform import device
 class RMSNorm(nn.Module):
     """`weight * x / rms(x)` over the last dimension, statistics in fp32.
 
-    torch's RMSNorm in Megatron's local spec refuses sequence parallelism. All it takes is the weight's attribute
-    `sequence_parallel`: Megatron then sums its gradient over the tensor-parallel ranks, each of which saw only its
-    own part of the sequence.
+    Megatron's local spec with torch's RMSNorm refuses sequence parallelism. The weight's attribute `sequence_parallel`
+    suffices: Megatron then sums its gradient over the tensor-parallel ranks.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:

@@ -1,9 +1,8 @@
-"""One new token a row through a pipeline stage's layers: what their modules compute, without what they also can do.
+"""Decodes one new token per row through a pipeline stage without Megatron's module calls.
 
-Megatron's module calls, autograd functions and group look-ups cost more than the arithmetic of a small model's single
-token. Here stand the same operations on the same weights in the same order, so that the results are bit-equal to the
-modules' (`tests/models/test_one_token.py`). For layers of Megatron's own modules only, as `spec.py` builds them where
-Transformer Engine is not used. `decoding.py` decides when.
+For one token of a small model those calls cost more than the arithmetic. The operations, weights and order are the
+modules', so results are bit-equal (`tests/models/test_one_token.py`). Only for `spec.py`'s local layers, not for
+Transformer Engine's; `decoding.py` chooses.
 """
 
 from __future__ import annotations
@@ -21,28 +20,26 @@ from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.layout import Layout
 
 
-def run_one_token(
-    model: LanguageModel, token_ids: Tensor, received: Tensor | None, cache: KeyValueCache, layout: Layout
-) -> Tensor:
+def run_one_token(model: LanguageModel, token_ids: Tensor, received: Tensor | None, cache: KeyValueCache) -> Tensor:
     """Run this stage on one token of every row, between the cache's `begin` and `commit`. Collective over tp.
 
     Args:
         token_ids: `[B, 1]` int64.
-        received: `[1, B, H]` of the stage before, None on the first stage.
+        received: `[1, B, H]` from the previous stage, None on the first stage.
 
     Returns:
-        `[1, B, H]`, as from `LanguageModel.forward`.
+        `[1, B, H]`, as from `LanguageModel`.
     """
     hidden = model.embedding(token_ids, cache.positions)[0] if received is None else received[0]
     cos, sin = cache.rotation(model.rotary_pos_emb(cache.max_sequence_length), hidden.dtype)
-    # Once for all layers: a bool mask would be turned into this one in each of them.
+    # Once for all layers: each would convert a bool mask to this.
     bias = torch.zeros_like(cache.mask, dtype=hidden.dtype).masked_fill_(cache.mask, float("-inf"))
     for layer in model.decoder.layers:
         attention, mlp = layer.self_attention, layer.mlp
         heads = _attend(attention, layer.input_layernorm(hidden), cache, (cos[0], sin[0], bias))
-        hidden = hidden + _sum_over_tp(heads @ attention.linear_proj.weight.t(), layout)
+        hidden = hidden + _sum_over_tp(heads @ attention.linear_proj.weight.t(), model.layout)
         gate, up = (layer.pre_mlp_layernorm(hidden) @ mlp.linear_fc1.weight.t()).chunk(2, dim=-1)
-        hidden = hidden + _sum_over_tp((F.silu(gate) * up) @ mlp.linear_fc2.weight.t(), layout)
+        hidden = hidden + _sum_over_tp((F.silu(gate) * up) @ mlp.linear_fc2.weight.t(), model.layout)
     if model.decoder.final_layernorm is not None:
         hidden = model.decoder.final_layernorm(hidden)
     return hidden[None]
@@ -56,8 +53,7 @@ def _attend(
 ) -> Tensor:
     """One layer's attention before its output projection: `[B, H]` to `[B, heads * D]`.
 
-    Args:
-        positions: cosine and sine `[B, 1, D]`, and what is added to the scores, `[B, 1, 1, S_key]`.
+    `positions` holds cosine and sine `[B, 1, D]` and the additive mask `[B, 1, 1, S_key]`.
     """
     cos, sin, bias = positions
     mixed = hidden @ attention.linear_qkv.weight.t()

@@ -1,8 +1,7 @@
-"""Sequences to packs: several sequences end to end in one call of a model, and the share of each replica.
+"""Packs sequences end to end for one model call, and splits them over data-parallel replicas.
 
-In: the step's sequences. Out: `PackedBatch`es. The one owner of alignment: trailing padding becomes a
-pseudo-sequence of its own, so that attention never mixes it with tokens and no score depends on it. With context
-parallelism every sequence has padding behind it instead, which none of its tokens sees, and a rank's batch holds its
+In: the step's sequences. Out: `PackedBatch`es. Trailing padding for alignment is a separate pseudo-sequence, so that no
+token attends to it. With context parallelism each sequence is padded at its end instead, and a rank's batch holds its
 part of each.
 """
 
@@ -21,20 +20,21 @@ from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.models.flops import scoring_flops
 from megatron_rlt.models.zigzag import zigzag_part
 from megatron_rlt.parallel.layout import Layout
-from megatron_rlt.types import PackedBatch, SpannedSequence
+from megatron_rlt.parallel.packed_batch import PackedBatch
+from megatron_rlt.types import SpannedSequence
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """What a layout asks of a pack, and which part of it is this rank's."""
+    """The layout's requirement on lengths, and this rank's part of them."""
 
-    multiple: int  # of a pack's tokens; with cp > 1 of each sequence's
+    multiple: int  # divides a pack's tokens; with cp > 1 each sequence's
     cp: int
     cp_rank: int
 
 
 def alignment_of(layout: Layout) -> Alignment:
-    """Sequence parallelism cuts a rank's tokens into tp equal parts, context parallelism a sequence into 2 x cp."""
+    """Sequence parallelism splits a rank's tokens into tp equal parts, context parallelism a sequence into 2 x cp."""
     tokens = layout.tp if layout.sp else 1
     return Alignment(tokens if layout.cp == 1 else tokens * 2 * layout.cp, layout.cp, layout.cp_rank)
 
@@ -47,15 +47,13 @@ def pack(
     max_sequences: int | None,
     alignment: Alignment,
 ) -> list[PackedBatch]:
-    """Pack `sequences[i]` for every `i` of `indices`: into as few packs as first-fit needs, as even as they can be.
+    """Pack `sequences[i]` for every `i` of `indices` into as few packs as first-fit needs, then even their sizes.
 
-    Even packs of the same number: the largest sets the peak of memory, in training that of all activations.
+    Even packs lower peak memory, which the largest pack sets.
 
     Args:
-        indices: which sequences; they become the packs' `sequence_indices`.
-        max_tokens: token budget of a pack before alignment; a longer sequence gets a pack of its own. None: no limit.
-        max_sequences: most sequences in one pack. None: no limit.
-        alignment: see `alignment_of`.
+        max_tokens: token budget per pack before alignment; a longer sequence gets its own pack. None: no limit.
+        max_sequences: sequences per pack at most. None: no limit.
     """
     lengths = {index: len(sequences[index]) for index in sorted(indices, key=lambda i: (-len(sequences[i]), i))}
     assert all(lengths.values()), "an empty sequence cannot be packed"
@@ -83,7 +81,7 @@ def _first_fit(lengths: dict[int, int], token_limit: float, count_limit: float) 
 
 
 def _evenly(lengths: dict[int, int], num_packs: int, token_limit: float, count_limit: float) -> list[list[int]] | None:
-    """Longest first, each into the smallest pack with a place for it; None if that breaks the token budget."""
+    """Longest first, each into the smallest pack with room; None if that exceeds the token budget."""
     packs: list[list[int]] = [[] for _ in range(num_packs)]
     sizes = [0] * num_packs
     for index, length in lengths.items():
@@ -96,23 +94,20 @@ def _evenly(lengths: dict[int, int], num_packs: int, token_limit: float, count_l
 
 
 def empty_batch(alignment: Alignment) -> PackedBatch:
-    """A batch of padding only, for a replica that has no work while others wait for it in a collective."""
+    """A batch of padding only: a replica without work must still take part in collectives."""
     return _join([], [], alignment)
 
 
-def share(sequences: Sequence[SpannedSequence], dp: int, architecture: Architecture) -> list[list[int]]:
-    """Split indices over `dp` replicas by model FLOP, see `share_by_work`: attention and output rows count.
-
-    A backward pass does twice as much of each, so the same shares balance training.
-    """
-    return share_by_work([scoring_flops(architecture, [sequence]) for sequence in sequences], dp)
+def partition_by_flops(sequences: Sequence[SpannedSequence], dp: int, architecture: Architecture) -> list[list[int]]:
+    """`partition` by model FLOP of a forward pass; a backward pass is proportional, so this balances training too."""
+    return partition([scoring_flops(architecture, [sequence]) for sequence in sequences], dp)
 
 
-def share_by_work(work: Sequence[float], dp: int) -> list[list[int]]:
-    """Split indices over `dp` replicas: heaviest first, each to the least loaded replica with room.
+def partition(work: Sequence[float], dp: int) -> list[list[int]]:
+    """Split indices over `dp` replicas, heaviest first, each to the least loaded replica with room.
 
-    No replica gets more than ceil(n / dp) sequences, which keeps the number of micro-batches what the plan says.
-    Each replica's indices ascend; a replica may get none.
+    No replica gets more than ceil(n / dp) sequences, so that the plan's number of micro-batches holds. Each replica's
+    indices ascend; a replica may get none.
     """
     most = -(-len(work) // dp)
     shares: list[list[int]] = [[] for _ in range(dp)]
@@ -146,24 +141,23 @@ def _join(sequences: Sequence[SpannedSequence], members: list[int], alignment: A
 
 
 def _padded_together(ids: list[Tensor], multiple: int) -> list[Tensor]:
-    """The sequences and, if need be, a last one of padding."""
+    """The sequences, followed by one of padding if needed."""
     num_tokens = sum(len(sequence) for sequence in ids)
     padding = -num_tokens % multiple if num_tokens else multiple
     return [*ids, torch.zeros(padding, dtype=torch.int64)] if padding else ids
 
 
 def _padded(ids: list[Tensor], multiple: int) -> list[Tensor]:
-    """Each sequence with padding behind it, which its own tokens do not see: attention is causal."""
-    return [F.pad(sequence, (0, -len(sequence) % multiple)) for sequence in ids] or [
-        torch.zeros(multiple, dtype=torch.int64)
-    ]
+    """Each sequence right-padded; causal attention hides the padding from its tokens."""
+    nothing = [torch.zeros(multiple, dtype=torch.int64)]
+    return [F.pad(sequence, (0, -len(sequence) % multiple)) for sequence in ids] or nothing
 
 
 def _part_of_rank(batch: PackedBatch, alignment: Alignment) -> PackedBatch:
     """This context-parallel rank's tokens of every sequence, and the wanted rows among them."""
     pieces = torch.split(torch.arange(batch.input_ids.numel()), list(batch.lengths))
     positions = torch.cat([zigzag_part(piece, alignment.cp, alignment.cp_rank) for piece in pieces])
-    places = torch.full_like(batch.input_ids, -1)  # of the pack's tokens in this rank's part
+    places = torch.full_like(batch.input_ids, -1)  # index of each of the pack's tokens in this rank's part
     places[positions] = torch.arange(positions.numel())
     rows = places[batch.rows]
     own_rows = (rows >= 0).nonzero()[:, 0]

@@ -1,4 +1,4 @@
-"""Rotary frequencies as transformers computes them, so that both sides rotate by the same fp32 numbers."""
+"""Rotary frequencies, bit-equal to transformers' in fp32."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from megatron_rlt.config.architecture import Architecture
 
 
 def rope_frequencies(architecture: Architecture) -> tuple[Tensor, float]:
-    """Inverse frequencies `[head_dim / 2]` fp32 on the CPU, and the factor on cosine and sine.
+    """Inverse frequencies `[head_dim / 2]` fp32 on the CPU, and the factor on cosine and sine (not 1 for yarn only).
 
-    The factor differs from 1 for yarn only. Source of the scaled kinds: transformers' ROPE_INIT_FUNCTIONS, which
-    read nothing but these fields of a configuration.
+    Scaled kinds come from transformers' ROPE_INIT_FUNCTIONS, which read only these fields of a configuration.
     """
     if architecture.rope_scaling is None:
         exponents = torch.arange(0, architecture.head_dim, 2, dtype=torch.float) / architecture.head_dim

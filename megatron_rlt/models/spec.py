@@ -1,7 +1,6 @@
-"""Which modules a layer is made of: Transformer Engine's where it is installed and a GPU is there, else Megatron's.
+"""Chooses a layer's modules: Transformer Engine's where it is installed and there is a GPU, else Megatron's.
 
-The one place that chooses. Both kinds have the same parameters under dist_checkpointing, and both decode with
-`KeyValueCache`.
+Both kinds have the same parameter names in checkpoints, and both decode with `KeyValueCache`.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from megatron_rlt.models.norm import RMSNorm
 
 
 def uses_transformer_engine(dtype: torch.dtype) -> bool:
-    """Whether layers are Transformer Engine's; its packed attention has no fp32 kernel."""
+    """Whether layers are Transformer Engine's, whose packed attention has no fp32 kernel."""
     return bool(HAVE_TE) and torch.cuda.is_available() and dtype == torch.bfloat16
 
 
 def block_spec(*, num_layers: int, qk_norm: bool, dtype: torch.dtype) -> TransformerBlockSubmodules:
-    """The layers of one pipeline stage, with the final norm for the stage that has it."""
+    """The layers of one pipeline stage, and the final norm for the last stage."""
     if uses_transformer_engine(dtype):
         layer, norm = _transformer_engine_layer(qk_norm=qk_norm)
     else:
@@ -60,7 +59,7 @@ def _local_layer(*, qk_norm: bool) -> ModuleSpec:
             pre_mlp_layernorm=RMSNorm,
             mlp=ModuleSpec(module=MLP, submodules=mlp),
             mlp_bda=get_bias_dropout_add,
-            # Names in checkpoints are Transformer Engine's, whose norms live inside the next linear layer.
+            # Checkpoints use Transformer Engine's names, whose norms are part of the next linear layer.
             sharded_state_dict_keys_map={
                 "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
                 "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
@@ -70,7 +69,7 @@ def _local_layer(*, qk_norm: bool) -> ModuleSpec:
 
 
 def _transformer_engine_layer(*, qk_norm: bool) -> tuple[ModuleSpec, Any]:
-    """Megatron's own spec with cached decoding put into its attention."""
+    """Megatron's own spec with this project's attention modules."""
     from megatron.core.extensions.transformer_engine import TENorm
 
     from megatron_rlt.models.te_attention import FusedAttention

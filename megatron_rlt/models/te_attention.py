@@ -1,4 +1,4 @@
-"""Transformer Engine's attention, with torch's for cached decoding; imported only where Transformer Engine is."""
+"""Transformer Engine's attention, with torch's for cached decoding. Import it only with Transformer Engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megatron_rlt.models.attention import attend_rows
 
 
 class FusedAttention(TEDotProductAttention):  # type: ignore[misc]
-    """Fused causal attention; a cached chunk's explicit mask goes to scaled_dot_product_attention instead."""
+    """Fused causal attention; cached chunks, which have an explicit mask, use scaled_dot_product_attention."""
 
     def forward(
         self,

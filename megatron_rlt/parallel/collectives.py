@@ -1,4 +1,4 @@
-"""Small collectives on Python records: what travels between ranks outside Megatron's own code."""
+"""Collectives on Python objects, for records outside Megatron's own code."""
 
 from __future__ import annotations
 
@@ -14,19 +14,9 @@ T = TypeVar("T")
 
 
 def gather_by_index(mine: Mapping[int, T], total: int, group: dist.ProcessGroup) -> list[T]:
-    """Collect the results of work that was split over `group`.
-
-    Args:
-        mine: this rank's results by the index of the item they belong to.
-        total: number of items; every index in `range(total)` must come from exactly one rank.
-
-    Returns:
-        All results in index order, the same on every rank of the group.
-    """
-    parts: list[Mapping[int, T]] = [{}] * group.size()
-    if group.size() == 1:
-        parts = [mine]
-    else:
+    """All ranks' results in index order, on every rank; exactly one rank must bring each index of `range(total)`."""
+    parts: list[Mapping[int, T]] = [mine] * group.size()
+    if group.size() > 1:
         dist.all_gather_object(parts, mine, group=group)
     merged = {index: result for part in parts for index, result in part.items()}
     assert len(merged) == total == sum(len(part) for part in parts), "each item must be computed by exactly one rank"
@@ -34,30 +24,22 @@ def gather_by_index(mine: Mapping[int, T], total: int, group: dist.ProcessGroup)
 
 
 def broadcast_record(record: T, *, source_rank: int, group: dist.ProcessGroup) -> T:
-    """The record that global rank `source_rank` passed in, on every rank of `group`."""
-    if group.size() == 1:
-        return record
+    """Broadcast global rank `source_rank`'s record to every rank of `group`."""
     box: list[T] = [record]
-    dist.broadcast_object_list(box, src=source_rank, group=group)
+    if group.size() > 1:
+        dist.broadcast_object_list(box, src=source_rank, group=group)
     return box[0]
 
 
-# Between two signs of life of a rank that waits for the first one's answer from outside.
-_BEAT_SECONDS = 0.2
+_POLL_SECONDS = 0.2  # between two progress reports of `on_first_rank`
 
 
 def on_first_rank(work: Callable[[], T], group: dist.ProcessGroup, on_progress: OnProgress, doing: str) -> T:
-    """Do on the group's first rank what only one can do, such as asking a server, while all ranks wait with it.
+    """Run `work` on the group's first rank (such as an HTTP request); broadcast its result or exception to all ranks.
 
     Args:
         work: runs in a thread of the first rank; it must not call a collective.
-        on_progress: told `doing` again and again on every rank: waiting is not hanging.
-
-    Returns:
-        What `work` returned, on every rank.
-
-    Raises:
-        Exception: what `work` raised, on every rank.
+        on_progress: called with `doing` repeatedly on every rank, so that a wait does not look like a hang.
     """
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work) if group.rank() == 0 else None
@@ -73,8 +55,8 @@ def on_first_rank(work: Callable[[], T], group: dist.ProcessGroup, on_progress: 
 
 
 def _outcome(future: Future[T] | None) -> tuple[T, None] | tuple[None, BaseException] | None:
-    """Result or error of finished work; None while it goes on."""
-    if future is None or not wait([future], timeout=_BEAT_SECONDS).done:
+    """Result or error of finished work; None while it runs."""
+    if future is None or not wait([future], timeout=_POLL_SECONDS).done:
         return None
     error = future.exception()
     return (future.result(), None) if error is None else (None, error)

@@ -1,8 +1,4 @@
-"""The environment variables of this project, all read and written here: what a launcher says about this process.
-
-In: the environment that torchrun or srun made. Out: a `Place`, and the variables from which torch.distributed
-finds its peers. Starting processes is left to `launch.py`.
-"""
+"""Reads and sets every environment variable that this project uses."""
 
 from __future__ import annotations
 
@@ -13,31 +9,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-# Ports from which no connection gets its own side (Linux gives out 32768 and up), in a range wide enough that two
-# jobs of one cluster seldom meet.
+# Below Linux's ephemeral ports (32768 and up), in a range wide enough that two jobs of a cluster seldom collide.
 _FIRST_PORT, _NUM_PORTS = 20_000, 12_000
 
 
 @dataclass(frozen=True)
 class Place:
-    """This process among the ranks of a job."""
+    """This process's rank in a job."""
 
     rank: int
     world_size: int
     local_rank: int
-    launcher: str  # who started the ranks, as the user would call it
+    launcher: str  # the program that started the ranks, for messages
 
 
 def given_place() -> Place | None:
-    """This process's place if torchrun or srun started it, else None.
+    """This process's ranks if torchrun or srun started it, else None.
 
-    An srun step of one task counts as no launcher: it may still start `world_size` ranks on its node.
+    An srun step of one task is no launcher: it may still start `world_size` ranks on its node.
     """
     given = os.environ
     if "RANK" in given and "WORLD_SIZE" in given:
         rank = int(given["RANK"])
         return Place(rank, int(given["WORLD_SIZE"]), int(given.get("LOCAL_RANK", rank)), "torchrun")
-    # SLURM_PROCID alone is also set in a batch script outside srun; only a step has an id.
+    # A batch script outside srun has SLURM_PROCID too, but no step id.
     if "SLURM_STEP_ID" not in given or "SLURM_PROCID" not in given:
         return None
     num_tasks = int(given.get("SLURM_STEP_NUM_TASKS") or given["SLURM_NTASKS"])
@@ -48,9 +43,9 @@ def given_place() -> Place | None:
 
 @contextmanager
 def torch_environment(place: Place) -> Iterator[None]:
-    """Set what `torch.distributed` reads to find its peers, where the launcher has not; restored afterwards."""
+    """Set the variables with which `torch.distributed` finds its peers; restored afterwards."""
     values = {"RANK": str(place.rank), "WORLD_SIZE": str(place.world_size), "LOCAL_RANK": str(place.local_rank)}
-    address, port = _meeting_point(place)
+    address, port = _rendezvous_endpoint(place)
     values |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
@@ -65,14 +60,14 @@ def torch_environment(place: Place) -> Iterator[None]:
 
 
 def share_cores(world_size: int) -> None:
-    """Give each of this machine's ranks its part of the cores unless the user decided; ranks inherit it."""
+    """Split this machine's cores evenly over its ranks unless OMP_NUM_THREADS is set; ranks inherit it."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // world_size)))
 
 
 def prepare_vllm(rank: int, world_size: int, *, on_cpu: bool) -> None:
-    """Set what vLLM reads when it is imported and started inside a rank; what the user has set stays.
+    """Set the variables that vLLM reads when a rank imports and starts it; the user's own values stay.
 
-    The engine must live in this very process, and finds its place among the ranks as torchrun would tell it.
+    The engine runs in this process, and reads its ranks from torchrun's variables.
     """
     place = given_place()
     local_rank = rank if place is None else place.local_rank
@@ -86,19 +81,15 @@ def prepare_vllm(rank: int, world_size: int, *, on_cpu: bool) -> None:
 
 
 def server_environment(devices: str, *, on_cpu: bool, unpickles: bool) -> dict[str, str]:
-    """The environment of a vLLM server that a rank starts: the rank's own without its place among the ranks.
+    """The environment of a vLLM server that a rank starts: the rank's own without its rank variables.
 
-    Args:
-        devices: CUDA_VISIBLE_DEVICES of the server; empty: the rank's.
-        unpickles: whether it takes Python objects, as handles of GPU memory are.
+    `devices`: its CUDA_VISIBLE_DEVICES; empty: the rank's. `unpickles`: whether it accepts pickled objects.
     """
     ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "VLLM_ENABLE_V1_MULTIPROCESSING")
-    kept = {
-        name: value for name, value in os.environ.items() if name not in ranks and not name.startswith("TORCHELASTIC_")
-    }
-    wanted = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}  # the former: the paths that replace weights
+    kept = {key: value for key, value in os.environ.items() if key not in ranks and not key.startswith("TORCHELASTIC_")}
+    wanted = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}  # the former enables the weight-update routes
     if on_cpu:
-        # Idle threads of several processes would spin against each other, and log-probs wait for a C++ compiler.
+        # Idle threads of several processes would compete for cores, and log-probs would need a C++ compiler.
         wanted |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
     given = {"CUDA_VISIBLE_DEVICES": devices} if devices else {}
     if unpickles:
@@ -107,12 +98,12 @@ def server_environment(devices: str, *, on_cpu: bool, unpickles: bool) -> dict[s
 
 
 def started_by_elastic() -> bool:
-    """Whether an elastic agent waits for this process and reads its error file."""
+    """Whether a torch elastic agent started this process and reads its error file."""
     return "TORCHELASTIC_ERROR_FILE" in os.environ
 
 
 def wandb_mode() -> str:
-    """What the user told W&B; no run talks to a server unless told to."""
+    """The user's W&B mode; offline unless set."""
     return os.environ.get("WANDB_MODE", "offline")
 
 
@@ -125,7 +116,7 @@ def first_host(node_list: str) -> str:
     return prefix + number + suffix
 
 
-def _meeting_point(place: Place) -> tuple[str, int]:
+def _rendezvous_endpoint(place: Place) -> tuple[str, int]:
     given = os.environ
     if "MASTER_ADDR" in given and "MASTER_PORT" in given:
         return given["MASTER_ADDR"], int(given["MASTER_PORT"])
@@ -143,7 +134,7 @@ def _meeting_point(place: Place) -> tuple[str, int]:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
+    """A free TCP port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,7 +1,7 @@
-"""A model's parallel layout: its Megatron process groups, kept apart from those of the job's other models.
+"""A model's parallel layout: its own Megatron process groups, separate from those of the job's other models.
 
-Megatron keeps one global parallel state (`megatron.core.parallel_state`). A `Layout` owns a snapshot of it and
-makes itself current for the duration of a call: `with layout: model(...)`.
+Megatron has one global parallel state (`megatron.core.parallel_state`). A `Layout` owns a snapshot of it, and installs
+it for the duration of a call: `with layout: model(...)`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import initialize_rng_tracker, model_parallel_cuda_manual_seed
 
-from megatron_rlt.config.sections import LayoutConfig
+from megatron_rlt.config.models import LayoutConfig
 
 _STATE_PREFIXES = ("_MPU_", "_VIRTUAL_")
 
@@ -21,8 +21,8 @@ _STATE_PREFIXES = ("_MPU_", "_VIRTUAL_")
 class Layout:
     """Groups, ranks and sizes of one model on this rank. Build with `build_layout`.
 
-    `dp` counts what shares the sequences: replicas of tp x pp x cp ranks. `dp_cp` counts the ranks that hold the same
-    weights: Megatron's data-parallel group with context parallelism, over which gradients are summed.
+    `dp` counts replicas of tp x pp x cp ranks, over which sequences are split. `dp_cp` counts the ranks with the same
+    weights, over which gradients are summed (Megatron's data-parallel group with context parallelism).
     """
 
     def __init__(self, config: LayoutConfig, state: dict[str, Any]) -> None:
@@ -52,7 +52,7 @@ class Layout:
 
     @property
     def last_stage_rank(self) -> int:
-        """Global rank of the last pipeline stage of this model replica (same tp, cp and dp rank as mine)."""
+        """Global rank of the last pipeline stage with this rank's tp, cp and dp ranks."""
         return dist.get_global_rank(self.pp_group, self.pp - 1)
 
     def __enter__(self) -> Layout:
@@ -70,13 +70,10 @@ class Layout:
 
 
 def build_layout(config: LayoutConfig, *, seed: int = 0) -> Layout:
-    """Create the groups of one model. Collective: every rank calls it, in the same order for several models.
+    """Create the groups of one model. Collective on all ranks, in the same order for several models.
 
-    Args:
-        seed: of Megatron's model-parallel random-number tracker.
-
-    Raises:
-        ValueError: the number of ranks is not a multiple of tp x pp x cp.
+    `seed`: of Megatron's model-parallel random-number tracker. Raises ValueError if the number of ranks is not a
+    multiple of tp x pp x cp.
     """
     world_size = dist.get_world_size()
     if world_size % (config.tp * config.pp * config.cp) != 0:
@@ -93,7 +90,7 @@ def build_layout(config: LayoutConfig, *, seed: int = 0) -> Layout:
             context_parallel_size=config.cp,
             create_gloo_process_groups=False,
         )
-        # No model here draws random numbers on the device (dropout is 0): the inference tracker makes forks free.
+        # Models draw no random numbers on the device (dropout is 0): the inference tracker makes forks free.
         initialize_rng_tracker(inference_rng_tracker=True)
         model_parallel_cuda_manual_seed(seed, inference_rng_tracker=True)
         return Layout(config, _read_state())

@@ -1,4 +1,4 @@
-"""Which device this process runs on, and its membership in the job: the one place that knows CPU from GPU."""
+"""This process's device (CPU or GPU) and the job's process group."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ def device_name() -> str | None:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
-# What our libraries warn of by themselves, whatever we do: nothing a user could act on. Megatron-core 0.16.1 warns of
-# optional packages and of its own defaults, and uses names of collectives that torch 2.13 is about to retire. Regular
-# expressions for the beginning of the message.
+# Library warnings on which a user cannot act (regular expressions for the start of the message): Megatron-core 0.16.1
+# warns of optional packages and of its own defaults, and uses collectives that torch 2.13 deprecates.
 _LIBRARY_WARNINGS = (
     "Apex is not installed",
     "Transformer Engine and Apex are not installed",
@@ -34,7 +33,7 @@ _LIBRARY_WARNINGS = (
 
 
 def install_platform() -> None:
-    """Make Megatron-core run where there is no accelerator, and silence what it says of itself. Before its import."""
+    """Make Megatron-core run without an accelerator, and silence library warnings. Call before importing Megatron."""
     for message in _LIBRARY_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     if not torch.cuda.is_available():
@@ -45,8 +44,7 @@ def install_platform() -> None:
 def start_distributed(*, timeout_seconds: float, local_rank: int = 0) -> None:
     """Join the job's process group from the launcher's environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
 
-    Uses nccl with one GPU a rank, gloo otherwise. On GPUs gloo serves CPU tensors of the same group, so that
-    records travel without touching the device.
+    Uses gloo on CPU ranks, and nccl with one GPU per rank otherwise, with gloo for the same group's CPU tensors.
     """
     install_platform()
     timeout = timedelta(seconds=timeout_seconds)
@@ -65,7 +63,7 @@ def world() -> dist.ProcessGroup:
 
 
 def stop_distributed() -> None:
-    """Leave the process group once every rank got here; leaving earlier can abort slower ranks."""
+    """Leave the process group after a barrier; leaving earlier can abort slower ranks."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

@@ -1,9 +1,8 @@
-"""Exact KL(p || q) over the vocabulary between two models that share nothing but the vocabulary.
+"""Exact KL(p || q) over the vocabulary between two models with different hidden sizes and layouts.
 
-Their hidden sizes and layouts differ, so their logits never meet on one rank by themselves. Here every rank holds the
-hidden rows of both models for its share of the positions, and the output weights travel: their owners broadcast them
-block by block, and each rank folds a block of both into running sums. One sweep, no `[rows, vocabulary]` tensor.
-Leaves to others: computing the hidden states, bringing both models' rows of one position to one rank.
+Every rank holds both models' hidden rows for its share of the positions. The owners of the output weights broadcast
+them block by block, and each rank folds each block of both models into running sums: one sweep, no
+`[rows, vocabulary]` tensor.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_rlt.parallel.vocab_logprobs import LOWEST, fp32_product, slices
+from megatron_rlt.parallel.vocab_logprobs import LOWEST, matmul_fp32, slices
 
 WeightBlocks = Iterator[tuple[int, int, Tensor]]  # (start, stop, [stop - start, H]) in vocabulary order
 
@@ -34,25 +33,22 @@ def broadcast_weight_blocks(
 ) -> WeightBlocks:
     """Yield one model's output weight to every rank of `group`, `block` vocabulary entries at a time. Collective.
 
-    Every rank of the group must iterate to the end and together, whatever it does with the blocks (also with no rows
-    of its own): each step is a broadcast.
+    Each step is a broadcast, so every rank must iterate to the end, also without rows of its own.
 
     Args:
         weight_shard: `[shard_rows, H]` on the owners, None elsewhere.
-        vocab_size: entries to yield; padding behind them stays where it is.
+        vocab_size: entries to yield, without padding.
         owners: global ranks that hold the shards of one replica, in vocabulary order.
         shard_rows: rows of each owner's shard, padding included.
-        hidden_size, dtype: of the weight.
-        device: where the blocks are wanted; the group's backend must serve it.
-        block: entries a block; the last may be shorter.
-        group: ranks that listen, the owners among them; None: all ranks.
+        device: device of the blocks; the group's backend must support it.
+        group: the receiving ranks, owners included; None: all ranks.
     """
     assert shard_rows * len(owners) >= vocab_size, f"{len(owners)} shards of {shard_rows} rows do not hold {vocab_size}"
     rank = dist.get_rank()
     assert (rank in owners) == (weight_shard is not None), f"rank {rank} must bring a shard exactly if it is an owner"
     for entries in slices(vocab_size, block):
         received = torch.empty(entries.stop - entries.start, hidden_size, dtype=dtype, device=device)
-        # A block can reach over the border of two shards: then each owner sends its piece.
+        # A block can span several shards: then each owner sends its piece.
         for index in range(entries.start // shard_rows, (entries.stop - 1) // shard_rows + 1):
             first = index * shard_rows
             start, stop = max(entries.start, first), min(entries.stop, first + shard_rows)
@@ -64,7 +60,7 @@ def broadcast_weight_blocks(
 
 
 def pair_weight_blocks(p_blocks: WeightBlocks, q_blocks: WeightBlocks) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-    """Step through both models' blocks together; both must be cut at the same entries."""
+    """Zip both models' blocks, which must cover the same entries."""
     for (start, stop, p_block), (q_start, q_stop, q_block) in zip(p_blocks, q_blocks, strict=True):
         assert (start, stop) == (q_start, q_stop), f"blocks [{start}, {stop}) and [{q_start}, {q_stop}) do not match"
         yield start, stop, p_block, q_block
@@ -81,14 +77,13 @@ def vocab_divergence(
 ) -> Tensor:
     """`[R]` float32: `sum_v p_v (log p_v - log q_v)` in nats, p and q softmaxes over the blocks' vocabulary.
 
-    The sum is exact up to fp32 rounding, so it can fall below 0 by a few 1e-7; a non-finite logit makes its row nan.
-    Entries that only one model has belong to neither distribution: pass blocks of the common vocabulary.
+    Rounding in fp32 can make the sum negative by a few 1e-7; a non-finite logit makes its row nan.
 
     Args:
         p_hidden: `[R, H_p]`; R may be 0 and may differ between ranks.
-        q_hidden: `[R, H_q]`: the same positions under the other model.
-        weight_blocks: `(start, stop, [v, H_p], [v, H_q])`, together the whole vocabulary; always read to the end,
-            so that blocks which are broadcast keep all ranks together.
+        q_hidden: `[R, H_q]`, the same positions under the other model.
+        weight_blocks: `(start, stop, [v, H_p], [v, H_q])`, together the common vocabulary; always read to the end,
+            because the blocks' broadcasts are collective.
         temperature: divides both models' logits.
         row_block: rows whose logits exist at one time.
     """
@@ -96,8 +91,8 @@ def vocab_divergence(
     sums = _RunningDivergence(p_hidden.shape[0], p_hidden.device)
     for _, _, p_block, q_block in weight_blocks:
         for rows in slices(p_hidden.shape[0], row_block):
-            p_logits = fp32_product(p_hidden[rows], p_block.t()).div_(temperature)
-            q_logits = fp32_product(q_hidden[rows], q_block.t()).div_(temperature)
+            p_logits = matmul_fp32(p_hidden[rows], p_block.t()).div_(temperature)
+            q_logits = matmul_fp32(q_hidden[rows], q_block.t()).div_(temperature)
             sums.fold(rows, p_logits, q_logits)
     return sums.divergence()
 
@@ -114,7 +109,7 @@ class _RunningDivergence:
         self.gap_sum = torch.zeros(num_rows, device=device)
 
     def fold(self, rows: slice, p_logits: Tensor, q_logits: Tensor) -> None:
-        """Take in one block `[r, v]` of both models' logits for `rows`; overwrites both."""
+        """Add one block `[r, v]` of both models' logits for `rows`; overwrites both."""
         self._raise_maxima(rows, p_logits.amax(-1), q_logits.amax(-1))
         p_logits -= self.p_maximum[rows, None]
         q_logits -= self.q_maximum[rows, None]
@@ -125,7 +120,7 @@ class _RunningDivergence:
         self.gap_sum[rows] += gap.mul_(p_exponentials).sum(-1)
 
     def divergence(self) -> Tensor:
-        """E_p[p - q] - log Z_p + log Z_q, the maxima cancel."""
+        """E_p[p - q] - log Z_p + log Z_q; the maxima cancel."""
         return self.gap_sum / self.p_sum - self.p_sum.log() + self.q_sum.log()
 
     def _raise_maxima(self, rows: slice, p_block: Tensor, q_block: Tensor) -> None:

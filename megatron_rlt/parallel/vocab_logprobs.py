@@ -1,10 +1,8 @@
 """Log-probs of given tokens and the entropy of their distributions, without a `[rows, vocabulary]` tensor.
 
-In: hidden states of the rows that are wanted and this rank's shard of the output weight. Out: one log-prob and one
-entropy a row, float32, the same on every rank of the tensor-parallel group. One sweep over blocks of the vocabulary
-keeps a running log-sum-exp (blocking the vocabulary keeps a block in cache, chunking rows does not); the backward pass
-computes each block again. Leaves to others: choosing rows, gathering sequence-parallel activations, summing the
-gradient of `hidden` over the group.
+In: hidden states of the wanted rows and this rank's shard of the output weight. Out: one log-prob and one entropy per
+row, float32, the same on every rank of the tensor-parallel group. One sweep over blocks of the vocabulary keeps a
+running log-sum-exp (a vocabulary block stays in cache, a row chunk would not); the backward pass recomputes each block.
 """
 
 from __future__ import annotations
@@ -40,18 +38,18 @@ def vocab_parallel_logprobs(
         weight: `[V_shard, H]` of the same dtype; the shard of rank r holds vocabulary entries from `r * V_shard`.
         targets: `[R]` token ids below `vocab_size`.
         temperature: divides the logits.
-        vocab_size: entries from here on are padding and have no probability.
+        vocab_size: later entries are padding and have no probability.
         tp_group: ranks that hold the shards; None: `weight` is whole.
         row_block, vocab_block: at most `row_block x vocab_block` logits exist at one time (two float32 copies).
 
     Returns:
-        logprobs `[R]` and entropy `[R]` in nats, float32. Log-probs are differentiable in `hidden` (this shard's part
-        of the gradient: sum it over the group) and in `weight`; entropy has no gradient. A non-finite logit makes its
-        row nan.
+        Log-probs `[R]` and entropy `[R]` in nats, float32. Log-probs are differentiable in `weight` and `hidden` (this
+        shard's part of the gradient; the caller sums it over the group). A non-finite logit makes its row nan.
     """
     assert hidden.dtype == weight.dtype, f"hidden is {hidden.dtype}, weight {weight.dtype}"
     assert bool(((targets >= 0) & (targets < vocab_size)).all()), f"a target lies outside 0..{vocab_size - 1}"
-    blocks = _Blocks.of_rank(weight.shape[0], vocab_size, tp_group, row_block=row_block, vocab_block=vocab_block)
+    start = 0 if tp_group is None else weight.shape[0] * dist.get_rank(tp_group)
+    blocks = _Blocks(start, min(max(vocab_size - start, 0), weight.shape[0]), row_block, vocab_block)
     outputs: tuple[Tensor, Tensor] = _VocabLogprobs.apply(  # type: ignore[no-untyped-call]
         hidden, weight, targets, temperature, blocks, tp_group
     )
@@ -60,19 +58,12 @@ def vocab_parallel_logprobs(
 
 @dataclass(frozen=True)
 class _Blocks:
-    """How one rank cuts its `[rows, shard]` logits."""
+    """How one rank splits its `[rows, shard]` logits into blocks."""
 
     shard_start: int  # vocabulary entry of the shard's first row
-    num_entries: int  # rows of the shard that are no padding
+    num_entries: int  # rows of the shard without padding
     row_block: int
     vocab_block: int
-
-    @staticmethod
-    def of_rank(
-        shard_rows: int, vocab_size: int, tp_group: dist.ProcessGroup | None, *, row_block: int, vocab_block: int
-    ) -> _Blocks:
-        start = 0 if tp_group is None else shard_rows * dist.get_rank(tp_group)
-        return _Blocks(start, min(max(vocab_size - start, 0), shard_rows), row_block, vocab_block)
 
     def entries(self) -> Iterator[slice]:
         return slices(self.num_entries, self.vocab_block)
@@ -81,19 +72,19 @@ class _Blocks:
         return slices(num_rows, self.row_block)
 
     def columns(self, targets: Tensor, entries: slice) -> tuple[Tensor, Tensor]:
-        """Column of each target in a block `[r, 1]` (0 where it lies elsewhere), and whether it lies there."""
+        """Column of each target in a block `[r, 1]` (0 if it lies in another block), and whether it lies in this."""
         column = targets - (self.shard_start + entries.start)
         inside = (column >= 0) & (column < entries.stop - entries.start)
         return torch.where(inside, column, 0)[:, None], inside
 
 
 def slices(total: int, step: int) -> Iterator[slice]:
-    """Cut `range(total)` into slices of `step` entries; the last may be shorter."""
+    """Split `range(total)` into slices of `step` entries; the last may be shorter."""
     return (slice(start, min(start + step, total)) for start in range(0, total, step))
 
 
 class RunningSoftmax:
-    """Sums of a softmax over all rows' logits seen so far, relative to their running maximum."""
+    """Softmax sums per row over the logits seen so far, relative to their running maximum."""
 
     def __init__(self, num_rows: int, device: torch.device) -> None:
         self.maximum = torch.full((num_rows,), LOWEST, device=device)
@@ -101,7 +92,7 @@ class RunningSoftmax:
         self.mean_sum = torch.zeros(num_rows, device=device)  # sum of exp(logit - maximum) * (logit - maximum)
 
     def fold(self, rows: slice, logits: Tensor) -> None:
-        """Take in one block `[r, v]` for `rows`; overwrites `logits`."""
+        """Add one block `[r, v]` for `rows`; overwrites `logits`."""
         self._raise_maximum(rows, torch.maximum(self.maximum[rows], logits.amax(-1)))
         logits -= self.maximum[rows, None]
         exponentials = logits.exp()
@@ -109,7 +100,7 @@ class RunningSoftmax:
         self.mean_sum[rows] += exponentials.mul_(logits).sum(-1)
 
     def join_shards(self, group: dist.ProcessGroup | None, shifted_target: Tensor) -> Tensor:
-        """Add up the group's shards; `shifted_target` returns the owner's value. Collective."""
+        """Sum over the group's shards; returns the owner's `shifted_target`. Collective."""
         if group is None or group.size() == 1:
             return shifted_target
         parts = torch.stack([self.exp_sum, self.mean_sum, shifted_target])
@@ -118,7 +109,7 @@ class RunningSoftmax:
         return parts[2]
 
     def share_maximum(self, group: dist.ProcessGroup | None) -> None:
-        """Make every shard's sums relative to the group's maximum. Collective."""
+        """Rescale the shard's sums to the group's maximum. Collective."""
         if group is None or group.size() == 1:
             return
         maximum = self.maximum.clone()
@@ -152,7 +143,7 @@ class _VocabLogprobs(torch.autograd.Function):
         owned = torch.zeros_like(targets, dtype=torch.bool)
         for entries in blocks.entries():
             for rows in blocks.rows(hidden.shape[0]):
-                logits = fp32_product(hidden[rows], weight[entries].t()).div_(temperature)
+                logits = matmul_fp32(hidden[rows], weight[entries].t()).div_(temperature)
                 column, inside = blocks.columns(targets[rows], entries)
                 target_logit[rows] = torch.where(inside, logits.gather(1, column)[:, 0], target_logit[rows])
                 owned[rows] |= inside
@@ -178,26 +169,25 @@ class _VocabLogprobs(torch.autograd.Function):
             block = weight[entries]
             grad_block = torch.zeros_like(block, dtype=torch.float32)
             for rows in blocks.rows(hidden.shape[0]):
-                grad = fp32_product(hidden[rows], block.t()).div_(ctx.temperature).sub_(maximum[rows, None]).exp_()
+                grad = matmul_fp32(hidden[rows], block.t()).div_(ctx.temperature).sub_(maximum[rows, None]).exp_()
                 grad *= (-per_row[rows] / exp_sum[rows])[:, None]
                 column, inside = blocks.columns(targets[rows], entries)
                 grad.scatter_add_(1, column, torch.where(inside, per_row[rows], 0.0)[:, None])
                 if grad_hidden is not None:
-                    grad_hidden[rows] += fp32_product(grad, block)
+                    grad_hidden[rows] += matmul_fp32(grad, block)
                 if grad_weight is not None:
-                    grad_block += fp32_product(grad.t(), hidden[rows])
+                    grad_block += matmul_fp32(grad.t(), hidden[rows])
             if grad_weight is not None:
                 grad_weight[entries] = grad_block.to(weight.dtype)
         return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, None, None, None, None
 
 
-# Matrix products with a float32 result, whatever the dtype of the operands.
-#
-# A bf16 product rounds its *result* to 8 bits: a logit of 12 is then off by up to 0.03, a log-prob with it. The
-# products themselves are exact in fp32, and both tensor cores and AMX sum them in fp32, so asking for the unrounded
-# sum costs nothing. In: two matrices on one device. Out: float32. Leaves blocking and meaning to the caller.
-def fp32_product(left: Tensor, right: Tensor) -> Tensor:
-    """`left` `[M, K]` @ `right` `[K, N]` -> `[M, N]` float32; `left` is rounded to `right`'s dtype first."""
+def matmul_fp32(left: Tensor, right: Tensor) -> Tensor:
+    """`left` `[M, K]` @ `right` `[K, N]` -> `[M, N]` float32; `left` is rounded to `right`'s dtype first.
+
+    A bf16 result would have 8 bits: a logit of 12, and its log-prob, would be off by up to 0.03. Tensor cores and AMX
+    sum exact products in fp32 anyway, so the unrounded sum costs nothing.
+    """
     if right.dtype == torch.float32:
         return left.float() @ right
     if right.is_cuda:
@@ -208,10 +198,9 @@ def fp32_product(left: Tensor, right: Tensor) -> Tensor:
 
 @contextmanager
 def _bf16_allowed(allowed: bool) -> Iterator[None]:
-    """Let the CPU's fp32 matrix products run on its bf16 units: exact here, for the operands hold bf16 values.
+    """Run the CPU's fp32 matrix products on its bf16 units: exact here, because the operands hold bf16 values.
 
-    Measured on one AMX core: 487 GFLOP/s against 167 without, the same result to 3e-5. `aten::mm` with
-    `out_dtype` exists for CUDA only.
+    Measured on one AMX core: 487 GFLOP/s against 167 without, equal to 3e-5. `aten::mm` has `out_dtype` on CUDA only.
     """
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # set on the module at import
     before = matmul.fp32_precision

@@ -9,29 +9,25 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from megatron_rlt.config.plan import num_warmup_updates
-from megatron_rlt.config.sections import OptimizerConfig
+from megatron_rlt.config.training import OptimizerConfig, num_warmup_updates
 from megatron_rlt.models.language_model import LanguageModel
-from megatron_rlt.parallel.layout import Layout
 
 
-def wrap_for_training(model: LanguageModel, layout: Layout) -> DistributedDataParallel:
-    """Give the model gradient buffers in fp32 whose sum over data-parallel ranks is reduce-scattered.
+def wrap_for_training(model: LanguageModel) -> DistributedDataParallel:
+    """Wrap the model with fp32 gradient buffers, reduce-scattered over data-parallel ranks.
 
-    Losses carry their own global denominator, so nothing here divides: `calculate_per_token_loss` keeps Megatron
-    from averaging over micro-batches and ranks, and gradients are finalised without a token count.
+    Losses carry their own global denominator, so Megatron must not average: `calculate_per_token_loss` disables that
+    over micro-batches and ranks, and gradients are finalised without a token count.
     """
     ddp_config = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True,
-        use_distributed_optimizer=True,
-        overlap_grad_reduce=torch.cuda.is_available(),
+        grad_reduce_in_fp32=True, use_distributed_optimizer=True, overlap_grad_reduce=torch.cuda.is_available()
     )
     assert model.config.calculate_per_token_loss, "the model must be built for losses with their own denominator"
-    with layout:
+    with model.layout:
         wrapped = DistributedDataParallel(model.config, ddp_config, model)
         wrapped.broadcast_params()
     model.config.no_sync_func = wrapped.no_sync
-    # Without this, sequence-parallel norm gradients stay partial sums over tp and training drifts in silence.
+    # Without this, sequence-parallel norm gradients stay partial sums over tp, without an error.
     model.config.finalize_model_grads_func = _finalize_without_division
     model.train()
     return wrapped
@@ -47,7 +43,7 @@ def _finalize_without_division(
     finalize_model_grads(models, None, pg_collection=pg_collection, force_all_reduce=force_all_reduce)
 
 
-def build_optimizer(wrapped: DistributedDataParallel, layout: Layout, settings: OptimizerConfig) -> MegatronOptimizer:
+def build_optimizer(wrapped: DistributedDataParallel, settings: OptimizerConfig) -> MegatronOptimizer:
     """AdamW on Megatron's distributed optimizer; bf16 weights keep an fp32 main copy."""
     dtype = wrapped.config.params_dtype
     megatron_config = MegatronOptimizerConfig(
@@ -63,30 +59,24 @@ def build_optimizer(wrapped: DistributedDataParallel, layout: Layout, settings: 
         params_dtype=dtype,
         use_distributed_optimizer=True,
     )
-    with layout:
+    with wrapped.module.layout:
         return get_megatron_optimizer(megatron_config, [wrapped], use_gloo_process_groups=False)
 
 
 def optimizer_bytes(optimizer: MegatronOptimizer, model: LanguageModel) -> int:
-    """Of all tensors that the optimizer holds beside the model's own weights, on this rank."""
+    """Bytes on this rank of the optimizer's moments and main weights; the model's own weights are not counted."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     inner = optimizer.optimizer
     shards = [shard for group in inner.param_groups for shard in group["params"]]
-    states = [
-        value for shard in shards for value in inner.state.get(shard, {}).values() if isinstance(value, torch.Tensor)
-    ]
-    mains = [shard for shard in shards if shard.untyped_storage().data_ptr() not in own]
-    return sum(tensor.nbytes for tensor in (*states, *mains))
+    states = (value for shard in shards for value in inner.state.get(shard, {}).values())
+    mains = (shard for shard in shards if shard.untyped_storage().data_ptr() not in own)
+    return sum(value.nbytes for value in (*states, *mains) if isinstance(value, torch.Tensor))
 
 
 def build_scheduler(
     optimizer: MegatronOptimizer, settings: OptimizerConfig, *, num_updates: int
 ) -> OptimizerParamScheduler:
-    """Megatron's schedule, already advanced to the first update: its step 0 has rate 0 under a warm-up.
-
-    Args:
-        num_updates: optimizer steps of the whole run.
-    """
+    """Megatron's schedule over the run's `num_updates`, advanced to the first: step 0 of a warm-up has rate 0."""
     scheduler = OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
@@ -100,7 +90,7 @@ def build_scheduler(
         wd_incr_steps=num_updates,
         wd_incr_style="constant",
         use_checkpoint_opt_param_scheduler=False,
-        override_opt_param_scheduler=True,  # a resumed run follows its configuration, not the checkpoint's
+        override_opt_param_scheduler=True,  # a resumed run uses its own configuration
     )
     scheduler.step(increment=1)
     return scheduler

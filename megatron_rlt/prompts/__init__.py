@@ -1,1 +1,1 @@
-"""The only room that knows tags, chat templates and tokenizers: problems in, token ids with known spans out."""
+"""Tags, chat templates and tokenizers: turns problems into token ids with known spans."""

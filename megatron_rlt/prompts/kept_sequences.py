@@ -1,7 +1,4 @@
-"""Sequences of rows that come again, so that a small data set's text is encoded once and not once an epoch.
-
-In: what makes a sequence of a row. Out: the same sequences. Leaves to others: how a sequence is made.
-"""
+"""A cache of encoded rows, so that a small data set is tokenized once and not once per epoch."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from megatron_rlt.types import Problem, SpannedSequence
 
 
 class KeptSequences:
-    """Calls `make` for rows it has not kept. Rows are kept as they come, until `max_tokens` tokens are."""
+    """Calls `make` for rows that are not cached; caches rows first come, first served, up to `max_tokens` tokens."""
 
     def __init__(self, make: Callable[[Problem], SpannedSequence], *, max_tokens: int) -> None:
         self._make = make
@@ -19,7 +16,7 @@ class KeptSequences:
         self._kept: dict[Problem, SpannedSequence] = {}
 
     def __call__(self, problem: Problem) -> SpannedSequence:
-        """The row's sequence; raises what `make` raises."""
+        """Return the row's sequence; raises what `make` raises."""
         kept = self._kept.get(problem)
         if kept is not None:
             return kept

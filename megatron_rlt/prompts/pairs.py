@@ -1,7 +1,4 @@
-"""From a completion to the two sequences that are scored, and the flags that say what is wrong with its form.
-
-In: a teacher's prompt and completion, or the text of an explanation that already exists. Out: a `ScoringPair`.
-"""
+"""Builds `ScoringPair`s: the teacher's and the student's sequence of one explanation, with flags for format faults."""
 
 from __future__ import annotations
 
@@ -12,50 +9,48 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_rlt.config.sections import PromptConfig
+from megatron_rlt.config.prompts import PromptConfig
 from megatron_rlt.prompts.stopping import CompletionParts, split_completion
 from megatron_rlt.prompts.student import StudentFormat
 from megatron_rlt.prompts.tags import student_system, tag_set, teacher_system
 from megatron_rlt.prompts.teacher import TeacherFormat
-from megatron_rlt.prompts.tokenizer import load_tokenizer, tokenizer_difference
+from megatron_rlt.prompts.tokenizer import load_tokenizer
 from megatron_rlt.types import Completion, FinishReason, FormatFlag, Problem, Prompt, ScoringPair, Span, SpannedSequence
 
 
 @dataclass(frozen=True, eq=False)
 class PairBuilder:
-    """Builds scoring pairs.
+    """Builds scoring pairs from sampled completions or from existing explanations.
 
-    With one tokenizer the student reads the teacher's ids as they are. A student with another one is the one exception
-    to "tokens stay tokens": the explanation's text, decoded once, is encoded by the student's tokenizer between the
-    student's tags. The spans are known all the same: the sequence is built piece by piece, nothing is searched for.
-    Bytes of a character that was cut in half are no text: such a student reads U+FFFD in their place.
+    With one tokenizer the student reads the teacher's ids unchanged. For a student with another tokenizer, the
+    explanation is decoded once and re-encoded between the student's tags; the spans stay exact because the sequence is
+    concatenated from pieces. Such a student reads U+FFFD in place of a character that was cut in half.
     """
 
     teacher: TeacherFormat
     student: StudentFormat
-    one_tokenizer: bool  # whether an id means the same to both
+    one_tokenizer: bool  # teacher and student share the vocabulary
 
     def check_problem(self, problem: Problem) -> None:
-        """Raise ValueError naming the problem if either format could not use it."""
+        """Raise ValueError naming the problem if either format cannot use it."""
         self.teacher.prompt(problem)
         self.student.splice(problem, torch.empty(0, dtype=torch.int64))
 
     def pair(self, prompt: Prompt, completion: Completion) -> ScoringPair:
-        """One sampled completion as teacher and student see it; a missing end tag is flagged, not an error."""
+        """Pair for a sampled completion; a missing end tag is flagged, not an error."""
         sampled: list[int] = completion.token_ids.tolist()
         parts = split_completion(self.teacher.tokenizer, sampled, self.teacher.tags.explanation_close)
         return self._build(prompt, sampled, parts, truncated=completion.finish_reason is FinishReason.LENGTH)
 
     def pair_from_text(self, problem: Problem, explanation: str) -> ScoringPair:
-        """The pair of an explanation given as text, which is encoded as it stands.
+        """Pair for an explanation given as text: explanation, separator, end tag, end of turn.
 
-        The completion is the explanation, the separator, the end tag and the end of turn, as a teacher would end
-        it. An explanation that holds an end tag keeps all its tokens and is flagged.
+        An explanation that contains an end tag keeps all its tokens and is flagged.
         """
         return self.pair_from_ids(problem, self.teacher.tokenizer.encode(explanation))
 
     def pair_from_ids(self, problem: Problem, explanation_ids: Sequence[int]) -> ScoringPair:
-        """As `pair_from_text`, of an explanation given as ids, which are taken over as they are."""
+        """Same as `pair_from_text`, for token ids."""
         parts = CompletionParts(len(explanation_ids), has_end_tag=True, text_after_end_tag="")
         prompt = self.teacher.prompt(problem)
         return self._build(prompt, [*explanation_ids, *self.teacher.ending()], parts, truncated=False)
@@ -88,26 +83,19 @@ class PairBuilder:
             yield FormatFlag.TEXT_AFTER_END_TAG
         if not text.strip():
             yield FormatFlag.EMPTY
-        # The text shows special tokens too, sampled as one id or spelt out.
+        # The decoded text shows special tokens too, sampled as one id or spelt out.
         tags = {*self.teacher.tags.texts, *self.student.tags.texts}
-        tokenizers = (
-            {self.teacher.tokenizer} if self.one_tokenizer else {self.teacher.tokenizer, self.student.tokenizer}
-        )
-        if any(tag in text for tag in tags) or any(each.special_token_in(text) is not None for each in tokenizers):
+        formats = (self.teacher,) if self.one_tokenizer else (self.teacher, self.student)
+        if any(tag in text for tag in tags) or any(each.tokenizer.special_token_in(text) for each in formats):
             yield FormatFlag.CONTAINS_TAGS
         if truncated:
             yield FormatFlag.TRUNCATED
 
 
-# The formats that a configuration asks for: model folders and the `prompts` section in, ready formats out.
 def teacher_format(folder: Path, prompts: PromptConfig) -> TeacherFormat:
     """The teacher's format with the tokenizer in `folder`. Raises ValueError as `load_tokenizer` and `check_tags`."""
-    return TeacherFormat(
-        load_tokenizer(folder),
-        tag_set(prompts),
-        system=teacher_system(prompts),
-        max_prompt_tokens=prompts.max_prompt_tokens,
-    )
+    tokenizer, system, limit = load_tokenizer(folder), teacher_system(prompts), prompts.max_prompt_tokens
+    return TeacherFormat(tokenizer, tag_set(prompts), system=system, max_prompt_tokens=limit)
 
 
 def student_format(folder: Path, prompts: PromptConfig) -> StudentFormat:
@@ -115,22 +103,8 @@ def student_format(folder: Path, prompts: PromptConfig) -> StudentFormat:
     return StudentFormat(load_tokenizer(folder), tag_set(prompts), system=student_system(prompts))
 
 
-def pair_builder(
-    teacher_folder: Path, student_folder: Path, prompts: PromptConfig, *, needs_one_tokenizer: bool = True
-) -> PairBuilder:
-    """Both formats, each with its own model's tokenizer and chat template.
-
-    Args:
-        needs_one_tokenizer: whether something compares the two models token by token, as r_KL does.
-
-    Raises:
-        ValueError: as `load_tokenizer` and `check_tags`; or one tokenizer is needed and there are two.
-    """
+def pair_builder(teacher_folder: Path, student_folder: Path, prompts: PromptConfig) -> PairBuilder:
+    """Both formats, each with its own tokenizer and chat template. Raises ValueError as `teacher_format` does."""
     teacher, student = teacher_format(teacher_folder, prompts), student_format(student_folder, prompts)
-    difference = tokenizer_difference(teacher.tokenizer, student.tokenizer)
-    if difference is not None and needs_one_tokenizer:
-        raise ValueError(
-            f"student.model: {difference}, and r_KL compares token by token and needs one tokenizer; set"
-            " reward.lambda_kl=0 to reward r_SS alone, or take a student with the teacher's tokenizer"
-        )
-    return PairBuilder(teacher, student, one_tokenizer=difference is None)
+    one_tokenizer = teacher.tokenizer.hf.get_vocab() == student.tokenizer.hf.get_vocab()
+    return PairBuilder(teacher, student, one_tokenizer)

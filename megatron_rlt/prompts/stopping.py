@@ -1,4 +1,4 @@
-"""When a completion ends, and where the explanation in it ends: token ids in, positions out."""
+"""Finds where a completion ends, and where the explanation in it ends."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from dataclasses import dataclass
 
 from megatron_rlt.prompts.tokenizer import ChatTokenizer
 
-BLOCK_TOKENS = 128  # ids decoded at a time in search of the end tag: bisecting whole completions took 10 ms each
+BLOCK_TOKENS = 128  # ids decoded per window when searching the end tag: bisecting whole completions took 10 ms
 
 
 @dataclass(frozen=True, eq=False)
 class StopCondition:
-    """Whether the ids sampled so far are a finished completion; cheap enough to ask after every token."""
+    """Decides whether the ids sampled so far are a finished completion; cheap enough to call after every token."""
 
     tokenizer: ChatTokenizer
     end_tag: str | None  # None: only a stop id ends a completion
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Ids that end a completion."""
-        return frozenset(self.tokenizer.stop_ids)
+        return self.tokenizer.stop_ids
 
     def __call__(self, sampled_ids: Sequence[int]) -> bool:
         if not sampled_ids:
@@ -30,14 +29,14 @@ class StopCondition:
             return True
         if self.end_tag is None:
             return False
-        # A token writes at least one byte of the tag, and one more token may begin before it.
+        # Each token adds at least one byte of the tag, and one more token may begin before it.
         tail = sampled_ids[-(len(self.end_tag.encode()) + 1) :]
         return self.end_tag in self.tokenizer.decode(tail)
 
 
 @dataclass(frozen=True)
 class CompletionParts:
-    """A completion's ids taken apart: `[0, num_explanation_tokens)` is the explanation."""
+    """Split of a completion's ids: `[0, num_explanation_tokens)` is the explanation."""
 
     num_explanation_tokens: int
     has_end_tag: bool
@@ -47,13 +46,12 @@ class CompletionParts:
 def split_completion(tokenizer: ChatTokenizer, token_ids: list[int], end_tag: str) -> CompletionParts:
     """Find the explanation: the longest prefix of the ids that lies wholly before the first end tag.
 
-    A token that writes both text and the beginning of the tag belongs to the tag. Whitespace before the tag that
-    has tokens of its own stays with the explanation, as it was sampled. Without an end tag the explanation is all
-    up to the final stop id; a stop id elsewhere is content.
+    A token with both text and the beginning of the tag belongs to the tag; separate whitespace tokens before the tag
+    stay with the explanation. Without an end tag, the explanation is everything up to the final stop id; a stop id
+    elsewhere is content.
     """
     content = token_ids[:-1] if token_ids and token_ids[-1] in tokenizer.stop_ids else token_ids
-    # A token writes at least one byte of the tag, so a window that begins so many tokens early holds all of it.
-    reach = len(end_tag.encode())
+    reach = len(end_tag.encode())  # each token adds at least one byte of the tag: a window this much earlier has it all
     for block in range(0, len(content), BLOCK_TOKENS):
         first = max(block - reach, 0)
         window = content[first : block + BLOCK_TOKENS]
@@ -65,9 +63,9 @@ def split_completion(tokenizer: ChatTokenizer, token_ids: list[int], end_tag: st
 
 
 def _cut_window(tokenizer: ChatTokenizer, window: list[int], end_tag: str) -> tuple[int, int, str]:
-    """How many of the window's tokens lie before its first end tag, how many reach to its end, what the last adds.
+    """Number of tokens before the window's first end tag, number up to its end, and the text that follows the tag.
 
-    Decoded prefixes grow with the number of ids, so both borders are found by bisection.
+    Decoded prefixes grow with the number of ids, so bisection finds both borders.
     """
     counts = range(len(window) + 1)
     num_through = bisect_left(counts, True, key=lambda count: end_tag in tokenizer.decode(window[:count]))

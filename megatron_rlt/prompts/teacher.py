@@ -1,7 +1,4 @@
-"""The teacher's format: question and solution shown, the explanation tag opened, the explanation left to write.
-
-In: problems. Out: prompts to continue, warm-up sequences with the wanted span, what ends a completion.
-"""
+"""The teacher's format: the prompt shows question and solution and ends with the opening tag of the explanation."""
 
 from __future__ import annotations
 
@@ -9,26 +6,23 @@ import torch
 
 from megatron_rlt.prompts.stopping import StopCondition
 from megatron_rlt.prompts.tags import TagSet
-from megatron_rlt.prompts.tokenizer import ChatTokenizer, check_tags, check_text
+from megatron_rlt.prompts.tokenizer import ChatTokenizer, check_tags, check_text, required_trace
 from megatron_rlt.types import Problem, Prompt, Span, SpannedSequence
 
 
 class TeacherFormat:
-    """Builds what the teacher reads and is warmed up on."""
+    """Builds the teacher's prompts and its warm-up (SFT) sequences."""
 
     def __init__(self, tokenizer: ChatTokenizer, tags: TagSet, *, system: str, max_prompt_tokens: int) -> None:
         """`system` "" sends no system prompt. Raises ValueError if tokenizer and tags do not go together."""
         check_tags(tokenizer, tags)
-        self.tokenizer = tokenizer
-        self.tags = tags
-        self.system = system
+        self.tokenizer, self.tags, self.system = tokenizer, tags, system
         self.max_prompt_tokens = max_prompt_tokens
 
     def prompt(self, problem: Problem) -> Prompt:
-        """Chat prefix and the pre-filled solution, ending where the explanation begins.
+        """Chat prefix and pre-filled solution, up to where the explanation begins.
 
-        Raises ValueError naming the problem if the prompt is longer than `max_prompt_tokens`, or if the question
-        holds the text of a special token.
+        Raises ValueError naming the problem if the prompt is longer than `max_prompt_tokens`, or as `check_text` does.
         """
         check_text(self.tokenizer, problem)
         prefill = f"{self.tags.solution_open}{problem.solution}{self.tags.teacher_prefill}"
@@ -41,24 +35,20 @@ class TeacherFormat:
         return Prompt(problem, torch.tensor(token_ids))
 
     def ending(self) -> list[int]:
-        """Ids that close an explanation which was not sampled: separator, end tag, end of turn."""
+        """Ids that close an explanation that was not sampled: separator, end tag, end of turn."""
         return [*self.tokenizer.encode(self.tags.teacher_end), self.tokenizer.end_of_turn_id]
 
     def sft_sequence(self, problem: Problem) -> SpannedSequence:
-        """The prompt and the problem's reasoning trace; the span covers trace, end tag and end of turn.
+        """Prompt and reasoning trace; the span covers trace, end tag and end of turn.
 
         Raises ValueError naming the problem if it has no trace, or as `prompt` does.
         """
-        if not problem.reasoning_trace:
-            raise ValueError(
-                f"problem {problem.problem_id} has no reasoning_trace to train on; drop the row or add one"
-            )
-        prompt_ids = self.prompt(problem).token_ids
-        # One call for both: a trained teacher should meet the tokens that the tokenizer makes of the whole text.
-        completion = self.tokenizer.encode(problem.reasoning_trace + self.tags.teacher_end)
+        trace, prompt_ids = required_trace(problem), self.prompt(problem).token_ids
+        # Encode both in one call: training should use the tokens that the tokenizer makes of the whole text.
+        completion = self.tokenizer.encode(trace + self.tags.teacher_end)
         token_ids = torch.cat([prompt_ids, torch.tensor([*completion, self.tokenizer.end_of_turn_id])])
         return SpannedSequence(token_ids, (Span(len(prompt_ids), len(token_ids)),))
 
     def stop_condition(self, *, stop_at_end_tag: bool) -> StopCondition:
-        """What ends a sampled completion: a stop id, or also the end tag."""
+        """Stop condition of a sampled completion: a stop id, optionally also the end tag."""
         return StopCondition(self.tokenizer, self.tags.explanation_close if stop_at_end_tag else None)

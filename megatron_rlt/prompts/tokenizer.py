@@ -1,8 +1,6 @@
-"""A model folder's tokenizer with its chat template: text to ids and back, and where a turn ends.
+"""A model folder's tokenizer with its chat template: text to ids and back, and the end-of-turn token.
 
-In: a Hugging Face folder on disk (nothing is fetched). Out: a `ChatTokenizer`, which is all that the formats see
-of transformers. Text that comes from data or is a tag is encoded as plain text: `<|im_end|>` written in a solution
-must not become the end of a turn.
+Text from data and tags are encoded as plain text: `<|im_end|>` written in a solution must not end the turn.
 """
 
 from __future__ import annotations
@@ -20,31 +18,31 @@ from transformers import AutoTokenizer
 from megatron_rlt.prompts.tags import TagSet
 from megatron_rlt.types import Problem
 
-MARK = "turnmark"  # stands for an assistant's text when the template is asked what ends a turn
+MARK = "turnmark"  # placeholder text, to find what the template writes around a message
 
 
 @dataclass(frozen=True, eq=False)
 class ChatTokenizer:
-    """One model's tokenizer; `hf` is transformers' object with a chat template and an end-of-sequence token."""
+    """One model's tokenizer; `hf` is the transformers object, with a chat template and an end-of-sequence token."""
 
     hf: Any
     folder: Path
     declared_stop_ids: frozenset[int]  # `eos_token_id` of generation_config.json; empty without that file
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text: no begin-of-text token, and special tokens' strings are spelt out as ordinary text."""
+        """Encode plain text: no begin-of-text token; strings of special tokens are spelt out as ordinary text."""
         ids: list[int] = self.hf.encode(text, add_special_tokens=False, split_special_tokens=True)
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text for people and for finding the end tag, special tokens included."""
+        """Decode to text, special tokens included."""
         text: str = self.hf.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
 
     def chat_prefix(self, system: str, question: str) -> list[int]:
         """Ids up to where the assistant begins to write; an empty `system` sends no system message.
 
-        Raises ValueError if the template refuses the messages or renders nothing.
+        Raises ValueError if the template rejects the messages or renders nothing.
         """
         ids = self._encode_template(self._render(system, question, answer=None))
         if not ids:
@@ -52,21 +50,20 @@ class ChatTokenizer:
         return ids
 
     def generation_header(self) -> str:
-        """What the template writes between the user's turn and the assistant's text."""
+        """Text that the template writes between the user's message and the assistant's."""
         rendered = self._render("", MARK, answer=None)
         return rendered[rendered.rfind(MARK) + len(MARK) :]
 
     @cached_property
     def end_of_turn_id(self) -> int:
-        """The special token that the template writes after an assistant's text, else the end-of-sequence token."""
+        """Special token that the template writes after an assistant's text, else the end-of-sequence token."""
         rendered = self._render("", "question", answer=MARK)
         suffix = self._encode_template(rendered[rendered.rfind(MARK) + len(MARK) :]) if MARK in rendered else []
-        ends_turn = suffix and suffix[0] in self.special_tokens
-        return suffix[0] if ends_turn else int(self.hf.eos_token_id)
+        return suffix[0] if suffix and suffix[0] in self.special_tokens else int(self.hf.eos_token_id)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Every id that ends a completion: end of turn, end of sequence, and what the model's folder declares."""
+        """All ids that end a completion: end of turn, end of sequence, and those that the model folder declares."""
         return self.declared_stop_ids | {self.end_of_turn_id, int(self.hf.eos_token_id)}
 
     @cached_property
@@ -78,7 +75,7 @@ class ChatTokenizer:
 
     @cached_property
     def num_ids(self) -> int:
-        """One more than the largest id that is a token; models have padding rows above it, which mean nothing."""
+        """Largest token id + 1; the model's vocabulary may have padding rows above it."""
         vocabulary: dict[str, int] = self.hf.get_vocab()
         return max(vocabulary.values()) + 1
 
@@ -87,7 +84,7 @@ class ChatTokenizer:
         return next((token for token in self.special_tokens.values() if token in text), None)
 
     def _encode_template(self, rendered: str) -> list[int]:
-        """Ids of rendered template text, where special tokens' strings do mean the tokens."""
+        """Encode rendered template text, in which strings of special tokens do mean the tokens."""
         ids: list[int] = self.hf.encode(rendered, add_special_tokens=False, split_special_tokens=False)
         return ids
 
@@ -107,10 +104,7 @@ class ChatTokenizer:
 
 
 def load_tokenizer(folder: Path) -> ChatTokenizer:
-    """Read the tokenizer of a Hugging Face folder, without network.
-
-    Raises ValueError if the folder holds no tokenizer, no chat template or no end-of-sequence token.
-    """
+    """Read a tokenizer from a local folder. Raises ValueError if it, its chat template or its eos token is missing."""
     if not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"{folder} holds no tokenizer (no tokenizer_config.json); name a complete Hugging Face folder")
     hf: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
@@ -123,24 +117,6 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
     return ChatTokenizer(hf, folder, _declared_stop_ids(folder / "generation_config.json"))
 
 
-def tokenizer_difference(teacher: ChatTokenizer, student: ChatTokenizer) -> str | None:
-    """What tells two tokenizers apart, in words; None if both give the same id to the same string.
-
-    Only then can a student read the teacher's sampled ids as they are.
-    """
-    ours, theirs = teacher.hf.get_vocab(), student.hf.get_vocab()
-    differing = sorted({string for string, _ in ours.items() ^ theirs.items()})
-    if not differing:
-        return None
-    examples = "; ".join(
-        f"{string!r}: {ours.get(string, 'absent')} against {theirs.get(string, 'absent')}" for string in differing[:3]
-    )
-    return (
-        f"{len(differing)} strings have other ids in the tokenizer of teacher {teacher.folder} than in that of student"
-        f" {student.folder} ({examples})"
-    )
-
-
 def _declared_stop_ids(file: Path) -> frozenset[int]:
     if not file.is_file():
         return frozenset()
@@ -148,7 +124,6 @@ def _declared_stop_ids(file: Path) -> frozenset[int]:
     return frozenset(declared if isinstance(declared, list) else [] if declared is None else [declared])
 
 
-# What must hold before a format is used: the tokenizer can write the tags, and a row imitates no special token.
 def check_tags(tokenizer: ChatTokenizer, tags: TagSet) -> None:
     """Raise ValueError if the tokenizer cannot write a tag, or the chat template opens a tag by itself."""
     header = tokenizer.generation_header()
@@ -166,15 +141,21 @@ def check_tags(tokenizer: ChatTokenizer, tags: TagSet) -> None:
             )
 
 
+def required_trace(problem: Problem) -> str:
+    if not problem.reasoning_trace:
+        raise ValueError(f"problem {problem.problem_id} has no reasoning_trace to train on; drop the row or add one")
+    return problem.reasoning_trace
+
+
 def check_text(tokenizer: ChatTokenizer, problem: Problem) -> None:
-    """Raise ValueError if a question would act as template text, or nothing of the solution is left to predict."""
+    """Raise ValueError as `check_question` does, or if the solution is empty."""
     check_question(tokenizer, problem.problem_id, problem.question)
     if not problem.solution.strip():
         raise ValueError(f"problem {problem.problem_id}: its solution is empty; drop the row")
 
 
 def check_question(tokenizer: ChatTokenizer, problem_id: str, question: str) -> None:
-    """Raise ValueError if a question would act as template text."""
+    """Raise ValueError if a question contains the text of a special token, which would act as template text."""
     token = tokenizer.special_token_in(question)
     if token is not None:
         raise ValueError(

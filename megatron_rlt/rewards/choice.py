@@ -13,19 +13,13 @@ from megatron_rlt.rewards.answers import last_boxed
 # `A` and `I` before a small word are mostly words: "the answer is a matter of ...", "the answer I found".
 _NO_WORD = r"(?![A-Za-z0-9'\u2019])(?!\s+(?!(?:because|since|as|for|and)\b)[a-z])"
 
-
 _STATED = re.compile(
     r"(?i:\b(?:answer|correct (?:choice|option)))(?i:[^\w.\n]+is\b)?[^\w.\n]*(?i:(?:option|choice)\b[^\w.\n]*)?"
     rf"([A-Z]){_NO_WORD}"
 )
 
-
 _MARKUP = re.compile(r"\\[A-Za-z]+|[\\${}*_`]")
-
-
 _ALONE = re.compile(r"\W*([A-Za-z])\W*")
-
-
 _LABEL = re.compile(r"[\s(\[]*([A-Z])\s*[).:\]]")
 
 

@@ -16,16 +16,9 @@ from megatron_rlt.rewards.answers import last_boxed
 
 # Far more than any answer needs, and little enough that neither the parser nor the recursion below runs deep.
 MAX_EXPRESSION_CHARACTERS = 300
-
-
 _NUMBERS = re.compile(r"\bnumbers:?\s*[\[(]?((?:\d+(?:\s*,\s*(?:and\s+)?|\s+and\s+|\s+)?)+)")
-
-
 _TARGET = re.compile(r"\b(?:equals?|reach(?:es)?|makes?|gets?|target:?(?: of| is)?)\s+(\d+)\b")
-
-
 _USE_ALL = re.compile(r"\bexactly once\b|\ball (?:the |of the )?numbers\b|\bevery number\b")
-
 
 _SIGNS = (
     *((sign, "*") for sign in (r"\times", r"\cdot", "\N{MULTIPLICATION SIGN}", "\N{MIDDLE DOT}")),

@@ -1,16 +1,13 @@
 """Signs that an explanation gives the solution away, repeats itself, or sounds like thinking.
 
-In: texts. Out: a few numbers for each explanation, logged always and, if weights are given, part of the reward. They
-are cheap counts of words, to be read as rates over many explanations; none of them proves anything about one.
+Cheap counts of words, to be read as rates over many explanations; none of them proves anything about one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
 
-from megatron_rlt.rewards.rlt import kl_term
-from megatron_rlt.types import LeakMetrics, RewardParts
+from megatron_rlt.types import LeakMetrics
 
 EPISTEMIC_MARKERS = (
     *("wait", "hmm", "hm", "actually", "alternatively", "maybe", "perhaps", "probably", "possibly", "apparently"),
@@ -22,24 +19,9 @@ EPISTEMIC_MARKERS = (
 """Words and phrases in which a writer doubts, checks, turns back or looks for another way. No word counts twice, and no
 phrase begins with another."""
 
-
 _EDGES = ".,;:!?\"'`$*_()[]{}\u201c\u201d"
-
-
 _MARKERS = frozenset(tuple(marker.split()) for marker in EPISTEMIC_MARKERS)
-
-
 _MARKER_LENGTHS = {len(marker) for marker in _MARKERS}
-
-
-@dataclass(frozen=True)
-class LeakWeights:
-    """What each metric adds to the reward per unit; negative ones punish, zeros only log."""
-
-    solution_overlap: float
-    states_the_answer: float
-    repetition: float
-    epistemic_per_100_words: float
 
 
 def leak_metrics(
@@ -65,21 +47,6 @@ def leak_metrics(
         repetition=_repetition(words, ngram=ngram),
         epistemic_per_100_words=100 * _num_markers(words) / len(words) if words else 0.0,
     )
-
-
-def leak_penalty(metrics: LeakMetrics, weights: LeakWeights) -> float:
-    """`sum_m weight_m * metric_m`, added to the reward as it stands."""
-    return float(sum(vars(weights)[field.name] * vars(metrics)[field.name] for field in fields(metrics)))
-
-
-def with_leak_penalty(parts: RewardParts, penalty: float, *, lambda_kl: float) -> RewardParts:
-    """The reward `r_SS - lambda_kl * r_KL + penalty` with more in its penalty; invalid parts stay invalid.
-
-    A penalty of 0 leaves all parts as they are, to the bit.
-    """
-    total = parts.penalty + penalty
-    reward = parts.r_ss + kl_term(parts, lambda_kl=lambda_kl) + total
-    return replace(parts, penalty=total, reward=reward if parts.valid else parts.reward)
 
 
 def words_of(text: str) -> list[str]:

@@ -17,8 +17,6 @@ from typing import Any
 
 # Parsing and comparing ordinary answers stays below 0.3 GiB; a tower of powers wants more than any machine has.
 MEMORY_BYTES = 4 * 2**30
-
-
 _JOB_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 

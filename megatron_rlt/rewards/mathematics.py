@@ -19,16 +19,12 @@ from typing import Literal, Self, get_args
 
 Outcome = Literal["equal", "different", "unreadable answer", "unreadable reference", "timed out", "crashed"]
 
-
 _COMMANDS = re.compile(
     r"\\(?:text|textbf|textrm|mathrm|mbox|begin|end|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+"
     r"|\b(?:sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp|sqrt|pi|gcd|lcm|min|max|mod)\b"
 )
 
-
 _DELIMITER = re.compile(r"\\boxed|(?<!\\)\$|\\\(|\\\[")
-
-
 _PROSE = re.compile(r"[A-Za-z]{2,}[.,:;]?\s|\s[A-Za-z]{2,}")
 
 

@@ -1,8 +1,4 @@
-"""Which explanation of a question is best, and how that changes when rewards are computed otherwise.
-
-In: rewards with the question of each. Out: ranks, and what two rankings have in common. Where rewards come from is the
-caller's.
-"""
+"""Which explanation of a question is best, and how that changes when rewards are computed otherwise."""
 
 from __future__ import annotations
 
@@ -22,10 +18,7 @@ class RankingChange:
 
 
 def ranks_within(questions: Sequence[Hashable], rewards: Sequence[float | None]) -> list[int | None]:
-    """The place of each reward among those of its question: 1 is the largest.
-
-    Equal rewards keep their order. None has no rank and takes no place.
-    """
+    """The rank of each reward within its question, 1 the largest; equals keep their order, None has no rank."""
     ranks: list[int | None] = [None] * len(rewards)
     for members in _members(questions, rewards):
         ordered = sorted(members, key=lambda index: -_number(rewards[index]))
@@ -35,10 +28,7 @@ def ranks_within(questions: Sequence[Hashable], rewards: Sequence[float | None])
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's rank correlation: Pearson's of the ranks, equal values sharing the mean of their places.
-
-    nan where all values of one side are equal: they rank nothing.
-    """
+    """Spearman's rank correlation, equal values sharing their mean rank; nan where all values of one side are equal."""
     a, b = _shared_ranks(first), _shared_ranks(second)
     middle = (len(a) + 1) / 2
     covariance = math.fsum((x - middle) * (y - middle) for x, y in zip(a, b, strict=True))

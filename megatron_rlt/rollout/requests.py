@@ -1,19 +1,22 @@
-"""What a sampling engine is asked for and gives, whichever engine it is."""
+"""Requests to a sampling engine and its answers, whichever engine it is."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
+from megatron_rlt.config.architecture import Architecture
+from megatron_rlt.models.flops import sampling_flops
 from megatron_rlt.types import Completion
 
 
 @dataclass(frozen=True, eq=False)
 class SampleRequest:
-    """One completion wanted; the members of a group repeat the prompt with seeds of their own."""
+    """A request for one completion; the members of a group repeat the prompt, each with its own seed."""
 
     token_ids: Tensor  # [P] int64 prompt, P at least 1
     seed: int  # below 2**63; see sampling.completion_seed
@@ -21,14 +24,14 @@ class SampleRequest:
 
 @dataclass(frozen=True, eq=False)
 class Arrival:
-    """Completions of a part of the requests, as soon as they are there."""
+    """The completions of one part of a rollout, returned as soon as all of them are sampled."""
 
-    part: int  # which of the parts
-    completions: tuple[Completion, ...]  # one a request
+    part: int  # index of the part
+    completions: tuple[Completion, ...]  # one per request of the part
 
 
 class StopCondition(Protocol):
-    """Whether the ids sampled so far are a finished completion; asked after every token, on every rank.
+    """Whether the ids sampled so far are finished; called after every token, on every rank.
 
     Must be a function of the ids alone: all ranks have to reach the same answer.
     """
@@ -37,7 +40,7 @@ class StopCondition(Protocol):
 
 
 class KnownStopCondition(StopCondition, Protocol):
-    """A stop condition that says what it waits for, so that an engine of another program can wait for it, too."""
+    """A stop condition that names what it waits for, so that another program's engine can wait for it, too."""
 
     @property
     def stop_ids(self) -> Collection[int]:
@@ -48,29 +51,27 @@ class KnownStopCondition(StopCondition, Protocol):
         """Text that ends a completion; None: only an id does."""
 
 
-class SamplingEngine(Protocol):
-    """Continues prompts with the policy's weights as they are at the call."""
+class SamplingEngine(ABC):
+    """Continues prompts with the policy's current weights."""
 
+    architecture: Architecture  # of the policy
+
+    @abstractmethod
     def generate(self, requests: Sequence[SampleRequest], policy_version: int) -> list[Completion]:
         """Continue every prompt. Collective: every rank passes the same requests.
 
-        Args:
-            policy_version: which weights the policy has now; recorded in the completions.
-
-        Returns:
-            One completion a request, in order, tensors on the CPU, the same on every rank. For equal weights, prompt
-            and seed it is the same completion again.
+        Returns one completion per request, in order, tensors on the CPU, the same on every rank. It depends on the
+        weights, its prompt and its seed, not on the requests beside it, and records the weights' `policy_version`.
         """
+
+    @abstractmethod
+    def take_peak_cache_bytes(self) -> int:
+        """Peak KV-cache size on this rank in bytes since the previous call; resets the counter."""
+
+    @abstractmethod
+    def take_metrics(self) -> dict[str, float]:
+        """Metrics gathered since the previous call, the same on every rank; resets them."""
 
     def model_flops(self, prompts: Sequence[Tensor], completions: Sequence[Completion]) -> float:
-        """What sampling these cost over all ranks, as `models.flops` counts: equal prompts count once.
-
-        Args:
-            prompts: `[P]` token ids, one prompt a completion.
-        """
-
-    def take_peak_cache_bytes(self) -> int:
-        """Most that the keys and values of this rank took since the last call."""
-
-    def take_metrics(self) -> dict[str, float]:
-        """What is worth a curve since the last call, the same on every rank."""
+        """Model FLOP of sampling these completions, summed over all ranks; equal prompts, `[P]` each, count once."""
+        return sampling_flops(self.architecture, prompts, [len(completion.token_ids) for completion in completions])

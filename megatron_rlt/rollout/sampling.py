@@ -1,9 +1,7 @@
-"""How a next token is drawn: counter-based randomness, temperature, nucleus, inverse transform.
+"""Samples the next token: counter-based randomness, temperature, nucleus, inverse transform.
 
-Logits and seeds come in, token ids and their log-probs go out; no model, no process group, no generator state.
-The random number of a token is a hash of its completion's seed and of its index in the completion. So a completion
-is a function of the weights, its prompt and its seed: which other completions share its batch, in which order, on
-how many ranks, changes nothing beyond the rounding of the logits.
+A token's random number is a hash of its completion's seed and its index. So a completion is a function of the weights,
+its prompt and its seed: the rest of the batch changes nothing beyond the rounding of the logits.
 """
 
 from __future__ import annotations
@@ -14,19 +12,17 @@ from torch import Tensor
 # Increment and multipliers of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators,
 # OOPSLA 2014), as unsigned numbers; torch has signed 64-bit arithmetic only, which wraps to the same bits.
 _INCREMENT = 0x9E3779B97F4A7C15
-
-
 _FIRST_MULTIPLIER = 0xBF58476D1CE4E5B9
-
-
 _SECOND_MULTIPLIER = 0x94D049BB133111EB
-
-
 _MASK = 2**64 - 1
+
+# Logits per block of rows where a CPU draws: its few temporaries, in float64 too, then fit a core's cache. Measured
+# for 64 rows of 32,000: a quarter of the time of all rows at once, whose temporaries are mapped anew for every token.
+_CPU_BLOCK = 2**17
 
 
 def uniforms(seeds: Tensor, positions: Tensor) -> Tensor:
-    """One number in [0, 1) for each pair of `seeds` `[B]` int64 and token index `positions` `[B]` int64: `[B]` float64.
+    """One number in [0, 1) per pair of `seeds` `[B]` int64 and token index `positions` `[B]` int64: `[B]` float64.
 
     Source: SplitMix64's output function at counter `positions` of the stream that `mix(seed)` starts.
     """
@@ -42,15 +38,10 @@ def completion_seed(run_seed: int, step: int, question_index: int, completion_in
     return state >> 1
 
 
-# Logits of one block of rows where a CPU draws: its few temporaries, in float64 too, then fit a core's cache. Measured
-# for 64 rows of 32,000: a quarter of the time of all rows at once, whose temporaries are mapped anew for every token.
-_CPU_BLOCK = 2**17
-
-
 def sample(logits: Tensor, *, temperature: float, top_p: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw one token a row from `logits` `[B, V]` with the row's number from `uniforms` `[B]` float64.
+    """Sample one token per row of `logits` `[B, V]`, with the row's number from `uniforms` `[B]` float64.
 
-    Returns token ids `[B]` int64 and their log-probs `[B]` float32 under the distribution they were drawn from: at
+    Returns token ids `[B]` int64 and their log-probs `[B]` float32 under the distribution they were sampled from: at
     `temperature`, and within the nucleus where `top_p < 1`. The token is the first, in id order, at which the
     cumulative probability exceeds the number.
     """
@@ -61,7 +52,6 @@ def sample(logits: Tensor, *, temperature: float, top_p: float, uniforms: Tensor
 
 
 def _sample_rows(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
-    """`sample` of rows that are drawn together."""
     logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
     if top_p < 1.0:
         logprobs = torch.log_softmax(logprobs.masked_fill(~nucleus(logprobs, top_p), float("-inf")), dim=-1)
@@ -74,7 +64,7 @@ def _sample_rows(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p:
 
 
 def nucleus(logprobs: Tensor, top_p: float) -> Tensor:
-    """Mask `[B, V]` of the fewest most probable tokens whose mass reaches `top_p`; of equals the lower id comes first.
+    """Mask `[B, V]` of the smallest set of most probable tokens whose mass reaches `top_p`; ties go to the lower id.
 
     Source: Holtzman et al., The Curious Case of Neural Text Degeneration, equation 2.
     """
@@ -87,10 +77,7 @@ def nucleus(logprobs: Tensor, top_p: float) -> Tensor:
 
 
 def most_probable(logits: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
-    """Greedy choice from `logits` `[B, V]`: ids `[B]` int64, and their log-probs `[B]` float32 at `temperature`.
-
-    Of equal logits the lowest id wins.
-    """
+    """Greedy ids `[B]` int64 of `logits` `[B, V]`, the lowest of equals; log-probs `[B]` float32 at `temperature`."""
     logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
     tokens = logits.argmax(dim=-1, keepdim=True)
     return tokens[:, 0], logprobs.gather(1, tokens)[:, 0]

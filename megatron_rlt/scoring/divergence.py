@@ -1,8 +1,7 @@
 """Exact KL(teacher || student) over the vocabulary for every explanation token, between models in different layouts.
 
-In: scoring pairs, the same on every rank. Out: one `[E]` tensor a pair, on every rank. Each model computes its hidden
-states in its own layout; every rank of the job then takes a share of the rows, and the output weights come to it in
-blocks. The sums over the vocabulary belong to `parallel.vocab_divergence`.
+In: scoring pairs, the same on every rank. Out: one `[E]` tensor per pair, on every rank. Each model computes its hidden
+states in its own layout; `parallel.vocab_divergence` then sums over the vocabulary for each rank's share of the rows.
 """
 
 from __future__ import annotations
@@ -13,8 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_rlt.config.models import ScoringConfig
+from megatron_rlt.parallel.collectives import gather_by_index
 from megatron_rlt.parallel.layout import Layout
-from megatron_rlt.parallel.platform import device
+from megatron_rlt.parallel.platform import device, world
 from megatron_rlt.parallel.vocab_divergence import (
     WeightBlocks,
     broadcast_weight_blocks,
@@ -26,24 +27,15 @@ from megatron_rlt.types import ScoringPair, Span, SpannedSequence
 
 
 class DivergenceEngine:
-    """Compares the teacher's and the student's next-token distributions, with their weights at the call."""
+    """Compares the next-token distributions of teacher and student, with their weights at the time of the call."""
 
-    def __init__(
-        self,
-        teacher: LogprobEngine,
-        student: LogprobEngine,
-        *,
-        max_rows_per_rank: int,
-        row_block: int,
-        vocab_block: int,
-    ) -> None:
-        """Bind two engines. Collective: every rank constructs it.
+    def __init__(self, teacher: LogprobEngine, student: LogprobEngine, scoring: ScoringConfig) -> None:
+        """Bind two engines. Collective on all ranks.
 
         Args:
-            max_rows_per_rank: explanation tokens a rank compares between two walks through both output weights.
-                Every rank also holds, for that time and on the host, both models' hidden states for the share of all
-                ranks.
-            row_block, vocab_block: at most `row_block x vocab_block` logits of each model exist at one time.
+            scoring: each pass over both output weights compares `max_tokens_per_pack` explanation tokens per rank;
+                meanwhile every rank holds both models' hidden states for all ranks' tokens in host memory; at most
+                `row_block x vocab_block` logits per model exist at one time.
 
         Raises:
             ValueError: the engines' temperatures differ.
@@ -54,20 +46,20 @@ class DivergenceEngine:
                 f"{teacher.temperature} for the teacher and {student.temperature} for the student: set both alike"
             )
         self._teacher, self._student = teacher, student
-        self._teacher_owners, self._student_owners = _owners(teacher.layout), _owners(student.layout)
-        self._max_rows = max_rows_per_rank * dist.get_world_size()
-        self._row_block, self._vocab_block = row_block, vocab_block
+        self._teacher_owners, self._student_owners = _owners(teacher.model.layout), _owners(student.model.layout)
+        self._max_rows = scoring.max_tokens_per_pack * dist.get_world_size()
+        self._row_block, self._vocab_block = scoring.row_block, scoring.vocab_block
 
     def per_token(self, pairs: Sequence[ScoringPair]) -> tuple[Tensor, ...]:
-        """The divergence at every explanation token, `[E]` float32 nats a pair, on the CPU of every rank. Collective.
+        """KL at every explanation token, `[E]` float32 nats per pair, on the CPU of every rank. Collective.
 
-        Where the vocabularies' sizes differ, both distributions are those over the common ids.
+        If the vocabularies' sizes differ, both distributions are over the common ids.
         """
-        with self._teacher.model.on_device(), self._student.model.on_device():
+        with self._teacher.model.onloaded(), self._student.model.onloaded():
             return tuple(part for chunk in _chunks(pairs, self._max_rows) for part in self._chunk(chunk))
 
     def model_flops(self, pairs: Sequence[ScoringPair]) -> float:
-        """What `per_token` costs over all ranks, as `models.flops` counts: both models up to the explanation's end."""
+        """Model FLOP of `per_token` over all ranks: both models up to the end of the explanation."""
         teacher = self._teacher.model_flops([_explanation_of_teacher(pair) for pair in pairs])
         return teacher + self._student.model_flops([_explanation_of_student(pair) for pair in pairs])
 
@@ -83,10 +75,9 @@ class DivergenceEngine:
             temperature=self._teacher.temperature,
             row_block=self._row_block,
         )
+        by_rank = gather_by_index({rank: divergence.cpu()}, world_size, world())
         lengths = [pair.num_explanation_tokens for pair in pairs]
-        shares: list[Tensor] = [divergence.cpu()] * world_size
-        dist.all_gather_object(shares, divergence.cpu())
-        return [part.clone() for part in torch.split(torch.cat(shares), lengths)]
+        return [part.clone() for part in torch.split(torch.cat(by_rank), lengths)]
 
     def _weight_blocks(self) -> Iterator[tuple[int, int, Tensor, Tensor]]:
         vocab_size = min(self._teacher.model.unpadded_vocab_size, self._student.model.unpadded_vocab_size)
@@ -102,7 +93,7 @@ def _blocks(engine: LogprobEngine, owners: Sequence[int], vocab_size: int, block
         model.output_weight().detach() if dist.get_rank() in owners else None,
         vocab_size=vocab_size,
         owners=owners,
-        shard_rows=model.vocab_size // engine.layout.tp,  # Megatron's vocab_size, padded to a multiple of tp
+        shard_rows=model.vocab_size // model.layout.tp,  # Megatron's vocab_size, padded to a multiple of tp
         hidden_size=model.config.hidden_size,
         dtype=model.config.params_dtype,
         device=device(),
@@ -120,7 +111,7 @@ def _owners(layout: Layout) -> tuple[int, ...]:
 
 
 def _chunks(pairs: Sequence[ScoringPair], max_rows: int) -> Iterator[list[ScoringPair]]:
-    """Consecutive pairs of at most `max_rows` explanation tokens; a longer explanation is a chunk of its own."""
+    """Split into consecutive pairs with at most `max_rows` explanation tokens; a longer explanation stands alone."""
     chunk: list[ScoringPair] = []
     num_rows = 0
     for pair in pairs:
@@ -143,5 +134,5 @@ def _explanation_of_student(pair: ScoringPair) -> SpannedSequence:
 
 
 def _cut(sequence: SpannedSequence, span: Span) -> SpannedSequence:
-    """The sequence up to the end of `span`, asking for its tokens: what follows cannot change them."""
+    """The sequence up to the end of `span`, whose tokens are wanted; later tokens cannot change them."""
     return SpannedSequence(sequence.token_ids[: span.stop], (span,))

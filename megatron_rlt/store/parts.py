@@ -1,16 +1,15 @@
 """Rows that come in parts, on disk: each part is a Parquet file that is there whole or not at all.
 
-In: rows by column name, part by part, and the identity of what was asked. Out: `FOLDER/part-NNNNNN.parquet`, which a
-run that was killed continues after; and one file of all of them. Folder and file carry the identity, so that rows of
-two different runs never meet. Only one rank calls. What the columns mean is the caller's.
+A run that was killed continues after its last part; one file joins them. Folder and files carry the identity of what
+was asked, so that rows of two different runs never meet. Only one rank writes.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import Field
 from pathlib import Path
 from typing import Any
 
@@ -18,38 +17,62 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from megatron_rlt.store.run_folder import describe_changes
+from megatron_rlt.whole_files import replacing, write_text
 
 _IDENTITY_FILE, _IDENTITY_KEY = "identity.json", b"megatron_rlt.identity"
+_EARLIER_KEY = b"megatron_rlt.score"  # of the identity in files of earlier versions
+
+COLUMNS_VERSION = "version of the columns"
+"""Name in the identity of rows whose columns were others in earlier versions."""
+
+
+_TYPES = {
+    "str": pa.string(),
+    "bool": pa.bool_(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "FinishReason": pa.string(),
+    "tuple[FormatFlag, ...]": pa.list_(pa.string()),
+    "Mapping[str, float]": pa.map_(pa.string(), pa.float64()),
+    "ids": pa.list_(pa.int64()),
+    "Tensor": pa.list_(pa.float32()),
+}
 
 
 class PartStore:
-    """One folder of parts."""
+    """One folder of parts, and the file that they become."""
 
-    def __init__(self, folder: Path, schema: pa.Schema, identity: Mapping[str, Any]) -> None:
-        """`identity`: JSON values by name; a folder with another one is refused."""
-        self.folder = folder
-        self._schema = schema
-        self._identity = json.loads(json.dumps(identity))  # as it reads back
+    def __init__(
+        self, folder: Path, schema: pa.Schema, identity: Mapping[str, Any], *, output: Path | None, key: str
+    ) -> None:
+        """
+        Args:
+            identity: JSON values by name; a folder or an output with another one is refused.
+            output: file of all parts in the end; None: they stay parts.
+            key: the configuration's key of the place, for errors.
+        """
+        self.folder, self.output, self._key = folder, output, key
+        self._identity: dict[str, Any] = json.loads(json.dumps(identity))  # as it reads back
+        self._schema = schema.with_metadata((schema.metadata or {}) | {_IDENTITY_KEY: json.dumps(self._identity)})
 
-    def check(self) -> None:
-        """Raise ValueError unless the folder is free for these rows or holds some of them; changes nothing."""
-        file = self.folder / _IDENTITY_FILE
-        if file.is_file():
-            held = json.loads(file.read_text(encoding="utf-8"))
-        elif any(self.folder.glob("part-*.parquet")):
-            held = {}
-        else:
-            return
-        _require_equal(self.folder, held, self._identity)
+    def is_finished(self) -> bool:
+        """Whether the output is there already. Changes nothing.
+
+        Raises ValueError if output or folder hold rows of another run or of an earlier version, or something else.
+        """
+        if self.folder.is_dir() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
+            file = self.folder / _IDENTITY_FILE
+            self._require_own(self.folder, json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {})
+        if self.output is None or not self.output.exists():
+            return False
+        self._require_own(self.output, _identity_in(self.output))
+        return True
 
     def begin(self) -> int:
         """Make the folder, or find it; returns the number of complete parts from the first on."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.folder / _IDENTITY_FILE
-        if not file.is_file():
-            temporary = file.with_name(f".{_IDENTITY_FILE}.tmp")
-            temporary.write_text(json.dumps(self._identity, indent=2), encoding="utf-8")
-            temporary.replace(file)
+        if not (self.folder / _IDENTITY_FILE).is_file():
+            write_text(self.folder / _IDENTITY_FILE, json.dumps(self._identity, indent=2))
         number = 0
         while _is_whole(self.part(number)):
             number += 1
@@ -59,19 +82,18 @@ class PartStore:
         """Write a part, whole or not at all; one that is there is replaced."""
         write_parquet(self.part(number), [table_of(rows, self._schema)], self._schema)
 
-    def write_table(self, number: int, table: pa.Table) -> None:
-        """As `write`, for rows that are a table already."""
-        write_parquet(self.part(number), [table], self._schema)
+    def read(self, number: int, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """Some columns of a complete part, row by row."""
+        rows: list[dict[str, Any]] = pq.read_table(self.part(number), columns=list(columns)).to_pylist()
+        return rows
 
-    def read(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows of a complete part."""
-        return pq.read_table(self.part(number), columns=None if columns is None else list(columns))
+    def join(self, num_parts: int, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Write all parts into the output, a row group or more per part. The parts stay: see `remove`.
 
-    def join(self, output: Path, num_parts: int) -> None:
-        """Write all parts into one file, a row group or more a part. The parts stay: see `remove`."""
-        metadata = {_IDENTITY_KEY: json.dumps(self._identity)}
-        tables = (self.read(number).replace_schema_metadata(metadata) for number in range(num_parts))
-        write_parquet(output, tables, self._schema.with_metadata(metadata))
+        `columns`: values that take the place of a column's, over the rows of all parts.
+        """
+        assert self.output is not None, "these parts stay parts"
+        write_parquet(self.output, self._joined(num_parts, columns), self._schema)
 
     def remove(self) -> None:
         """Remove the folder, if it is there."""
@@ -80,51 +102,59 @@ class PartStore:
     def part(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}.parquet"
 
+    def _joined(self, num_parts: int, columns: Mapping[str, Sequence[Any]]) -> Iterable[pa.Table]:
+        done = 0
+        for number in range(num_parts):
+            table = pq.read_table(self.part(number))
+            for name, values in columns.items():
+                index = self._schema.get_field_index(name)
+                cells = pa.array(values[done : done + table.num_rows], type=self._schema.field(index).type)
+                table = table.set_column(index, name, cells)
+            done += table.num_rows
+            yield table
 
-def holds_rows_of(output: Path, identity: Mapping[str, Any]) -> bool:
-    """Whether a joined file is there.
+    def _require_own(self, path: Path, held: Mapping[str, Any]) -> None:
+        key = self._key
+        if not held:
+            raise ValueError(f"{key}: {path} exists and was not written by this command; choose another {key}")
+        if held.get(COLUMNS_VERSION) != self._identity.get(COLUMNS_VERSION):
+            raise ValueError(
+                f"{key}: {path} was written by another version of megatron_rlt, with other columns; finish it with that"
+                f" version, or choose another {key}"
+            )
+        if changes := describe_changes(held, self._identity):
+            raise ValueError(
+                f"{key}: {path} holds rows of another run: {changes}. Nothing is overwritten: put the values back, or"
+                f" choose another {key}"
+            )
 
-    Raises:
-        ValueError: it is there, but was made by another run or is no such file.
-    """
-    if not output.exists():
-        return False
-    try:
-        metadata = pq.read_schema(output).metadata or {}
-    except (pa.ArrowException, OSError):
-        metadata = {}
-    held = json.loads(metadata.get(_IDENTITY_KEY, "{}"))
-    _require_equal(output, held, json.loads(json.dumps(identity)))
-    return True
+
+def column_type(field: Field[Any]) -> pa.DataType:
+    """The type of a column by the annotation of a record's field; columns of token ids are named `*_ids`."""
+    return _TYPES["ids" if field.name.endswith("_ids") else str(field.type).removesuffix(" | None")]
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Rows by column name as a table; every column must be in every row."""
-    columns = [pa.array([row[column.name] for row in rows], type=column.type) for column in schema]
+    """Rows by column name as a table; null where a row lacks a column."""
+    columns = [pa.array([row.get(column.name) for row in rows], type=column.type) for column in schema]
     return pa.Table.from_arrays(columns, schema=schema)
 
 
 def write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
     """Write a file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-            for table in tables:
-                writer.write_table(table)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with replacing(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table)
 
 
-def _require_equal(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    if not held:
-        raise ValueError(f"output_dir: {path} exists and was not written by this command; choose another output_dir")
-    changes = describe_changes(held, wanted)
-    if changes:
-        raise ValueError(
-            f"output_dir: {path} holds rows of another run: {changes}. Nothing is overwritten: put the values back, or "
-            "choose another output_dir"
-        )
+def _identity_in(output: Path) -> dict[str, Any]:
+    """Empty for a file that is not ours."""
+    try:
+        metadata = pq.read_schema(output).metadata or {}
+    except (pa.ArrowException, OSError):
+        return {}
+    identity: dict[str, Any] = json.loads(metadata.get(_IDENTITY_KEY, metadata.get(_EARLIER_KEY, b"{}")))
+    return identity
 
 
 def _is_whole(part: Path) -> bool:

@@ -1,8 +1,4 @@
-"""The papers of a run: its resolved configuration, and what it ran on. One folder holds one run.
-
-In: the configuration. Out: `config.yaml` (reads back as a configuration) and `run.json` (command, and for every start
-its time, package versions, git commit). What resuming may change is decided here.
-"""
+"""The papers of a run: its resolved configuration in `config.yaml`; command, times, versions, commits in `run.json`."""
 
 from __future__ import annotations
 
@@ -19,12 +15,10 @@ import yaml
 
 from megatron_rlt.config.commands.job import JobConfig
 from megatron_rlt.config.loading import to_yaml
+from megatron_rlt.whole_files import write_text
 
 CONFIG_FILE = "config.yaml"
-
-
 RUN_FILE = "run.json"
-
 
 # What a resumed run may change: how long it goes on, which machines it runs on, what is kept, shown and measured of it,
 # and the folder's own place. A key covers everything below it; `*` stands for one level.
@@ -55,17 +49,12 @@ class Start:
 
 
 def check_run_folder(folder: Path, command: str, config: JobConfig) -> None:
-    """Refuse a folder that holds another run. Reads only, so every rank may call it.
-
-    Raises:
-        ValueError: the folder holds a run of another command, or of this one with another configuration; it names the
-            keys that differ with both values.
-    """
+    """Raise ValueError, naming keys that differ, if the folder holds another run. Only reads: every rank may call."""
     if not (folder / CONFIG_FILE).is_file():
         return
     check_command(folder, command)
-    old = lasting_values(yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")))
-    changes = describe_changes(old, lasting_values(config.model_dump(mode="json")))
+    old = resume_fixed_values(yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+    changes = describe_changes(old, resume_fixed_values(config.model_dump(mode="json")))
     if changes:
         raise ValueError(
             f"a folder holds one run; output_dir {folder} holds one with another configuration: {changes}. "
@@ -85,7 +74,7 @@ def check_command(folder: Path, command: str) -> None:
         )
 
 
-def lasting_values(tree: Mapping[str, Any]) -> dict[str, Any]:
+def resume_fixed_values(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a configuration that must stay as they are when its run is resumed, by dotted key."""
     return {key: value for key, value in _flat(tree).items() if not _may_change(key)}
 
@@ -103,8 +92,8 @@ def write_run_folder(folder: Path, command: str, config: JobConfig, *, world_siz
     starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.is_file() else []
     now = datetime.now(UTC).isoformat(timespec="seconds")
     starts.append(asdict(Start(now, world_size, git_commit(Path(__file__).parent), _versions())))
-    _replace(path, json.dumps({"command": command, "starts": starts}, indent=2))
-    _replace(folder / CONFIG_FILE, to_yaml(config))
+    write_text(path, json.dumps({"command": command, "starts": starts}, indent=2))
+    write_text(folder / CONFIG_FILE, to_yaml(config))
 
 
 def git_commit(folder: Path) -> str | None:
@@ -127,7 +116,8 @@ def _git(folder: Path, *arguments: str) -> str:
 
 def _versions() -> dict[str, str]:
     """Of every installed package: what a number depended on is known only afterwards."""
-    return dict(sorted((str(item.metadata["Name"]), item.version) for item in distributions()))
+    found = (item.metadata for item in distributions())  # each access reads a file
+    return dict(sorted((str(metadata["Name"]), str(metadata["Version"])) for metadata in found))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -147,9 +137,3 @@ def _may_change(key: str) -> bool:
         if len(wanted) <= len(names) and all(want in ("*", name) for want, name in zip(wanted, names, strict=False)):
             return True
     return False
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

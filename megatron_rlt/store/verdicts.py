@@ -1,13 +1,9 @@
-"""The verdicts of an evaluation as rows for people and programs: one a completion, and what they come to.
-
-In: questions, completions and verdicts as plain values. Out: the columns of `verdicts.parquet`, and a summary of such a
-file. Parts and their joining are `parts.py`'s, estimates `evaluation.py`'s.
-"""
+"""The verdicts of an evaluation: one row per completion in `verdicts.parquet`, and a summary of such a file."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +12,8 @@ import pyarrow.parquet as pq
 
 from megatron_rlt.metrics.pass_at_k import Attempts, Estimate, avg_at_k, maj_at_k, pass_at_k
 from megatron_rlt.metrics.reduce import Tally
+from megatron_rlt.store.parts import column_type
 from megatron_rlt.types import FinishReason
-
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("sample", pa.int64()),
-        ("question", pa.string()),
-        ("completion", pa.string()),
-        ("answer", pa.string()),
-        ("reference", pa.string()),
-        ("correct", pa.bool_()),
-        ("reason", pa.string()),
-        ("tokens", pa.int64()),
-        ("finish_reason", pa.string()),
-        ("seed", pa.int64()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -54,6 +35,9 @@ class VerdictRow:
     def cells(self) -> dict[str, Any]:
         """Values by column."""
         return asdict(self) | {"finish_reason": self.finish_reason.value}
+
+
+SCHEMA = pa.schema((field.name, column_type(field)) for field in fields(VerdictRow))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,4 @@
-"""The completion of each step on which sampling engine and trainer disagree most: `rollout_gap.jsonl` of a run folder.
-
-One JSON line a step with its text, for people who look for the cause. One rank writes. A step that is done again
-replaces its line and those behind it.
-"""
+"""`rollout_gap.jsonl` of a run folder: per step, the completion on which sampling engine and trainer disagree most."""
 
 from __future__ import annotations
 
@@ -36,7 +32,7 @@ class WorstCompletion:
 
 
 class WorstCompletions:
-    """Writes the file; nothing is touched before the first line."""
+    """Writes the file, on one rank. A step that is done again replaces its line and those behind it."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / WORST_FILE

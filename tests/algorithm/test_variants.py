@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megatron_rlt.algorithm.advantages import group_advantages, groups_with_spread
+from megatron_rlt.algorithm.advantages import group_advantages, groups_with_signal
 from megatron_rlt.algorithm.policy_loss import policy_loss
 from megatron_rlt.algorithm.token_weights import (
     constant_token_weights,
@@ -108,7 +108,7 @@ def test_soft_punishment_of_the_papers_numbers() -> None:
 
 def spread_of(values: list[float], valid: list[bool] | None = None, tolerance: float = 0.0) -> list[bool]:
     mask = torch.tensor(valid if valid is not None else [True] * len(values))
-    found: list[bool] = groups_with_spread(torch.tensor(values), mask, group_size=3, tolerance=tolerance).tolist()
+    found: list[bool] = groups_with_signal(torch.tensor(values), mask, group_size=3, tolerance=tolerance).tolist()
     return found
 
 
@@ -137,7 +137,7 @@ def test_what_has_no_spread_has_no_advantage() -> None:
     """The groups that are dropped are those that would not have moved the policy."""
     values = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 1.0])
     mask = torch.ones(6, dtype=torch.bool)
-    kept = groups_with_spread(values, mask, group_size=3, tolerance=0.0)
+    kept = groups_with_signal(values, mask, group_size=3, tolerance=0.0)
     for group, has_spread in zip(values.split(3), kept.tolist(), strict=True):
         advantages = group_advantages(group, mask[:3], normalize_std=False, std_epsilon=1e-4)
         assert bool(advantages.abs().sum() > 0) == has_spread

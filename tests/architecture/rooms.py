@@ -1,7 +1,6 @@
-"""The table of rooms, as data, and the reader that finds what a module does against it.
+"""Which room may import which, as data, and the reader that finds what a module does against it.
 
-The picture it holds: `cli` -> `jobs` -> stage rooms -> `models` -> `parallel` -> `config`, `types`. Stage rooms never
-import each other; `rewards` and `algorithm` are pure; each heavy library has few named importers.
+What each room is for stands in `docs/architecture.md`, the table of rooms.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ PACKAGE = "megatron_rlt"
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 
-_CONFIG = {"config", "config/commands", "types"}
+_CONFIG = {"config", "config/commands", "types", "whole_files"}
 _BENEATH_STAGES = {"models", "parallel"} | _CONFIG
 _STAGES = {"data", "prompts", "rollout", "scoring", "policy", "checkpoint", "metrics", "store"}
 _PURE_STAGES = {"rewards", "algorithm"}
 _BENEATH_JOBS = {
     *(_STAGES | _PURE_STAGES | _BENEATH_STAGES | {"launch"}),
-    *("rollout/megatron", "rollout/vllm", "rollout/weight_sync"),
+    *("rollout/megatron", "rollout/vllm", "rollout/vllm/transfer", "rollout/weight_sync"),
 }
 _COMMANDS = ("train", "rlvr", "collect", "score", "evaluate", "parity")
 _FLOORS = {"jobs/run", "jobs/reward", "jobs/rl"}
@@ -29,6 +28,7 @@ _FLOORS = {"jobs/run", "jobs/reward", "jobs/rl"}
 # the table beside the room it lies in, and a file belongs to the innermost room that holds it.
 MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
+    "whole_files": set(),
     "config": {"types"},
     "config/commands": {"config", "types"},
     "parallel": _CONFIG,
@@ -39,15 +39,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": {"metrics"} | _BENEATH_STAGES,
     "rollout/megatron": {"rollout"} | _BENEATH_STAGES,
     "rollout/weight_sync": {"rollout"} | _BENEATH_STAGES,
-    "rollout/vllm/transfer": {"rollout"} | _BENEATH_STAGES,
-    "rollout/vllm": {"rollout", "rollout/weight_sync", "rollout/vllm/transfer"} | _BENEATH_STAGES,
+    "rollout/vllm": {"rollout", "rollout/weight_sync"} | _BENEATH_STAGES,
+    "rollout/vllm/transfer": {"rollout", "rollout/vllm"} | _BENEATH_STAGES,
     "jobs/run": _BENEATH_JOBS,
     "jobs/reward": _BENEATH_JOBS | {"jobs/run"},
     "jobs/rl": _BENEATH_JOBS | {"jobs/run", "jobs/reward"},
     **{f"jobs/{command}": _BENEATH_JOBS | _FLOORS for command in _COMMANDS},
+    "jobs/score": _BENEATH_JOBS | _FLOORS | {"jobs/collect"},
     "jobs/parity": _BENEATH_JOBS | _FLOORS | {"jobs/train"},
     "jobs": _BENEATH_JOBS | _FLOORS,
-    "cli": {"jobs", *(f"jobs/{one}" for one in _COMMANDS), "launch"} | _CONFIG,
+    "cli": {"launch", "config", "config/commands"},
     "__main__": {"cli"},
 }
 
@@ -57,7 +58,7 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
     "megatron.energon": ("data/loader.py", "data/energon_index.py"),
     "transformers": ("prompts/tokenizer.py", "models/rope.py", "models/dense.py"),
     "transformer_engine": ("models/", "scoring/"),
-    "vllm": ("rollout/vllm/model.py", "rollout/vllm/transfer/direct.py", "rollout/vllm/transfer/gloo.py"),
+    "vllm": ("rollout/vllm/model.py", "rollout/vllm/transfer/direct.py"),
     "safetensors": ("models/weights/",),
     "pyarrow": ("data/", "store/"),
     "datasets": ("data/rows.py",),

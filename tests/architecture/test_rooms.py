@@ -41,7 +41,11 @@ def test_every_room_stands_in_the_table() -> None:
         ("algorithm/x.py", "from torch import distributed", "2: imports torch.distributed, but deals with plain"),
         ("config/x.py", "from torch import nn", "2: imports torch.nn, but must work before torch is imported"),
         ("metrics/x.py", "from megatron.core import mpu", "2: imports megatron.core; only parallel/, models/"),
-        ("jobs/train/x.py", "from megatron_rlt.jobs.collect.rows import x", "2: jobs/train must not import jobs/collect"),
+        (
+            "jobs/train/x.py",
+            "from megatron_rlt.jobs.collect.rows import x",
+            "2: jobs/train must not import jobs/collect",
+        ),
         ("jobs/run/x.py", "from megatron_rlt.jobs.rl import grpo", "2: jobs/run must not import jobs/rl"),
         ("rollout/x.py", "import megatron_rlt.rollout.vllm.client", "2: rollout must not import rollout/vllm"),
         ("jobs/x.py", "import pyarrow.parquet as pq", "2: imports pyarrow; only data/, store/ may"),

@@ -11,9 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_rlt.config.commands.train import TrainConfig
-from megatron_rlt.jobs.reward.leaks import count_leaks
-from megatron_rlt.jobs.reward.score_pairs import build_pairs, reward_explanations
-from megatron_rlt.jobs.train.engines import build_rooms
+from megatron_rlt.jobs.reward.scorer import score_pairs
+from megatron_rlt.jobs.train.engines import build_context, student_pairs
+from megatron_rlt.metrics.memory import MemoryLedger
+from megatron_rlt.metrics.phases import PhaseTimer
+from megatron_rlt.prompts.pairs import pair_builder
 from megatron_rlt.types import Completion, FinishReason, Problem, tell_nobody
 from tests.ranks import run_ranks
 from tests.tiny_models import tiny_hf_model
@@ -38,27 +40,19 @@ def _config(folder: Path) -> TrainConfig:
         "student": {"model": folder / "student", "dtype": "float32"},
         "data": {"path": folder},
         "prompts": {"custom_tags": TAGS, "teacher_system": "", "student_system": ""},
-        "grpo": {"beta": 0.0},
+        "grpo": {"reference": None},
     }
     return TrainConfig.model_validate(settings)
 
 
 def _our_rewards(config: TrainConfig, token_ids: list[list[int]]) -> list[float]:
-    pairs = build_pairs(config.teacher.model, config.student.model, config.prompts, config.reward)
-    rooms = build_rooms(config, pairs, {}, tell_nobody)
+    context = build_context(config, student_pairs(config), tell_nobody)
+    student = context.students["student"]
+    pairs = student.pairs
     prompt = pairs.teacher.prompt(PROBLEM)
     scored = [pairs.pair(prompt, _completion(ids, config.temperature)) for ids in token_ids]
-    rewards = reward_explanations(
-        scored,
-        rooms.old_policy.logprobs([pair.teacher for pair in scored]),
-        rooms.student.logprobs([pair.student for pair in scored]),
-        [None] * len(scored),
-        count_leaks(scored, config.reward.leaks),
-        divergence=None,
-        reward=config.reward,
-        penalties=rooms.penalties,
-    )
-    return [parts.reward for parts in rewards]
+    timer = PhaseTimer(heartbeat=tell_nobody, memory=MemoryLedger())
+    return [reward.total for reward in score_pairs(context.learner.old_policy, student, scored, timer)]
 
 
 def _completion(token_ids: list[int], temperature: float) -> Completion:
@@ -91,9 +85,7 @@ def test_the_reference_reward_is_ours_where_both_read_the_same_tokens(tmp_path: 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "teacher")
     token_ids = tokenizer(list(EXPLANATIONS), add_special_tokens=False)["input_ids"]
     (ours,) = run_ranks(_our_rewards, 1, config, token_ids)
-    texts = reward_texts(
-        build_pairs(tmp_path / "teacher", tmp_path / "student", config.prompts, config.reward), PROBLEM
-    )
+    texts = reward_texts(pair_builder(tmp_path / "teacher", tmp_path / "student", config.prompts), PROBLEM)
     columns = {name: [text] * len(EXPLANATIONS) for name, text in asdict(texts).items()}
     decoded = tokenizer.batch_decode(token_ids, skip_special_tokens=True)  # as TRL hands completions to rewards
     found = _reference(config, tokenizer).rewards(decoded, **columns)
@@ -105,7 +97,7 @@ def test_the_reference_reward_is_ours_where_both_read_the_same_tokens(tmp_path: 
 def test_text_in_which_a_piece_has_other_tokens_is_refused(tmp_path: Path) -> None:
     config = _config(tmp_path)
     reward = _reference(config, AutoTokenizer.from_pretrained(tmp_path / "teacher"))
-    pairs = build_pairs(tmp_path / "teacher", tmp_path / "student", config.prompts, config.reward)
+    pairs = pair_builder(tmp_path / "teacher", tmp_path / "student", config.prompts)
     texts = reward_texts(pairs, PROBLEM)
     joined = replace(texts, solution="w4", ending="2")  # read together as one word, w42, which is unknown
     with pytest.raises(ValueError, match="other ones within the text than alone"):

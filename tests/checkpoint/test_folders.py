@@ -174,7 +174,6 @@ def _one_rank_fails(model: Path, folder: Path) -> dict[str, Any]:
             rank_state=unpicklable if dist.get_rank() == 1 else RankState.capture(extra=b""),
             shared_state=SharedState(b"", {}),
             num_updates=0,
-            layout=training.layout,
             keep_last=1,
         )
     except Exception as error:

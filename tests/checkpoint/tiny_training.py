@@ -13,12 +13,14 @@ from megatron_rlt.checkpoint.folders import CheckpointInfo
 from megatron_rlt.checkpoint.rank_state import RankState
 from megatron_rlt.checkpoint.training_state import LoadedState, SharedState, load_training_state, save_training_state
 from megatron_rlt.config.architecture import Architecture
-from megatron_rlt.config.sections import LayoutConfig, OptimizerConfig, ScoringConfig
+from megatron_rlt.config.models import LayoutConfig, ScoringConfig
+from megatron_rlt.config.training import OptimizerConfig
 from megatron_rlt.models.build import build_model
 from megatron_rlt.models.weights.load import load_hf_weights
 from megatron_rlt.parallel.layout import Layout, build_layout
+from megatron_rlt.parallel.packed_batch import PackedBatch
 from megatron_rlt.policy.policy import Policy
-from megatron_rlt.types import PackedBatch, Span, SpannedSequence
+from megatron_rlt.types import Span, SpannedSequence
 
 OPTIMIZER = OptimizerConfig(lr=1e-2, weight_decay=0.1, warmup_fraction=0.2, schedule="cosine", min_lr=1e-4)
 
@@ -29,7 +31,6 @@ class Training:
 
     policy: Policy
     reference: Any
-    layout: Layout
     num_updates: int = 0
 
     def update(self) -> float:
@@ -58,7 +59,6 @@ class Training:
             rank_state=RankState.capture(extra=b"mine"),
             shared_state=SharedState(b"row 17", {"skipped": 2, "best": 0.1}),
             num_updates=self.num_updates if num_updates is None else num_updates,
-            layout=self.layout,
             keep_last=keep_last,
         )
 
@@ -68,7 +68,6 @@ class Training:
             models={"policy": self.policy.model, "reference": self.reference},
             optimizer=self.policy.optimizer,
             scheduler=self.policy.scheduler,
-            layout=self.layout,
         )
         self.num_updates = loaded.num_updates
         return loaded
@@ -89,18 +88,17 @@ class Training:
 def tiny_training(model: Path, layout: Layout, dtype: torch.dtype = torch.float32) -> Training:
     architecture = Architecture.from_folder(model)
     policy_model, reference = (build_model(architecture, layout, dtype=dtype, recompute="none") for _ in range(2))
-    load_hf_weights(policy_model, architecture, model, layout)
-    load_hf_weights(reference, architecture, model, layout)
+    load_hf_weights(policy_model, model)
+    load_hf_weights(reference, model)
     policy = Policy(
         policy_model,
-        layout,
         optimizer=OPTIMIZER,
         blocks=ScoringConfig(),
         temperature=0.7,
         micro_batch_size=2,
         num_updates=10,
     )
-    return Training(policy, reference, layout)
+    return Training(policy, reference)
 
 
 def layout_of(tp: int, pp: int, cp: int) -> Layout:

@@ -39,7 +39,7 @@ def test_a_dry_run_prints_the_resolved_yaml_then_the_derived_numbers(
     assert not (workplace / "run").exists()
 
 
-@pytest.mark.parametrize("command", ["sft", "collect", "score", "evaluate"])
+@pytest.mark.parametrize("command", ["rlvr", "sft", "collect", "score", "evaluate"])
 def test_other_jobs_have_a_dry_run_too(workplace: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert main([command, f"{command}.yaml", "--dry-run"]) == 0
     output = capsys.readouterr().out
@@ -47,10 +47,22 @@ def test_other_jobs_have_a_dry_run_too(workplace: Path, capsys: pytest.CaptureFi
     assert "tp 1 x pp 1 x dp 1" in output
 
 
+def test_train_with_a_verifier_is_rlvr_and_says_so(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rlvr", "rlvr.yaml", "--dry-run"]) == 0
+    own_name = capsys.readouterr()
+    assert main(["train", "rlvr.yaml", "--dry-run"]) == 0
+    assert capsys.readouterr() == (
+        own_name.out,
+        "megatron-rlt: a `verifier` section makes this `megatron-rlt rlvr`, the name of this command\n",
+    )
+    assert main(["rlvr", "--help-config"]) == 0
+    assert "verifier.correct" in capsys.readouterr().out
+
+
 def test_help_names_every_command_and_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     output = capsys.readouterr().out
-    commands = ("prepare", "sft", "train", "collect", "score", "reweigh", "evaluate")
+    commands = ("prepare", "sft", "train", "rlvr", "collect", "score", "reweigh", "evaluate", "parity")
     assert all(f"│ {command} " in output for command in commands)
     assert main(["train", "--help"]) == 0
     output = capsys.readouterr().out
@@ -60,9 +72,12 @@ def test_help_names_every_command_and_the_options(capsys: pytest.CaptureFixture[
 def test_help_config_lists_every_key_with_default_and_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help-config"]) == 0
     output = capsys.readouterr().out
-    rows = [[cell.strip() for cell in line.split("│")] for line in output.splitlines() if line.count("│") == 2]
-    shown = {name: default for name, default, _ in rows if name}
-    assert list(shown) == [key.dotted for key in keys_of(TrainConfig)]
+    heads = [line for line in output.splitlines() if line and not line.startswith(" ")]
+    shown = {name: default for name, _, default in (line.partition(": ") for line in heads)}
+    keys = keys_of(TrainConfig)
+    assert list(shown) == [key.dotted for key in keys]
+    text = " ".join(output.split())
+    assert all(key.sentence in text for key in keys)
     assert (shown["teacher.model"], shown["reward.alpha"], shown["rollout.stop_at_end_tag"]) == (
         "required",
         "0.01",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_rlt.config.commands.evaluate import EvaluateConfig, EvaluationSet, QuestionColumnConfig, evaluation_set
+from megatron_rlt.config.commands.evaluate import EvaluateConfig
+from megatron_rlt.config.commands.evaluation_sets import EvaluationSet, QuestionColumnConfig
 
 
 def _set(**changes: Any) -> EvaluationSet:
-    return evaluation_set(EvaluateConfig.model_validate({"output_dir": "run", "model": {"model": "m"}} | changes))
+    return EvaluateConfig.model_validate({"output_dir": "run", "model": {"model": "m"}} | changes).evaluation_set
 
 
 def test_a_known_set_brings_source_kind_columns_and_template() -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from megatron_rlt.config.architecture import Architecture
-from megatron_rlt.config.commands.collect import CollectConfig, plan_collect
-from megatron_rlt.config.commands.evaluate import EvaluateConfig, plan_evaluate
-from megatron_rlt.config.commands.score import ScoreConfig, plan_score
-from megatron_rlt.config.commands.sft import SftConfig, plan_sft
-from megatron_rlt.config.commands.train import TrainConfig, plan_train
+from megatron_rlt.config.commands.collect import CollectConfig
+from megatron_rlt.config.commands.evaluate import EvaluateConfig
+from megatron_rlt.config.commands.score import ScoreConfig
+from megatron_rlt.config.commands.sft import SftConfig
+from megatron_rlt.config.commands.train import TrainConfig
 from megatron_rlt.config.loading import load_config
-from megatron_rlt.config.plan import max_rank_parameters, num_parameters, num_warmup_updates
-from megatron_rlt.config.sections import OptimizerConfig
+from megatron_rlt.config.plan import max_rank_parameters, num_parameters
+from megatron_rlt.config.training import OptimizerConfig, num_warmup_updates
 
 
 def test_the_numbers_of_an_rl_run(workplace: Path) -> None:
@@ -28,7 +28,7 @@ def test_the_numbers_of_an_rl_run(workplace: Path) -> None:
     config = load_config(TrainConfig, Path("train.yaml"), overrides)
     shapes = {name: Architecture.from_folder(workplace / name) for name in ("teacher", "student")}
 
-    plan = plan_train(config, shapes)
+    plan = config.plan(shapes)
 
     assert dict(plan.numbers) == {
         "groups per step": 8,
@@ -56,7 +56,7 @@ def test_parameters_and_bytes_of_the_fullest_rank(workplace: Path) -> None:
 
     overrides = ["world_size=8", "teacher={layout: {tp: 2, pp: 2}, dtype: bfloat16}"]
     config = load_config(TrainConfig, Path("train.yaml"), [*overrides, "teacher.model=teacher"])
-    plan = plan_train(config, {"teacher": teacher, "student": Architecture.from_folder(workplace / "student")})
+    plan = config.plan({"teacher": teacher, "student": Architecture.from_folder(workplace / "student")})
     trained, frozen = plan.models
     assert trained.weight_bytes == 2 * 2 * last_stage  # bf16, and as much for the reference
     assert trained.gradient_bytes == 4 * last_stage
@@ -68,7 +68,7 @@ def test_parameters_and_bytes_of_the_fullest_rank(workplace: Path) -> None:
 def test_context_parallel_ranks_share_sequences_and_the_optimizer_but_not_weights(workplace: Path) -> None:
     shapes = {name: Architecture.from_folder(workplace / name) for name in ("teacher", "student")}
     plans = [
-        plan_train(load_config(TrainConfig, Path("train.yaml"), ["world_size=4", f"teacher.layout={layout}"]), shapes)
+        load_config(TrainConfig, Path("train.yaml"), ["world_size=4", f"teacher.layout={layout}"]).plan(shapes)
         for layout in ("{tp: 1}", "{cp: 2}")
     ]
     whole, cut = (plan.models[0] for plan in plans)
@@ -80,16 +80,21 @@ def test_context_parallel_ranks_share_sequences_and_the_optimizer_but_not_weight
 
 def test_without_beta_no_reference_is_counted(workplace: Path) -> None:
     shapes = {name: Architecture.from_folder(workplace / name) for name in ("teacher", "student")}
-    with_reference = plan_train(load_config(TrainConfig, Path("train.yaml"), []), shapes).models[0]
-    without = plan_train(load_config(TrainConfig, Path("train.yaml"), ["grpo.beta=0"]), shapes).models[0]
+    with_reference = load_config(TrainConfig, Path("train.yaml"), []).plan(shapes).models[0]
+    without = load_config(TrainConfig, Path("train.yaml"), ["grpo.reference=null"]).plan(shapes).models[0]
     assert with_reference.weight_bytes == 2 * without.weight_bytes == 8 * without.num_parameters
+
+
+def _write_rows(count: int) -> None:
+    Path("rows.jsonl").write_text("{}\n" * count)
 
 
 def test_the_numbers_of_a_supervised_run(workplace: Path) -> None:
     overrides = ["world_size=3", "global_batch_size=16", "micro_batch_size=4", "num_epochs=2.5"]
+    _write_rows(100)
     config = load_config(SftConfig, Path("sft.yaml"), overrides)
     shapes = {"model": Architecture.from_folder(workplace / "teacher")}
-    numbers = dict(plan_sft(config, shapes, num_rows=100).numbers)
+    numbers = dict(config.plan(shapes).numbers)
     assert numbers == {
         "rows per optimizer step": 16,
         "rows per data-parallel rank and step, at most": 6,
@@ -98,13 +103,14 @@ def test_the_numbers_of_a_supervised_run(workplace: Path) -> None:
         "optimizer steps": 16,  # 2.5 x 100 / 16 = 15.6
         "warm-up steps": 1,  # 5 % of 16 = 0.8
     }
-    assert "optimizer steps" not in dict(plan_sft(config, shapes, num_rows=None).numbers)
+    uncounted = load_config(SftConfig, Path("sft.yaml"), [*overrides, "data.path=empty_folder"])
+    assert "optimizer steps" not in dict(uncounted.plan(shapes).numbers)
 
 
 def test_the_numbers_of_scoring(workplace: Path) -> None:
     config = load_config(ScoreConfig, Path("score.yaml"), ["world_size=6", "student.layout.tp=3", "rows_per_part=100"])
     shapes = {name: Architecture.from_folder(workplace / name) for name in ("teacher", "student")}
-    assert dict(plan_score(config, shapes).numbers) == {
+    assert dict(config.plan(shapes).numbers) == {
         "rows per saved part": 100,
         "teacher sequences per data-parallel rank and part, at most": 17,  # 100 / 6
         "student sequences per data-parallel rank and part, at most": 50,
@@ -113,7 +119,9 @@ def test_the_numbers_of_scoring(workplace: Path) -> None:
 
 def test_the_numbers_of_a_collection(workplace: Path) -> None:
     overrides = ["world_size=6", "student.layout.tp=3", "questions_per_part=10"]
+    _write_rows(25)
     config = load_config(CollectConfig, Path("collect.yaml"), overrides)
+    uncounted = load_config(CollectConfig, Path("collect.yaml"), [*overrides, "data=empty_folder"])
     shapes = {name: Architecture.from_folder(workplace / name) for name in ("teacher", "student")}
     part = {
         "explanations of each question": 4,
@@ -122,12 +130,13 @@ def test_the_numbers_of_a_collection(workplace: Path) -> None:
         "teacher sequences per data-parallel rank and part, at most": 7,  # 40 / 6
         "student sequences per data-parallel rank and part, at most": 20,
     }
-    assert dict(plan_collect(config, shapes, num_rows=None).numbers) == part
+    assert dict(uncounted.plan(shapes).numbers) == part
     whole = {"questions, at most": 25, "explanations, at most": 100, "saved parts": 3}
-    assert dict(plan_collect(config, shapes, num_rows=25).numbers) == part | whole
+    assert dict(config.plan(shapes).numbers) == part | whole
+    _write_rows(2)
     alone = load_config(CollectConfig, Path("collect.yaml"), ["student=null"])
-    assert [model.name for model in plan_collect(alone, shapes, num_rows=2).models] == ["teacher"]
-    assert dict(plan_collect(alone, shapes, num_rows=2).numbers)["explanations in a saved part"] == 8
+    assert [model.name for model in alone.plan(shapes).models] == ["teacher"]
+    assert dict(alone.plan(shapes).numbers)["explanations in a saved part"] == 8
 
 
 def test_the_numbers_of_an_evaluation(workplace: Path) -> None:
@@ -140,10 +149,12 @@ def test_the_numbers_of_an_evaluation(workplace: Path) -> None:
         "answers per data-parallel rank and part, at most": 3,  # 8 / 3
         "sampled tokens per part, at most": 2400,  # 8 x 300
     }
-    assert dict(plan_evaluate(config, shapes, num_questions=None).numbers) == part
-    known = dict(plan_evaluate(config, shapes, num_questions=3).numbers)
+    uncounted = load_config(EvaluateConfig, Path("evaluate.yaml"), [*overrides, "data=rows.parquet"])
+    assert dict(uncounted.plan(shapes).numbers) == part
+    known = dict(config.plan(shapes).numbers)  # of three questions
     assert known == part | {"questions, at most": 3, "answers, at most": 12}
-    one = dict(plan_evaluate(config, shapes, num_questions=1).numbers)
+    generated = load_config(EvaluateConfig, Path("evaluate.yaml"), [*overrides, "data=countdown:1:0", "kind=null"])
+    one = dict(generated.plan(shapes).numbers)
     assert one["sampled tokens per part, at most"] == 1200
 
 

@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 
 from megatron_rlt.config.architecture import Architecture
+from megatron_rlt.config.models import LayoutConfig
 from megatron_rlt.config.plan import max_rank_parameters, num_parameters
-from megatron_rlt.config.sections import LayoutConfig
 from megatron_rlt.models.build import build_model
 from megatron_rlt.parallel.layout import build_layout
 from tests.ranks import run_ranks

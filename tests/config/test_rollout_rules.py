@@ -11,8 +11,8 @@ import pytest
 from megatron_rlt.config import rollout as rollout_rules
 from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.mismatch import MismatchConfig
+from megatron_rlt.config.models import LayoutConfig, ModelConfig
 from megatron_rlt.config.rollout import RolloutConfig, ahead_faults, rollout_faults
-from megatron_rlt.config.sections import LayoutConfig, ModelConfig
 from tests.tiny_models import tiny_hf_model
 
 
@@ -109,11 +109,13 @@ def test_heads_that_the_cpu_build_does_not_know_are_refused(folder: Path) -> Non
 
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("installed", [Installed(vllm=True, cpu_build=True)], indirect=True)
-def test_memory_of_gpus_is_refused_where_there_are_none(folder: Path) -> None:
-    assert any(
-        line.startswith("rollout.vllm.server.transport=ipc: shares the memory of GPUs")
-        for line in faults(folder, {"placement": "server", "server": {"transport": "ipc"}})
+@pytest.mark.parametrize("transport", ["broadcast", "ipc"])
+def test_transports_between_gpus_are_refused_where_there_are_none(folder: Path, transport: str) -> None:
+    line = (
+        f"rollout.vllm.server.transport={transport}: moves weights between GPUs, and vLLM's CPU build has none; use"
+        " transport=files"
     )
+    assert line in faults(folder, {"placement": "server", "server": {"transport": transport}})
 
 
 SERVED = {"engine": "vllm", "vllm": {"placement": "server"}, "ahead": 1}

@@ -9,28 +9,21 @@ import pytest
 
 from megatron_rlt.config.architecture import Architecture, position_limit
 from megatron_rlt.config.commands.evaluate import EvaluateConfig
-from megatron_rlt.config.commands.preflight import (
-    check_evaluate,
-    check_prepare,
-    check_score,
-    check_sft,
-    check_train,
-    count_rows,
-)
 from megatron_rlt.config.commands.prepare import PrepareConfig
-from megatron_rlt.config.commands.rlvr import SolverConfig, verifier_faults
+from megatron_rlt.config.commands.rlvr import RlvrConfig
 from megatron_rlt.config.commands.score import ScoreConfig
 from megatron_rlt.config.commands.sft import SftConfig
 from megatron_rlt.config.commands.train import TrainConfig
 from megatron_rlt.config.loading import load_config
+from megatron_rlt.config.paths import count_rows
 
 
 def test_valid_configurations_break_no_rule(workplace: Path) -> None:
-    check_train(load_config(TrainConfig, Path("train.yaml"), []))
-    check_sft(load_config(SftConfig, Path("sft.yaml"), []))
-    check_score(load_config(ScoreConfig, Path("score.yaml"), []))
-    check_evaluate(load_config(EvaluateConfig, Path("evaluate.yaml"), []))
-    check_prepare(load_config(PrepareConfig, Path("prepare.yaml"), []))
+    load_config(TrainConfig, Path("train.yaml"), []).check()
+    load_config(SftConfig, Path("sft.yaml"), []).check()
+    load_config(ScoreConfig, Path("score.yaml"), []).check()
+    load_config(EvaluateConfig, Path("evaluate.yaml"), []).check()
+    load_config(PrepareConfig, Path("prepare.yaml"), []).check()
 
 
 @pytest.mark.parametrize(
@@ -43,18 +36,18 @@ def test_valid_configurations_break_no_rule(workplace: Path) -> None:
         ["grpo.updates_per_batch=8"],
         ["grpo.clip_low=0.99"],
         ["optimizer={schedule: cosine, lr: 1e-5, min_lr: 1e-5}"],
-        ["grpo.beta=0"],  # the default interval of a reference that is not there is no fault
+        ["grpo.reference=null"],
         ["output_dir=new/folder"],
     ],
 )
 def test_rules_hold_at_their_boundary(workplace: Path, overrides: list[str]) -> None:
-    check_train(load_config(TrainConfig, Path("train.yaml"), overrides))
+    load_config(TrainConfig, Path("train.yaml"), overrides).check()
 
 
 def test_tokenizers_with_the_same_ids_in_another_file_layout_are_the_same(workplace: Path) -> None:
     file = workplace / "student" / "tokenizer.json"
     file.write_text(file.read_text().replace(", ", ",\n "))
-    check_train(load_config(TrainConfig, Path("train.yaml"), []))
+    load_config(TrainConfig, Path("train.yaml"), []).check()
 
 
 def test_position_limits_count_the_scaling_that_max_positions_leaves_out(workplace: Path) -> None:
@@ -90,19 +83,17 @@ def test_rows_are_counted_in_a_file_and_in_an_index(workplace: Path) -> None:
     ],
 )
 def test_what_an_evaluation_may_ask(workplace: Path, overrides: list[str]) -> None:
-    check_evaluate(load_config(EvaluateConfig, Path("evaluate.yaml"), overrides))
+    load_config(EvaluateConfig, Path("evaluate.yaml"), overrides).check()
 
 
-def test_a_punished_end_is_part_of_the_budget_and_its_weight_needs_it() -> None:
+def test_a_punished_end_is_part_of_the_budget() -> None:
     def faults(*overrides: str) -> list[str]:
-        solver = Path(__file__).parents[2] / "configs" / "demo" / "solver_2cpu_tp2sp.yaml"  # a budget of 61 tokens
-        return verifier_faults(load_config(SolverConfig, solver, list(overrides)))
+        file = Path(__file__).parents[2] / "configs" / "demo" / "rlvr_2cpu_tp2sp.yaml"  # a budget of 61 tokens
+        return load_config(RlvrConfig, file, list(overrides)).faults({})
 
-    assert faults() == faults("verifier.overlong_buffer_tokens=61", "verifier.overlong_weight=2") == []
-    assert faults("verifier.overlong_buffer_tokens=62") == [
-        "verifier.overlong_buffer_tokens=62: must not exceed rollout.max_completion_tokens=61; nearest valid: 61"
+    assert faults() == faults("verifier.overlong={buffer_tokens: 61, weight: 2}") == []
+    assert faults("verifier.overlong.buffer_tokens=62") == [
+        "verifier.overlong.buffer_tokens=62: must not exceed rollout.max_completion_tokens=61; nearest valid: 61"
     ]
-    assert faults("verifier.overlong_weight=2") == [
-        "verifier.overlong_weight=2: has no effect without verifier.overlong_buffer_tokens; set it, or leave"
-        " overlong_weight out"
-    ]
+    with pytest.raises(ValueError, match=r"verifier\.overlong\.buffer_tokens: required key is missing"):
+        faults("verifier.overlong.weight=2")

@@ -12,32 +12,17 @@ import yaml
 
 from megatron_rlt.cli import main
 from megatron_rlt.config.architecture import Architecture
-from megatron_rlt.config.commands.collect import CollectConfig, plan_collect
-from megatron_rlt.config.commands.evaluate import EvaluateConfig, plan_evaluate
-from megatron_rlt.config.commands.job import JobConfig
-from megatron_rlt.config.commands.prepare import PrepareConfig
-from megatron_rlt.config.commands.rlvr import SolverConfig
-from megatron_rlt.config.commands.sft import SftConfig, plan_sft
-from megatron_rlt.config.commands.train import TrainConfig, plan_train
+from megatron_rlt.config.commands.job import CommandConfig, JobConfig
+from megatron_rlt.config.commands.sft import SftConfig
+from megatron_rlt.config.commands.table import COMMANDS
 from megatron_rlt.config.loading import load_config
-from megatron_rlt.config.plan import Plan
-from megatron_rlt.config.sections import LayoutConfig, ModelConfig, Section
+from megatron_rlt.config.models import LayoutConfig, Shapes
 from tests.config.model_folders import model_folder
 
 FOLDER = Path(__file__).parents[2] / "configs"
 FILES = sorted(FOLDER.rglob("*.yaml"))
-CLASSES: dict[str, type[Section]] = {
-    "prepare": PrepareConfig,
-    "rlt": TrainConfig,
-    "sft": SftConfig,
-    "scorer": SftConfig,
-    "student": SftConfig,
-    "warmup": SftConfig,
-    "solver": SolverConfig,
-    "collect": CollectConfig,
-    "evaluate": EvaluateConfig,
-}
-COMMANDS = {"rlt": "train", "scorer": "sft", "student": "sft", "warmup": "sft", "solver": "train"}
+# The command of a file by the first word of its name, where that is not the command.
+COMMAND_NAMES = {"rlt": "train", "scorer": "sft", "student": "sft", "warmup": "sft"}
 JOBS = [file for file in FILES if file.stem.split("_")[0] != "prepare"]
 PAPERS = [file for file in JOBS if "qwen" in file.stem]
 
@@ -75,23 +60,22 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(FOLDER)))
 def test_a_shipped_configuration_reads(file: Path) -> None:
-    load_config(CLASSES[file.stem.split("_")[0]], file, [])
+    load_config(_class_of(file), file, [])
 
 
 @pytest.mark.parametrize("file", JOBS, ids=lambda file: str(file.relative_to(FOLDER)))
 def test_a_shipped_job_passes_a_dry_run(file: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    word = file.stem.split("_")[0]
     _lay_out(file)
     # The hub's sets need a package that not every installation has, and network to be read.
-    overrides = ["data=questions.jsonl", "kind=math"] if word == "evaluate" and file in PAPERS else []
+    overrides = ["data=questions.jsonl", "kind=math"] if _command_of(file) == "evaluate" and file in PAPERS else []
 
-    status = main([COMMANDS.get(word, word), str(file), *overrides, "--dry-run"])
+    status = main([_command_of(file), str(file), *overrides, "--dry-run"])
 
     output = capsys.readouterr()
     assert status == 0, output.err
-    config = load_config(CLASSES[word], file, overrides)
+    config = load_config(_class_of(file), file, overrides)
     assert isinstance(config, JobConfig)
-    for model in _models(config).values():
+    for model in config.models.values():
         layout, replicas = model.layout, config.world_size // (model.layout.tp * model.layout.pp)
         words = f"tp {layout.tp} x pp {layout.pp} x dp {replicas}{', sp' if layout.sp else ''}"
         assert words in output.out
@@ -100,15 +84,17 @@ def test_a_shipped_job_passes_a_dry_run(file: Path, here: Path, capsys: pytest.C
 @pytest.mark.parametrize("file", PAPERS, ids=lambda file: file.stem)
 def test_a_recipe_is_named_after_its_machines_and_layouts_and_fits_80_gb(file: Path, here: Path) -> None:
     _lay_out(file)
-    config = load_config(CLASSES[file.stem.split("_")[0]], file, [])
+    config = load_config(_class_of(file), file, [])
     assert isinstance(config, JobConfig)
-    models = _models(config)
+    models = config.models
     size, nodes, ranks, layouts = re.findall(r"qwen2.5-(\d+b)_(\d+)x(\d+)_(\w+)", file.stem)[0]
     assert config.world_size == int(nodes) * int(ranks)
     assert all(_size_of(model.model) == (QWEN_32B if size == "32b" else QWEN_7B) for model in models.values())
     first = next(iter(models.values())).layout
     assert layouts.startswith(_spelling(first, config.world_size)), "a second layout follows the first"
-    assert sum(model.total_bytes for model in _plan(config).models) < 70e9  # activations and caches want room too
+    assert (
+        sum(model.total_bytes for model in config.plan(_shapes(config)).models) < 70e9
+    )  # activations and caches want room too
 
 
 def test_the_papers_distillation_takes_three_epochs_of_batches_of_96(here: Path) -> None:
@@ -116,8 +102,7 @@ def test_the_papers_distillation_takes_three_epochs_of_batches_of_96(here: Path)
     for file in (file for file in PAPERS if "distill" in file.stem):
         _lay_out(file)
         config = load_config(SftConfig, file, [])
-        plan = plan_sft(config, {"model": _shape(config.model)}, num_rows=NUM_ROWS)
-        numbers = dict(plan.numbers)
+        numbers = dict(config.plan(_shapes(config)).numbers)
         assert (numbers["optimizer steps"], numbers["warm-up steps"]) == (50, 5)
         assert numbers["tokens per step, at most"] == 96 * 16384
         assert (config.optimizer.lr, config.optimizer.schedule) == (1e-5, "cosine")
@@ -152,10 +137,6 @@ def _size_of(folder: Path) -> dict[str, Any]:
     return QWEN_32B if "32b" in name else QWEN_7B if "7b" in name else {}
 
 
-def _models(config: JobConfig) -> dict[str, ModelConfig]:
-    return {"model": config.model} if isinstance(config, SftConfig | EvaluateConfig) else config.models
-
-
 def _spelling(layout: LayoutConfig, world_size: int) -> str:
     """`tp8sp_pp2` of a layout; `dp8` of one that splits nothing."""
     if layout == LayoutConfig():
@@ -163,17 +144,14 @@ def _spelling(layout: LayoutConfig, world_size: int) -> str:
     return f"tp{layout.tp}{'sp' if layout.sp else ''}" + (f"_pp{layout.pp}" if layout.pp > 1 else "")
 
 
-def _shape(model: ModelConfig) -> Architecture:
-    return Architecture.from_folder(model.model)
+def _shapes(config: JobConfig) -> Shapes:
+    return {name: Architecture.from_folder(model.model) for name, model in config.models.items()}
 
 
-def _plan(config: JobConfig) -> Plan:
-    shapes = {name: _shape(model) for name, model in _models(config).items()}
-    if isinstance(config, SftConfig):
-        return plan_sft(config, shapes, num_rows=None)
-    if isinstance(config, CollectConfig):
-        return plan_collect(config, shapes, num_rows=None)
-    if isinstance(config, EvaluateConfig):
-        return plan_evaluate(config, shapes, num_questions=None)
-    assert isinstance(config, TrainConfig | SolverConfig)
-    return plan_train(config, shapes)
+def _command_of(file: Path) -> str:
+    word = file.stem.split("_")[0]
+    return COMMAND_NAMES.get(word, word)
+
+
+def _class_of(file: Path) -> type[CommandConfig]:
+    return COMMANDS[_command_of(file)].config_class

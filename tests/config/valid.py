@@ -14,6 +14,16 @@ prompts: {{max_prompt_tokens: 200}}
 rollout: {{max_completion_tokens: 300}}
 grpo: {{questions_per_step: 8, group_size: 4}}
 """,
+    "rlvr": """
+student: {model: student, dtype: float32}
+verifier: {kind: exact}
+output_dir: run
+data: {path: rows.jsonl}
+num_steps: 10
+prompts: {max_prompt_tokens: 200}
+rollout: {max_completion_tokens: 300}
+grpo: {questions_per_step: 8, group_size: 4}
+""",
     "sft": """
 model: {model: teacher}
 data: {path: rows.jsonl}

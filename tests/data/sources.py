@@ -9,6 +9,8 @@ from typing import Any
 from megatron_rlt.config.commands.prepare import PrepareConfig
 from megatron_rlt.data.prepare import PrepareReport, prepare_shards
 
+GOOD = {"id": "good", "question": "1 + 1?", "solution": "2"}
+
 
 def write_lines(path: Path, *lines: bytes | dict[str, Any]) -> Path:
     """A JSONL file of raw lines and of objects."""

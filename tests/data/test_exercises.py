@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_rlt.config.commands.evaluate import QuestionColumnConfig
+from megatron_rlt.config.commands.evaluation_sets import QuestionColumnConfig
 from megatron_rlt.config.commands.job import AnswerKind
 from megatron_rlt.data.exercises import Exercise, read_exercises
 from megatron_rlt.data.rejection import RejectedRow

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_rlt.config.sections import PromptConfig, TagsConfig
+from megatron_rlt.config.prompts import PromptConfig, TagsConfig
 from megatron_rlt.prompts.pairs import PairBuilder, pair_builder
 from megatron_rlt.types import Completion, FinishReason, Problem
 from tools.demo.make_assets import MAX_POSITIONS, DemoAssets, make_assets

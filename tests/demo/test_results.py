@@ -28,8 +28,8 @@ def _results(*, rlt: float, lambda0: float) -> DemoResults:
     styles = [{style.value: 0.0 for style in Style} | {"careful": step / 10} for step in range(10)]
     run = RlCurves({"reward": [float(step) for step in range(10)]}, styles)
     greedy = {"original": 0.4, "warm": 0.5, "rlt": rlt, "lambda0": lambda0, "best": 0.7}
-    solvers = {"scorer": _answers(0.4), "solver": _answers(0.9)}
-    return DemoResults({"rlt": run}, {name: _student(mean, careful=0.25) for name, mean in greedy.items()}, solvers, {})
+    own_rl = {"scorer": _answers(0.4), "rlvr": _answers(0.9)}
+    return DemoResults({"rlt": run}, {name: _student(mean, careful=0.25) for name, mean in greedy.items()}, own_rl, {})
 
 
 def test_style_shares_count_each_explanation_once() -> None:
@@ -57,7 +57,7 @@ def test_a_seed_is_judged_against_the_better_of_both_others_and_against_chance(
     assert found["rlt_ahead_as_asked"] is ahead
     assert found["lambda0_near_chance_as_asked"] is near
     assert found["students"]["warm"]["sampled"]["mean"] == 0.25
-    assert found["own_rl"]["solver"]["greedy"] == {"mean": 0.9, "standard_error": 0.02}
+    assert found["own_rl"]["rlvr"]["greedy"] == {"mean": 0.9, "standard_error": 0.02}
 
 
 def test_the_picture_has_a_bar_for_every_student(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -10,45 +11,34 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from megatron_rlt.config.commands.collect import CollectConfig
-from megatron_rlt.config.commands.evaluate import EvaluateConfig
-from megatron_rlt.config.commands.prepare import PrepareConfig
-from megatron_rlt.config.commands.rlvr import SolverConfig
-from megatron_rlt.config.commands.sft import SftConfig
-from megatron_rlt.config.commands.train import TrainConfig
+from megatron_rlt.config.commands.table import COMMANDS
 from megatron_rlt.config.loading import load_config
-from megatron_rlt.config.sections import Section
+from megatron_rlt.config.section import Section
 from tools.demo.results import read_results
 from tools.demo.run import run_demo, side_by_side
-from tools.demo.stages import ABLATION, CONFIGS, EXPERIMENT, SOLVERS, Stage, ablation, experiment
+from tools.demo.stages import ABLATION, CONFIGS, EXPERIMENT, OWN_RL, Stage, ablation, experiment
 
-CLASSES: dict[str, type[Section]] = {
-    "prepare": PrepareConfig,
-    "sft": SftConfig,
-    "train": TrainConfig,
-    "collect": CollectConfig,
-    "evaluate": EvaluateConfig,
-}
+SHORT_RL = (
+    "num_steps=3",
+    "grpo.questions_per_step=2",
+    "grpo.group_size=2",
+    "grpo.micro_batch_size=2",
+    "rollout.max_completion_tokens=8",
+    "optimizer.warmup_fraction=0",
+)
 # The whole demo in a minute: what is learned is of no matter, what is read and written is.
 SHORT = {
     "prepare": (),
     "sft": ("num_steps=2", "global_batch_size=8", "micro_batch_size=4"),
-    "train": (
-        "num_steps=3",
-        "grpo.questions_per_step=2",
-        "grpo.group_size=2",
-        "grpo.micro_batch_size=2",
-        "rollout.max_completion_tokens=8",
-        "optimizer.warmup_fraction=0",
-    ),
+    "train": SHORT_RL,
+    "rlvr": SHORT_RL,
     "collect": ("rollout.max_completion_tokens=8",),
     "evaluate": ("sampling.max_completion_tokens=8",),
 }
 
 
 def _config(stage: Stage) -> Section:
-    config_class = SolverConfig if stage.name == "solver" else CLASSES[stage.command]
-    return load_config(config_class, CONFIGS / stage.config, list(stage.overrides))
+    return load_config(COMMANDS[stage.command].config_class, CONFIGS / stage.config, list(stage.overrides))
 
 
 def test_every_stage_reads_only_what_stands_before_it() -> None:
@@ -69,7 +59,7 @@ def test_stages_side_by_side_are_of_one_rank_and_read_nothing_of_each_other() ->
     groups = side_by_side(experiment(Path("demo"), 0) + ablation(Path("demo"), 0))
     together = [group for group in groups if len(group) > 1]
     collections, students = [2, 2], [len(EXPERIMENT), len(ABLATION)]
-    evaluations = [2] * (len(EXPERIMENT) + len(ABLATION) + len(SOLVERS))
+    evaluations = [2] * (len(EXPERIMENT) + len(ABLATION) + len(OWN_RL))
     assert sorted(map(len, together)) == sorted(collections + students + evaluations)
     for group in together:
         for stage in group:
@@ -96,8 +86,10 @@ def test_lambda_is_all_that_the_ablation_changes_in_rl() -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_demo_runs_and_a_second_start_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_the_whole_demo_runs_and_a_second_start_does_nothing(
+    tmp_path: Path, preloaded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(preloaded))  # with which the demo starts its commands
     short = [replace(s, overrides=(*s.overrides, *SHORT[s.command])) for s in experiment(tmp_path, 0)]
     printed = StringIO()
     assert run_demo(tmp_path, short, seed=0, num_rows=16, console=Console(file=printed, width=120)) == 0

@@ -1,12 +1,10 @@
-"""The real command line on two ranks, as a user starts it and as a cluster ends it."""
+"""The command line on two ranks, started from a preloaded process, and ended as a cluster ends it."""
 
 from __future__ import annotations
 
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +14,10 @@ import psutil
 
 from megatron_rlt.checkpoint.folders import list_checkpoints
 from megatron_rlt.metrics.writer import METRICS_FILE, read_metrics
-from tests.distributed.tiny_runs import ROOT
+from tests.preloaded import PreloadedCommand
 
 _TIMEOUT_SECONDS = 240.0
-_POLL_SECONDS = 0.002  # a save of the tiny model takes a tenth of a second
+_POLL_SECONDS, _POLL_SAVE_SECONDS = 0.02, 0.002  # a step of the tiny model takes a second, a save a tenth of one
 
 
 @dataclass(frozen=True)
@@ -41,25 +39,17 @@ class Command:
         self._found_step = newest_step(output_dir)
         self._started = time.time()
         self._log = output_dir.with_name(f"{output_dir.name}-{time.monotonic_ns()}.log")
-        environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "megatron_rlt", command, str(config), *overrides, f"output_dir={output_dir}"],
-                cwd=ROOT,
-                env=environment | {"OMP_NUM_THREADS": "1"},
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                start_new_session=True,
-            )
+        arguments = [command, str(config), *overrides, f"output_dir={output_dir}"]
+        self._process = PreloadedCommand(arguments, output=Path(os.devnull), errors=self._log)
 
     def finish(self) -> Attempt:
         """Wait for its end."""
-        self._process.wait(timeout=_TIMEOUT_SECONDS)
+        status = self._process.wait(timeout=_TIMEOUT_SECONDS)
         files = (self._output_dir / "completions").glob("step-*.parquet")
         taken = [step_of(file) for file in files if file.stat().st_mtime > self._started]
         steps = [record["step"] for record in read_metrics(self._output_dir)]
         return Attempt(
-            self._process.returncode,
+            status,
             self._log.read_text(),
             self._found_step,
             min(taken, default=None),
@@ -83,14 +73,13 @@ class Command:
 
     def tell(self, number: signal.Signals) -> Command:
         """Send the command's own process a signal."""
-        self._process.send_signal(number)
+        os.kill(self._process.pid, number)
         return self
 
     def kill_rank(self, rank: int) -> Command:
         """SIGKILL one of its ranks."""
-        children = psutil.Process(self._process.pid).children()
-        ranks = [child for child in children if any("spawn_main" in word for word in child.cmdline())]
-        assert len(ranks) == 2, [child.cmdline() for child in children]
+        ranks = psutil.Process(self._process.pid).children()
+        assert len(ranks) == 2, [child.cmdline() for child in ranks]
         sorted(ranks, key=lambda child: child.pid)[rank].kill()
         return self
 
@@ -102,7 +91,7 @@ class Command:
     def kill_while_it_saves(self) -> Command:
         """SIGKILL everything at a moment when a checkpoint is half written: frozen first, to be sure of it."""
         while True:
-            self._wait_until(self._is_saving)
+            self._wait_until(self._is_saving, _POLL_SAVE_SECONDS)
             os.killpg(self._process.pid, signal.SIGSTOP)
             if self._is_saving():
                 return self.kill()
@@ -120,12 +109,12 @@ class Command:
         file = self._output_dir / METRICS_FILE
         return file.is_file() and file.stat().st_mtime > self._started
 
-    def _wait_until(self, condition: Callable[[], bool]) -> None:
+    def _wait_until(self, condition: Callable[[], bool], poll_seconds: float = _POLL_SECONDS) -> None:
         deadline = time.monotonic() + _TIMEOUT_SECONDS
         while not condition():
             assert self._process.poll() is None, f"it ended by itself:\n{self._log.read_text()}"
             assert time.monotonic() < deadline, f"waited in vain:\n{self._log.read_text()}"
-            time.sleep(_POLL_SECONDS)
+            time.sleep(poll_seconds)
 
 
 def half_written(output_dir: Path) -> list[Path]:

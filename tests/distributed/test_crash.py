@@ -22,7 +22,7 @@ _NOT_RESULTS = ("run.json", "logs/", "tensorboard/")
 
 
 def _settings(inputs: TinyInputs, num_steps: int) -> list[str]:
-    reference = ["grpo.beta=0.1", "grpo.reference_sync_steps=4"]
+    reference = ["grpo.reference.beta=0.1", "grpo.reference.sync_steps=4"]
     return [
         *SMALL_RL,
         *inputs.for_train,

@@ -20,7 +20,9 @@ from megatron_rlt.config.loading import load_config
 from megatron_rlt.data.loader import scan_problems
 from megatron_rlt.metrics.writer import read_metrics
 from megatron_rlt.rewards.leaks import leak_metrics
-from megatron_rlt.store.completions import CompletionRow, read_completions
+from megatron_rlt.rewards.terms import LABELS
+from megatron_rlt.store.explanation_row import StoredExplanation, explanation_schema
+from megatron_rlt.store.explanations import read_explanations
 from megatron_rlt.store.worst_completions import read_worst_completions
 from megatron_rlt.types import FormatFlag, LeakMetrics
 from tests.distributed.commands import Command
@@ -60,7 +62,7 @@ METRICS = {
 @pytest.fixture(scope="module")
 def run(inputs: TinyInputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("end-to-end") / "run"
-    settings = ["num_steps=2", "grpo.beta=0.1", "metrics.tensorboard=true", *REWARD_SETTINGS]
+    settings = ["num_steps=2", "grpo.reference.beta=0.1", "metrics.tensorboard=true", *REWARD_SETTINGS]
     attempt = Command("train", RL_CONFIG, [*SMALL_RL, *inputs.for_train, *settings, *LEAK_SETTINGS], folder).finish()
     assert attempt.status == 0, attempt.errors
     return folder
@@ -85,22 +87,22 @@ def test_tensorboard_has_the_same_curves(run: Path) -> None:
     assert set(events.Tags()["scalars"]) >= METRICS
 
 
-def _rows(run: Path, step: int) -> list[CompletionRow]:
-    return read_completions(run / "completions" / f"step-{step:06d}.parquet")
+def _rows(run: Path, step: int) -> list[StoredExplanation]:
+    return list(read_explanations(run / "completions" / f"step-{step:06d}.parquet", with_tokens=True))
 
 
 def test_the_completion_store_has_a_row_a_completion_with_every_part(run: Path) -> None:
     for step in (1, 2):
         file = run / "completions" / f"step-{step:06d}.parquet"
-        assert pq.read_schema(file).names == [field.name for field in fields(CompletionRow)]
+        assert pq.read_schema(file).names == explanation_schema(tuple(LABELS), None).names
         rows = _rows(run, step)
-        assert [(row.question_index, row.completion_index) for row in rows] == [
+        assert [(row.question_index, row.explanation_index) for row in rows] == [
             (q, c) for q in (0, 1) for c in range(4)
         ]
         for row in rows:
             assert len(row.completion_ids) == len(row.rollout_logprobs) == len(row.old_logprobs) <= 10
             assert row.kl_per_token is not None
-            assert len(row.kl_per_token) == len(row.student_explanation_logprobs) == row.num_explanation_tokens
+            assert len(row.kl_per_token) == len(row.student_explanation_logprobs) == row.explanation_tokens
             assert len(row.student_solution_logprobs) > 0
             torch.testing.assert_close(row.rollout_logprobs, row.old_logprobs, atol=1e-4, rtol=0)
 
@@ -110,24 +112,24 @@ def test_the_leaks_are_those_of_the_stored_texts(run: Path, inputs: TinyInputs) 
     solutions = {problem.problem_id: problem.solution for problem in scan_problems(inputs.shards, part=0, num_parts=1)}
     rows = [*_rows(run, 1), *_rows(run, 2)]
     for row in rows:
-        expected = leak_metrics(row.text, solutions[row.problem_id], answer=None, ngram=1, closing_share=0.2)
-        assert {name: vars(row)[name] for name in LEAKS} == vars(expected)
-    assert len({row.repetition for row in rows}) > 1
+        expected = leak_metrics(row.explanation, solutions[row.id], answer=None, ngram=1, closing_share=0.2)
+        assert row.leaks == expected
+    assert len({row.leaks.repetition for row in rows}) > 1
 
 
 def test_rewards_and_advantages_follow_from_the_stored_parts(run: Path) -> None:
     """r = r_SS - lambda r_KL + penalty; A = (r - mean) / (std + 1e-4) within a group; no explanation, no reward."""
     for row in [*_rows(run, 1), *_rows(run, 2)]:
-        if row.num_explanation_tokens == 0:
-            assert math.isnan(row.reward)
+        if row.explanation_tokens == 0:
+            assert row.reward is None
             assert row.advantage == 0
             continue
         assert row.kl_per_token is not None
         solution, kl = row.student_solution_logprobs.double(), row.kl_per_token.double()
         r_ss, r_kl = solution.mean() + 0.01 * solution.min(), kl.mean() + 0.01 * kl.max()
         penalty = -5.0 if FormatFlag.MISSING_END_TAG in row.flags else 0.0
-        penalty += -0.5 * row.repetition
-        assert row.penalty == pytest.approx(penalty, abs=1e-12)
+        penalty += -0.5 * row.leaks.repetition
+        assert row.terms["penalty"] == pytest.approx(penalty, abs=1e-12)
         assert row.reward == pytest.approx(float(r_ss - LAMBDA_KL * r_kl) + penalty, abs=1e-5)
     for step, question in ((1, 0), (1, 1), (2, 0), (2, 1)):
         group = [row for row in _kept(_rows(run, step)) if row.question_index == question]
@@ -144,18 +146,18 @@ def test_the_metrics_are_what_the_completions_say(run: Path) -> None:
         gaps = torch.cat([row.rollout_logprobs - row.old_logprobs for row in rows]).abs()
         expected = {
             "reward": mean(row.reward for row in kept),
-            "r_ss": mean(row.r_ss for row in kept),
-            "r_kl_max": mean(row.r_kl_max for row in kept),
+            "r_ss": mean(row.terms["r_ss"] for row in kept),
+            "r_kl_max": mean(row.terms["r_kl_max"] for row in kept),
             "dropped_completions": 8 - len(kept),
             "advantage_std": stdev(row.advantage for row in rows),
             "flag_share/truncated": mean(FormatFlag.TRUNCATED in row.flags for row in rows),
             "well_formed_share": mean(not row.flags for row in rows),
             "completion_tokens": mean(len(row.completion_ids) for row in rows),
-            "explanation_tokens": mean(row.num_explanation_tokens for row in rows),
-            "prompt_tokens": mean(len(row.teacher_prompt_ids) for row in rows),
+            "explanation_tokens": mean(row.explanation_tokens for row in rows),
+            "prompt_tokens": mean(len(row.prompt_ids) for row in rows),
             "rollout_gap_mean": float(gaps.mean()),
             "rollout_gap_max": float(gaps.max()),
-            **{name: mean(vars(row)[name] for row in rows) for name in LEAKS},
+            **{name: mean(vars(row.leaks)[name] for row in rows) for name in LEAKS},
         }
         assert {name: step[name] for name in expected} == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
@@ -168,15 +170,15 @@ def test_the_worst_completion_of_each_step_is_the_stored_one_with_the_largest_ga
         gaps = [(row.rollout_logprobs - row.old_logprobs).abs() for row in rows]
         index = max(range(len(rows)), key=lambda at: float(gaps[at].max()))
         row, token = rows[index], int(gaps[index].argmax())
-        assert (line["question_index"], line["completion_index"]) == (row.question_index, row.completion_index)
-        assert (line["problem_id"], line["seed"]) == (row.problem_id, row.seed)
+        assert (line["question_index"], line["completion_index"]) == (row.question_index, row.explanation_index)
+        assert (line["problem_id"], line["seed"]) == (row.id, row.seed)
         assert (line["token_index"], line["token_id"]) == (token, int(row.completion_ids[token]))
         assert line["gap"] == float(gaps[index].max())
-        assert line["text"].startswith(row.text)
+        assert line["text"].startswith(row.explanation)
 
 
-def _kept(rows: list[CompletionRow]) -> list[CompletionRow]:
-    return [row for row in rows if row.num_explanation_tokens > 0]
+def _kept(rows: list[StoredExplanation]) -> list[StoredExplanation]:
+    return [row for row in rows if row.explanation_tokens > 0]
 
 
 def test_the_exported_teacher_loads_in_transformers_with_changed_weights(run: Path, inputs: TinyInputs) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from megatron_rlt.metrics.writer import read_metrics
-from megatron_rlt.store.completions import read_completions
+from megatron_rlt.store.explanations import read_explanations
 from tests.distributed.conftest import WarmTeacher
 from tests.distributed.tiny_runs import train_here
 from tests.ranks import run_ranks
@@ -41,7 +41,7 @@ def _careful_shares(run: Path, train_rows: Path) -> list[float]:
     questions = {row["id"]: row["question"] for row in rows}
     shares = []
     for file in sorted((run / "completions").glob("step-*.parquet")):
-        styles = [classify(questions[row.problem_id], row.text) for row in read_completions(file)]
+        styles = [classify(questions[row.id], row.explanation) for row in read_explanations(file, with_tokens=False)]
         shares.append(styles.count(Style.CAREFUL) / len(styles))
     assert len(shares) == NUM_STEPS
     return shares

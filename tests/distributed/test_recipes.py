@@ -19,7 +19,10 @@ from tests.distributed.commands import Command
 from tests.distributed.tiny_runs import RL_CONFIG, ROOT, TinyInputs
 
 FOLDER = ROOT / "configs"
-LAYOUTS = {"tp2-sp": "{tp: 2, sp: true}", "pp2": "{pp: 2}"}
+LAYOUTS = (
+    pytest.param("{tp: 2, sp: true}", id="tp2-sp"),
+    pytest.param("{pp: 2}", id="pp2", marks=pytest.mark.full),
+)
 NUM_ROWS = 4
 _TAGS = json.dumps(yaml.safe_load(RL_CONFIG.read_text())["prompts"])  # of the tiny model's vocabulary
 _TINY = ["world_size=2", "metrics.tensorboard=false", f"prompts={_TAGS}"]
@@ -75,7 +78,7 @@ def _recipes(inputs: TinyInputs, rows: Path, folder: Path) -> list[Recipe]:
         Recipe("collect_qwen2.5-7b_1x8_dp8.yaml", "collect", both, collecting),
         Recipe("sft_distill_qwen2.5-7b_1x8_tp2sp.yaml", "sft", ("model",), distilling),
         Recipe("sft_distill_qwen2.5-32b_4x8_tp8sp_pp2.yaml", "sft", ("model",), distilling),
-        Recipe("solver_qwen2.5-7b_1x8_tp2sp.yaml", "train", ("student",), solving),
+        Recipe("rlvr_qwen2.5-7b_1x8_tp2sp.yaml", "rlvr", ("student",), solving),
         Recipe("evaluate_qwen2.5-7b_1x8_dp8.yaml", "evaluate", ("model",), evaluating),
     ]
 
@@ -90,7 +93,7 @@ def rows(inputs: TinyInputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_recipe_runs_on_what_the_one_before_left(
     inputs: TinyInputs, rows: Path, tmp_path: Path, layout: str
 ) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from megatron_rlt.store.completions import read_completions
+from megatron_rlt.store.explanations import read_explanations
 from tests.distributed.tiny_runs import (
     ENDED_EARLY,
     SMALL_RL,
@@ -27,7 +27,7 @@ from tests.ranks import run_ranks
 
 TP2, PP2, DP2 = "{tp: 2, sp: true}", "{pp: 2}", "{tp: 1}"
 # A reference that counts and moves: at steps 2, 4 and 6, so also between the stop after step 3 and the end.
-_REFERENCE = ["grpo.beta=0.1", "grpo.reference_sync_steps=2"]
+_REFERENCE = ["grpo.reference.beta=0.1", "grpo.reference.sync_steps=2"]
 _TWO_UPDATES = ["grpo.updates_per_batch=2", "grpo.clip_low=0.2", "grpo.clip_high=0.2"]
 
 
@@ -90,7 +90,7 @@ def _require_the_same_next_steps(resumed: Path, whole: Path) -> None:
             assert after[name] == pytest.approx(before[name], abs=1e-5), name
         assert after["grad_norm"] == pytest.approx(before["grad_norm"], rel=1e-4)
         file = Path("completions") / f"step-{before['step']:06d}.parquet"
-        rows = zip(read_completions(whole / file), read_completions(resumed / file), strict=True)
+        rows = zip(*(read_explanations(run / file, with_tokens=True) for run in (whole, resumed)), strict=True)
         assert all(old.completion_ids.tolist() == new.completion_ids.tolist() for old, new in rows)
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from megatron_rlt.config.commands.score import ScoreConfig
-from megatron_rlt.config.sections import LayoutConfig
+from megatron_rlt.config.models import LayoutConfig
 from megatron_rlt.prompts.pairs import pair_builder
 from megatron_rlt.types import Problem, ScoringPair
 from tests.jobs.tiny_scores import QUESTION, TRACES, PhaseLog, ScoreInputs, score_inputs, score_on_ranks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,10 @@ from transformers import AutoTokenizer
 
 from megatron_rlt.config.commands.collect import CollectConfig
 from megatron_rlt.config.commands.score import ScoreConfig
-from megatron_rlt.config.sections import RewardConfig
 from megatron_rlt.jobs.reweigh import reweighed_rows
 from megatron_rlt.metrics.writer import read_metrics
 from megatron_rlt.prompts.tags import STRATOS
-from megatron_rlt.store.completions import read_completions
-from megatron_rlt.store.stored_rewards import open_stored_rewards
+from megatron_rlt.store.explanations import read_explanations, reward_settings
 from megatron_rlt.types import FormatFlag
 from tests.distributed.commands import Command
 from tests.distributed.tiny_runs import RL_CONFIG, SMALL_RL
@@ -84,32 +81,28 @@ def test_score_equals_the_oracle_on_texts_in_every_layout(inputs: ScoreInputs, t
 
 
 def _assert_reweigh_changes_r_ss_and_refuses_r_kl(scores: Path) -> None:
-    source = open_stored_rewards(scores)
-    rows = reweighed_rows(source, RewardConfig.model_validate({**REWARD, "alpha": 0.5}))
+    settings = reward_settings(scores)
+    assert settings is not None
+    rows = reweighed_rows((scores,), settings, settings.model_copy(update={"alpha": 0.5}))
     for row, stored in zip(rows, pq.read_table(scores).to_pylist(), strict=True):
         if stored["reward"] is None:
-            assert row.parts is None or not row.parts.valid
+            assert row["reward"] is None
             continue
         expected = stored["reward"] + (0.5 - ALPHA) * stored["r_ss_min"]
-        assert row.parts is not None
-        assert row.parts.reward == pytest.approx(expected, abs=1e-6)
+        assert row["reward"] == pytest.approx(expected, abs=1e-6)
     with pytest.raises(ValueError, match=r"another tokenizer, so it has no KL; keep reward\.lambda_kl=0"):
-        reweighed_rows(source, RewardConfig.model_validate({**REWARD, "lambda_kl": 3.0}))
-
-
-def _refusals(configs: list[ScoreConfig]) -> list[str]:
-    said = []
-    for config in configs:
-        with pytest.raises(ValueError, match="tokenizer") as refusal:
-            score_on_ranks(config, PhaseLog())
-        said.append(str(refusal.value))
-    return said
+        reweighed_rows((scores,), settings, settings.model_copy(update={"lambda_kl": 3.0}))
 
 
 def test_a_reward_that_compares_tokens_is_refused_before_a_model_loads(inputs: ScoreInputs, tmp_path: Path) -> None:
     rewards = ({}, {"lambda_kl": 0.0, "kl_estimator": "full"})
     configs = [inputs.config(tmp_path / str(number), reward=reward) for number, reward in enumerate(rewards)]
-    ((refused, full),) = run_ranks(_refusals, 1, configs)
+    said = []
+    for config in configs:
+        with pytest.raises(ValueError, match="tokenizer") as refusal:
+            config.check()
+        said.append(str(refusal.value))
+    refused, full = said
     assert "r_KL compares token by token and needs one tokenizer; set reward.lambda_kl=0" in refused
     assert full.startswith("reward.kl_estimator=full: compares two distributions over one vocabulary")
     assert "\n" not in refused + full
@@ -120,10 +113,10 @@ def _collect(configs: list[CollectConfig]) -> list[int]:
     return [collect_on_ranks(config)[0] for config in configs]
 
 
-def test_collected_explanations_and_placebos_go_through_text(inputs: ScoreInputs, tmp_path: Path) -> None:
+def test_collected_explanations_and_controls_go_through_text(inputs: ScoreInputs, tmp_path: Path) -> None:
     rows = [{"id": str(number), "question": f"{QUESTION} {number}", "solution": "the wind"} for number in range(3)]
     collected = CollectInputs(inputs.teacher, inputs.student, write_rows(tmp_path / "rows.jsonl", rows))
-    configs = [collected.config(tmp_path, reward=REWARD, placebo=placebo) for placebo in ("none", "shuffled")]
+    configs = [collected.config(tmp_path, reward=REWARD, control=control) for control in ("none", "shuffled")]
     assert run_ranks(_collect, 1, configs) == [[0, 0]]
 
     oracle = TextOracle(
@@ -133,16 +126,16 @@ def test_collected_explanations_and_placebos_go_through_text(inputs: ScoreInputs
         closing="",
     )
     teacher: Any = AutoTokenizer.from_pretrained(inputs.teacher)
-    for config, folder in zip(configs, ("scored", "placebo_shuffled"), strict=True):
+    for config, folder in zip(configs, ("scored", "control_shuffled"), strict=True):
         found = rows_of(config, folder)
         assert len(found) == 3 * NUM_EXPLANATIONS > QUESTIONS_PER_PART
         for row in found:
-            read = row["explanation"] if row["placebo_ids"] is None else teacher.decode(row["placebo_ids"])
+            read = row["explanation"] if row["control_ids"] is None else teacher.decode(row["control_ids"])
             assert len(row["student_explanation_logprobs"]) == len(oracle.encode(read))
             expected = oracle.solution_logprobs(row["question"], read, "the wind", temperature=config.temperature)
             assert row["student_solution_logprobs"] == pytest.approx(expected.tolist(), abs=1e-5)
             assert [row[name] for name in KL_PARTS] == [None] * 4
-    assert any(row["placebo_ids"] for row in rows_of(configs[1], "placebo_shuffled"))
+    assert any(row["control_ids"] for row in rows_of(configs[1], "control_shuffled"))
 
 
 def test_train_runs_end_to_end_without_r_kl(inputs: ScoreInputs, tmp_path: Path) -> None:
@@ -170,12 +163,13 @@ def test_train_runs_end_to_end_without_r_kl(inputs: ScoreInputs, tmp_path: Path)
         assert step["advantage_share/r_kl"] == 0.0
         assert step["advantage_share/r_ss"] + step["advantage_share/penalty"] == pytest.approx(1.0)
         assert step["grad_norm"] > 0
-        completions = read_completions(run / "completions" / f"step-{number:06d}.parquet")
-        kept = [row for row in completions if row.num_explanation_tokens > 0]
+        file = run / "completions" / f"step-{number:06d}.parquet"
+        completions = list(read_explanations(file, with_tokens=True))
+        kept = [row for row in completions if row.explanation_tokens > 0]
         assert step["dropped_completions"] == len(completions) - len(kept) < len(completions)
         for row in kept:
             assert row.kl_per_token is None
-            assert math.isnan(row.r_kl)
+            assert row.terms["r_kl"] is None
             penalty = -5.0 if FormatFlag.MISSING_END_TAG in row.flags else 0.0
-            expected = oracle.solution_logprobs(QUESTION, row.text, "the wind", temperature=row.temperature)
+            expected = oracle.solution_logprobs(QUESTION, row.explanation, "the wind", temperature=row.temperature)
             assert row.reward == pytest.approx(float(expected.mean() + 0.01 * expected.min()) + penalty, abs=1e-5)

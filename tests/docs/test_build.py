@@ -53,6 +53,11 @@ def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
     assert not any(re.search(r"url\(['\"]?(?:https?:)?//", style) for style in styles)
 
 
+def test_the_picture_of_the_data_flow_is_shipped_with_its_page(site: Path) -> None:
+    assert 'src="data-flow.svg"' in (site / "index.html").read_text(encoding="utf-8")
+    assert (site / "data-flow.svg").read_bytes() == (ROOT / "docs" / "data-flow.svg").read_bytes()
+
+
 def test_a_remote_font_would_be_found() -> None:
     page = '<link rel="stylesheet" href="https://fonts.example/x.css"><script src="//cdn.example/x.js"></script><a href="https://x">'
     assert remote_sources(page) == {"https://fonts.example/x.css", "//cdn.example/x.js"}

@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from megatron_rlt.config.architecture import Architecture
-from megatron_rlt.config.commands.train import TrainConfig, plan_train
+from megatron_rlt.config.commands.train import TrainConfig
 from megatron_rlt.config.display import show_plan
 from megatron_rlt.config.loading import load_config
-from megatron_rlt.config.rules import layout_faults
+from megatron_rlt.config.models import layout_faults
 from tests.config.model_folders import model_folder
 from tests.docs.pages import ROOT, blocks
 
@@ -39,7 +39,7 @@ def shape(tmp_path: Path) -> Architecture:
 def test_the_shown_plan_is_the_one_that_a_dry_run_prints(shape: Architecture) -> None:
     config = load_config(TrainConfig, CONFIG, [])
     output = io.StringIO()
-    show_plan(plan_train(config, {"teacher": shape, "student": shape}), Console(file=output, width=120))
+    show_plan(config.plan({"teacher": shape, "student": shape}), Console(file=output, width=120))
     printed = "\n".join(line.rstrip() for line in output.getvalue().splitlines())
     shown = [block.text.rstrip() for block in blocks(PAGE, "text")]
     assert printed.strip() in shown

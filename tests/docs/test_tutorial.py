@@ -1,4 +1,7 @@
-"""The tutorial's commands run as they are written, in one shell; then all other snippets in the folder they left."""
+"""The tutorial's commands run as they are written, in one shell; then all other snippets in the folder they left.
+
+`megatron-rlt` is found on PATH as a reader's is, but runs preloaded: that an installed one starts is tested elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -38,18 +41,18 @@ def _all(language: str) -> list[Block]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, preloaded: Path) -> Path:
     """Where the tutorial's commands left their files."""
     clone = tmp_path_factory.mktemp("clone")
-    run_bash("\n".join(block.text for block in blocks(TUTORIAL, "bash") if block.runs), clone)
+    run_bash("\n".join(block.text for block in blocks(TUTORIAL, "bash") if block.runs), clone, preloaded)
     return clone / "runs" / "tutorial"
 
 
-def run_bash(script: str, folder: Path) -> None:
+def run_bash(script: str, folder: Path, preloaded: Path) -> None:
     """Run a script as a reader would in an installed clone; a command that fails fails the test."""
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     environment |= {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": f"{preloaded.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
     }
@@ -82,8 +85,8 @@ def test_a_python_snippet_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, bl
 
 
 @pytest.mark.parametrize("block", [block for block in _all("bash") if block.page != TUTORIAL], ids=str)
-def test_the_commands_of_another_page_pass_a_dry_run(folder: Path, block: Block) -> None:
+def test_the_commands_of_another_page_pass_a_dry_run(folder: Path, preloaded: Path, block: Block) -> None:
     """Each in its own shell, in which every command of ours is given `--dry-run`; `reweigh`, which has none, is run."""
     run = '{ if [ "$1" = reweigh ]; then command NAME "$@"; else command NAME "$@" --dry-run; fi; }'
     dry = "".join(f"{name}() {run.replace('NAME', name)}\n" for name in ("megatron-rlt", "torchrun"))
-    run_bash(f"{dry}{block.text}", folder)
+    run_bash(f"{dry}{block.text}", folder, preloaded)

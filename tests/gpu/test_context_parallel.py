@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from megatron_rlt.config.sections import LayoutConfig, ModelConfig
+from megatron_rlt.config.models import LayoutConfig, ModelConfig, ScoringConfig
 from megatron_rlt.jobs.run.load_models import load_frozen_model
 from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.scoring.engine import LogprobEngine
@@ -38,7 +38,7 @@ def score(folder: Path) -> dict[str, tuple[Tensor, ...]]:
     for dtype in TOLERANCES:
         model = load_frozen_model(ModelConfig(model=folder, dtype=dtype), layout)  # type: ignore[arg-type]
         engine = LogprobEngine(
-            model, layout, temperature=TEMPERATURE, max_tokens_per_pack=64, row_block=16, vocab_block=64
+            model, temperature=TEMPERATURE, scoring=ScoringConfig(max_tokens_per_pack=64, row_block=16, vocab_block=64)
         )
         found[dtype] = engine.logprobs(make_sequences()).values
     return found

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_rlt.config.sections import LayoutConfig, ModelConfig
+from megatron_rlt.config.models import LayoutConfig, ModelConfig, ScoringConfig
 from megatron_rlt.jobs.run.load_models import load_frozen_model
 from megatron_rlt.models.spec import uses_transformer_engine
 from megatron_rlt.parallel.environment import Place, torch_environment
@@ -41,7 +41,9 @@ def layout() -> Iterator[Layout]:
 def test_packed_logprobs_equal_transformers(tmp_path: Path, layout: Layout, family: str, dtype: str) -> None:
     folder = tiny_hf_model(tmp_path / "model", family, tied=False, hidden_size=128, head_dim=32)
     model = load_frozen_model(ModelConfig(model=folder, dtype=dtype), layout)  # type: ignore[arg-type]
-    engine = LogprobEngine(model, layout, temperature=TEMPERATURE, max_tokens_per_pack=64, row_block=16, vocab_block=64)
+    engine = LogprobEngine(
+        model, temperature=TEMPERATURE, scoring=ScoringConfig(max_tokens_per_pack=64, row_block=16, vocab_block=64)
+    )
     generator = torch.Generator().manual_seed(0)
     sequences = [
         SpannedSequence(torch.randint(0, 131, (length,), generator=generator), (Span(1, length),))
@@ -59,7 +61,6 @@ def test_sampled_logprobs_equal_a_packed_pass(tmp_path: Path, layout: Layout) ->
     model = load_frozen_model(ModelConfig(model=folder), layout)
     engine = MegatronEngine(
         model,
-        layout,
         temperature=TEMPERATURE,
         top_p=1.0,
         greedy=False,
@@ -75,6 +76,8 @@ def test_sampled_logprobs_equal_a_packed_pass(tmp_path: Path, layout: Layout) ->
         SpannedSequence(torch.cat([p, c.token_ids]), (Span(len(p), len(p) + 12),))
         for p, c in zip(prompts, completions, strict=True)
     ]
-    scorer = LogprobEngine(model, layout, temperature=TEMPERATURE, max_tokens_per_pack=64, row_block=16, vocab_block=64)
+    scorer = LogprobEngine(
+        model, temperature=TEMPERATURE, scoring=ScoringConfig(max_tokens_per_pack=64, row_block=16, vocab_block=64)
+    )
     for completion, values in zip(completions, scorer.logprobs(sequences).values, strict=True):
         torch.testing.assert_close(completion.rollout_logprobs, values, atol=BF16_TOLERANCE, rtol=0)

@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from megatron_rlt.config.models import LayoutConfig
 from megatron_rlt.config.rollout import VllmConfig, VllmServerConfig
-from megatron_rlt.config.sections import LayoutConfig
 from megatron_rlt.parallel.layout import build_layout
-from megatron_rlt.rollout.vllm.servers import ServedEngine
+from megatron_rlt.rollout.vllm.server_engine import ServerEngine
+from megatron_rlt.rollout.vllm.servers import VllmServers
 from megatron_rlt.rollout.vllm.settings import EngineShape, Sampling
-from megatron_rlt.rollout.vllm.synced_engines import ServedVllm
+from megatron_rlt.rollout.vllm.transfer.direct import weight_transport
 from megatron_rlt.rollout.weight_sync.sync import WeightSync
-from megatron_rlt.types import Span, SpannedSequence
+from megatron_rlt.types import Span, SpannedSequence, tell_nobody
 from tests.models.loading import loaded_model
 from tests.ranks import run_ranks
 from tests.vllm.policies import (
     MAX_COMPLETION_TOKENS,
-    VERSIONS,
     VOCAB_SIZE,
     Case,
     StopAtIds,
@@ -34,23 +34,23 @@ from tests.vllm.policies import (
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.gpu
+VERSIONS = (3, 4, 5)
 MAX_GAP = 1e-2  # of fp32 log-probs: matrix products may round to TF32
 
 
 def sync_versions(folder: Path, run: Path, server: VllmServerConfig) -> list[dict[str, Any]]:
-    layout = build_layout(LayoutConfig())
-    model, architecture = loaded_model(folder, layout, torch.float32)
+    model = loaded_model(folder, build_layout(LayoutConfig()), torch.float32)
     model.to("cuda")
     settings = VllmConfig(kv_cache_bytes=2**25, enforce_eager=True, server=server)
     shape = EngineShape(folder, "float32", 1, 128, 16, 64, settings, on_gpu=True)
     sampling = Sampling(0.7, 1.0, VOCAB_SIZE, VOCAB_SIZE, MAX_COMPLETION_TOKENS, StopAtIds())
-    served = ServedEngine(shape, architecture, sampling, server=server, folder=run)
+    servers = VllmServers(shape, sampling, weight_transport(shape, run, tell_nobody), log_folder=run)
 
     def trainer(ids: Tensor) -> Tensor:
-        return ask(model, layout, [SpannedSequence(ids, (Span(1, len(ids)),))], 1.0)[0]
+        return ask(model, [SpannedSequence(ids, (Span(1, len(ids)),))], 1.0)[0]
 
-    sync = WeightSync(model, layout, served, trainer_logprobs=trainer, num_token_ids=VOCAB_SIZE, max_probe_gap=MAX_GAP)
-    engine, found = ServedVllm(served, sync, max_restarts=0), []
+    sync = WeightSync(model, servers, trainer_logprobs=trainer, num_token_ids=VOCAB_SIZE, max_probe_gap=MAX_GAP)
+    engine, found = ServerEngine(servers, sync, model.architecture, max_restarts=0), []
     for version in VERSIONS:
         engine.generate(make_requests(), policy_version=version)
         found.append(engine.take_metrics())

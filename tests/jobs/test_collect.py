@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
 from megatron_rlt.config.commands.collect import CollectConfig
 from megatron_rlt.config.commands.prepare import PrepareConfig
 from megatron_rlt.data.prepare import prepare_shards
-from megatron_rlt.jobs.collect.run import run_collect
-from megatron_rlt.launch.watchdog import Heartbeat
 from megatron_rlt.metrics.writer import read_metrics
 from megatron_rlt.prompts.pairs import PairBuilder, pair_builder
-from megatron_rlt.rewards.placebo import other_questions
+from megatron_rlt.rewards.control import other_questions
 from megatron_rlt.types import Completion, FinishReason, Problem, ScoringPair
 from tests.jobs.tiny_collect import (
     NUM_EXPLANATIONS,
     NUM_PARTS,
     NUM_QUESTIONS,
-    QUESTIONS_PER_PART,
     CollectInputs,
     collect_inputs,
     collect_on_ranks,
@@ -75,7 +69,7 @@ def test_every_explanation_is_there_once_in_order_with_its_origin(
     assert [(row["row"] - 1, row["explanation_index"]) for row in rows] == places
     assert [row["id"] for row in rows] == [f"q{question}" for question, _ in places]
     assert len({row["seed"] for row in rows}) == len(rows)
-    origins = {(row["teacher"], row["student"], row["placebo"], row["run_seed"], row["temperature"]) for row in rows}
+    origins = {(row["teacher"], row["student"], row["control"], row["run_seed"], row["temperature"]) for row in rows}
     assert origins == {(str(inputs.teacher), str(inputs.student), "none", 5, 0.7)}
     ((teacher, student),) = {(row["teacher_fingerprint"], row["student_fingerprint"]) for row in rows}
     assert teacher != student
@@ -156,7 +150,7 @@ def test_another_selection_samples_and_scores_nothing_anew(collected: CollectCon
     first = _copy(collected, tmp_path)
     rows = rows_of(first)
     limit = sorted(row["student_tokens"] for row in rows)[len(rows) // 3]
-    selections = [{"rule": "best_of_n"}, {"rule": "fits", "max_student_tokens": limit}, {"rule": "all"}]
+    selections = [{"rule": "best_of_n"}, {"rule": "best_of_n", "max_student_tokens": limit}, {"rule": "all"}]
     configs = [first, *(first.model_copy(update={"selection": _selection(s)}) for s in selections)]
     before = (first.output_dir / "scored" / "explanations.parquet").stat()
 
@@ -168,7 +162,7 @@ def test_another_selection_samples_and_scores_nothing_anew(collected: CollectCon
     folder = first.output_dir / "scored"
     assert _training_rows(folder / "sft_first.jsonl") == _by_hand(rows, lambda row: 0.0)
     assert _training_rows(folder / "sft_best_of_n.jsonl") == _by_hand(rows, _reward)
-    fits = _training_rows(folder / f"sft_fits_{limit}.jsonl")
+    fits = _training_rows(folder / f"sft_best_of_n_{limit}.jsonl")
     assert fits == _by_hand(rows, lambda row: _reward(row) + (1e6 if row["student_tokens"] <= limit else 0.0))
     assert fits != _training_rows(folder / "sft_best_of_n.jsonl") != _training_rows(folder / "sft_first.jsonl")
     everything = _training_rows(folder / "sft_all.jsonl")
@@ -202,20 +196,20 @@ def _training_rows(file: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_placebos_are_scored_on_the_same_samples(collected: CollectConfig, tmp_path: Path) -> None:
+def test_controls_are_scored_on_the_same_samples(collected: CollectConfig, tmp_path: Path) -> None:
     names = ("shuffled", "no_explanation", "other_question")
     base = _copy(collected, tmp_path)
-    configs = [base.model_copy(update={"placebo": name}) for name in names]
+    configs = [base.model_copy(update={"control": name}) for name in names]
 
     (phases,) = run_ranks(_several, 1, configs)
 
     assert all("rollout" not in seen and seen.count("student") == NUM_PARTS for seen in phases)
     real = rows_of(base)
     own = [row["completion_ids"][: row["explanation_tokens"]] for row in real]
-    shuffled, nothing, others = (rows_of(base, f"placebo_{name}") for name in names)
-    assert [sorted(row["placebo_ids"]) for row in shuffled] == [sorted(ids) for ids in own]
-    assert [row["placebo_ids"] for row in shuffled] != own
-    assert {tuple(row["placebo_ids"]) for row in nothing} == {()}
+    shuffled, nothing, others = (rows_of(base, f"control_{name}") for name in names)
+    assert [sorted(row["control_ids"]) for row in shuffled] == [sorted(ids) for ids in own]
+    assert [row["control_ids"] for row in shuffled] != own
+    assert {tuple(row["control_ids"]) for row in nothing} == {()}
     assert {(row["reward"], row["dropped"]) for row in nothing} == {(None, "empty explanation")}
     # Without an explanation all scores of a question are one: that of its solution after the bare question. Pack-mates
     # change the order in which a processor adds, and so the last bits.
@@ -229,7 +223,7 @@ def test_placebos_are_scored_on_the_same_samples(collected: CollectConfig, tmp_p
     places = other_questions(questions, seed=base.seed)
     assert all(questions[place] != question for place, question in zip(places, questions, strict=True))
     theirs = [own[place * NUM_EXPLANATIONS + member] for place in places for member in range(NUM_EXPLANATIONS)]
-    assert [row["placebo_ids"] for row in others] == theirs
+    assert [row["control_ids"] for row in others] == theirs
     for row, expected in zip(others, real, strict=True):
         for name in ("id", "explanation", "flags", "completion_ids", "student_tokens", "penalty"):
             assert row[name] == expected[name] or (name == "penalty" and row[name] is None), name
@@ -239,7 +233,7 @@ def test_placebos_are_scored_on_the_same_samples(collected: CollectConfig, tmp_p
 def test_an_unscored_collection_can_be_scored_later(
     inputs: CollectInputs, collected: CollectConfig, tmp_path: Path
 ) -> None:
-    unscored = inputs.config(tmp_path, student=None, selection={"rule": "fits", "max_student_tokens": 40})
+    unscored = inputs.config(tmp_path, student=None, selection={"rule": "first", "max_student_tokens": 40})
     later = inputs.config(tmp_path)
 
     (phases,) = run_ranks(_several, 1, [unscored, later])
@@ -251,7 +245,7 @@ def test_an_unscored_collection_can_be_scored_later(
     rows = rows_of(unscored, "unscored")
     assert [row["completion_ids"] for row in rows] == [row["completion_ids"] for row in rows_of(collected)]
     assert {(row["reward"], row["dropped"], row["student"]) for row in rows} == {(None, None, None)}
-    assert len(_training_rows(unscored.output_dir / "unscored" / "sft_fits_40.jsonl")) == NUM_QUESTIONS
+    assert len(_training_rows(unscored.output_dir / "unscored" / "sft_first_40.jsonl")) == NUM_QUESTIONS
 
 
 def test_what_is_too_long_for_the_student_is_kept_without_a_reward(
@@ -262,7 +256,7 @@ def test_what_is_too_long_for_the_student_is_kept_without_a_reward(
     shutil.copytree(inputs.student, student)
     settings = json.loads((student / "config.json").read_text())
     (student / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": limit}))
-    selection = {"rule": "fits", "max_student_tokens": limit}
+    selection = {"rule": "best_of_n", "max_student_tokens": limit}
     config = inputs.config(tmp_path, student={"model": student, "dtype": "float32"}, selection=selection)
 
     assert [status for status, _ in run_ranks(collect_on_ranks, 1, config)] == [0]
@@ -274,37 +268,7 @@ def test_what_is_too_long_for_the_student_is_kept_without_a_reward(
             assert (found["reward"], found["dropped"]) == (None, f"longer than the student's {limit} positions")
         else:
             assert (found["reward"], found["dropped"]) == (pytest.approx(expected["reward"]), expected["dropped"])
-    rows = _training_rows(config.output_dir / "scored" / f"sft_fits_{limit}.jsonl")
+    rows = _training_rows(config.output_dir / "scored" / f"sft_best_of_n_{limit}.jsonl")
     assert rows == _by_hand(
         rows_of(config), lambda row: _reward(row) + (1e6 if row["student_tokens"] <= limit else 0.0)
     )
-
-
-def _told_to_end(config: CollectConfig, phase: str, count: int) -> tuple[int, list[str]]:
-    """A run whose last rank gets a SIGTERM when a phase begins for the n-th time."""
-    seen: list[str] = []
-
-    def on_phase(name: str) -> None:
-        seen.append(name)
-        if name == phase and seen.count(name) == count and dist.get_rank() == dist.get_world_size() - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    heartbeat = Heartbeat(rank=dist.get_rank(), folder=config.output_dir, timeout_seconds=600, on_phase=on_phase)
-    return run_collect(config, heartbeat), seen
-
-
-def _ended_twice(config: CollectConfig) -> list[tuple[int, list[str]]]:
-    return [_told_to_end(config, "rollout", 3), _told_to_end(config, "student", 2), collect_on_ranks(config)]
-
-
-def test_a_run_that_is_told_to_end_goes_on_where_it_was(
-    inputs: CollectInputs, collected: CollectConfig, tmp_path: Path
-) -> None:
-    config = inputs.config(tmp_path)
-    ((first, second, third),) = run_ranks(_ended_twice, 1, config)
-    assert [status for status, _ in (first, second, third)] == [75, 75, 0]
-    done = [tuple(phases.count(name) for name in ("rollout", "student")) for _, phases in (first, second, third)]
-    assert done == [(3, 0), (1, 2), (0, 2)]
-    assert rows_of(config) == rows_of(collected)
-    assert [record["step"] for record in read_metrics(config.output_dir / "scored")] == [1, 2, 3, 4]
-    assert QUESTIONS_PER_PART * NUM_PARTS >= NUM_QUESTIONS

@@ -8,9 +8,10 @@ import pytest
 
 from megatron_rlt.checkpoint.rank_state import RankState
 from megatron_rlt.checkpoint.training_state import SharedState, save_training_state
-from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.commands.collect import CollectConfig
-from megatron_rlt.config.sections import LayoutConfig, ModelConfig, OptimizerConfig, PromptConfig, ScoringConfig
+from megatron_rlt.config.models import LayoutConfig, ModelConfig, ScoringConfig
+from megatron_rlt.config.prompts import PromptConfig
+from megatron_rlt.config.training import OptimizerConfig
 from megatron_rlt.jobs.run.load_models import load_model
 from megatron_rlt.jobs.sft import sft_update
 from megatron_rlt.models.weights.export import save_hf_folder
@@ -29,10 +30,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> CollectInputs:
 
 def _train(source: Path, prompts: PromptConfig, folder: Path) -> None:
     """One step that moves every weight, saved as a checkpoint and as a Hugging Face folder, by two stages."""
-    layout = build_layout(LayoutConfig(pp=2))
     policy = Policy(
-        load_model(ModelConfig(model=source, dtype="float32"), layout),
-        layout,
+        load_model(ModelConfig(model=source, dtype="float32"), build_layout(LayoutConfig(pp=2))),
         optimizer=OptimizerConfig(lr=0.02),
         blocks=ScoringConfig(),
         temperature=1.0,
@@ -51,10 +50,9 @@ def _train(source: Path, prompts: PromptConfig, folder: Path) -> None:
         rank_state=RankState.capture(extra=b""),
         shared_state=SharedState(b"", {}),
         num_updates=1,
-        layout=layout,
         keep_last=1,
     )
-    save_hf_folder(policy.model, Architecture.from_folder(source), source, folder / "hf", layout, max_shard_bytes=10**9)
+    save_hf_folder(policy.model, source, folder / "hf", max_shard_bytes=10**9)
 
 
 def _collect(config: CollectConfig) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -23,9 +21,9 @@ from megatron_rlt.launch.watchdog import Heartbeat
 from megatron_rlt.metrics.writer import read_metrics
 from tests.jobs.tiny_collect import CollectInputs, collect_inputs, rows_of
 from tests.jobs.tiny_scores import write_rows
+from tests.preloaded import PreloadedCommand
 from tests.ranks import forkserver
 
-ROOT = Path(__file__).parents[2]
 NUM_KILLS = 5
 # A run of 7 parts begins 28 phases while it samples, 42 while it scores, and a few around them. Each start of these
 # kills begins 3 to 15, so that they spread over both, and no start ends before its kill.
@@ -101,7 +99,7 @@ def test_five_kills_at_random_moments_lose_at_most_a_part_each_and_duplicate_not
 
 def test_the_command_goes_on_after_a_kill(inputs: CollectInputs, tmp_path: Path) -> None:
     config = inputs.config(tmp_path, **BEST)
-    first = _command(config, tmp_path)
+    first, _ = _command(config, tmp_path)
     deadline = time.monotonic() + 120
     while not (config.output_dir / "samples" / "part-000001.parquet").exists():
         assert first.poll() is None
@@ -111,28 +109,19 @@ def test_the_command_goes_on_after_a_kill(inputs: CollectInputs, tmp_path: Path)
     first.wait(timeout=60)
     kept = (config.output_dir / "samples" / "part-000001.parquet").stat().st_mtime_ns
 
-    second = _command(config, tmp_path)
+    second, printed = _command(config, tmp_path)
 
-    output, _ = second.communicate(timeout=120)
-    assert second.returncode == 0, output
-    assert "parts sampled" in output
+    status, output = second.wait(timeout=120), printed.read_text()
+    assert status == 0, output
+    assert f" parts in {config.output_dir / 'samples'}" in output
     assert "Training rows: " in output
     assert (config.output_dir / "samples" / "part-000001.parquet").stat().st_mtime_ns == kept
     rows = rows_of(config)
     assert len({(row["id"], row["explanation_index"]) for row in rows}) == len(rows) == 21
 
 
-def _command(config: CollectConfig, folder: Path) -> subprocess.Popen[str]:
-    """As a user starts it, in a session of its own, so that a signal reaches all of it and nothing else."""
-    file = folder / "collect.yaml"
+def _command(config: CollectConfig, folder: Path) -> tuple[PreloadedCommand, Path]:
+    """As a user starts it, and the file that gets what it prints."""
+    file, printed = folder / "collect.yaml", folder / "printed.txt"
     file.write_text(to_yaml(config))
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "megatron_rlt", "collect", str(file)],
-        cwd=ROOT,
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    return PreloadedCommand(["collect", str(file)], output=printed, errors=printed), printed

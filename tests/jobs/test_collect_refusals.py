@@ -74,7 +74,7 @@ def test_a_folder_of_another_command_and_rows_that_cannot_be_used_are_refused(
     configs = [
         inputs.config(tmp_path / "taken"),
         *(inputs.config(tmp_path / name, data=files[name]) for name in ("empty", "bad", "unusable")),
-        inputs.config(tmp_path / "same", data=files["same"], placebo="other_question"),
+        inputs.config(tmp_path / "same", data=files["same"], control="other_question"),
         inputs.config(tmp_path / "some", data=files["some"]),
     ]
     (said,) = run_ranks(_refusals, 1, configs)
@@ -84,7 +84,7 @@ def test_a_folder_of_another_command_and_rows_that_cannot_be_used_are_refused(
     assert f"no usable row in {files['bad']}: all 2 rows were rejected (missing: 1, not_json: 1)" in said[2]
     assert "all 1 rows were rejected (unusable_prompt: 1)" in said[3]
     assert "special token '<|im_end|>'" in said[3]
-    assert "placebo=other_question: needs two different questions, and all 2 rows ask the same one" in said[4]
+    assert "control=other_question: needs two different questions, and all 2 rows ask the same one" in said[4]
     assert said[5] == ""
     assert not (tmp_path / "same" / "run" / "samples").exists()
     (rejected,) = (tmp_path / "some" / "run" / "rejected.jsonl").read_text().splitlines()

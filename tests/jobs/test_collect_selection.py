@@ -53,18 +53,26 @@ def test_an_explanation_without_a_reward_comes_after_all_that_have_one() -> None
         (59, 1, {Note.TOO_LONG}),  # none fits: the best by reward, however long
     ],
 )
-def test_fits_takes_the_best_that_fits_and_falls_back_to_the_best(limit: int, index: int, notes: set[Note]) -> None:
-    assert chosen(CANDIDATES, rule="fits", max_student_tokens=limit) == ((index,), notes)
+def test_best_of_n_takes_the_best_that_fits_or_else_the_best(limit: int, index: int, notes: set[Note]) -> None:
+    assert chosen(CANDIDATES, rule="best_of_n", max_student_tokens=limit) == ((index,), notes)
 
 
-def test_fits_without_rewards_takes_the_first_that_fits() -> None:
+def test_best_of_n_without_rewards_takes_the_first_that_fits() -> None:
     candidates = (Candidate(None, 9, True), Candidate(None, 5, True), Candidate(None, 4, True))
-    assert chosen(candidates, rule="fits", max_student_tokens=5) == ((1,), {Note.NO_REWARD})
-    assert chosen(candidates, rule="fits", max_student_tokens=3) == ((0,), {Note.NO_REWARD, Note.TOO_LONG})
+    assert chosen(candidates, rule="best_of_n", max_student_tokens=5) == ((1,), {Note.NO_REWARD})
+    assert chosen(candidates, rule="best_of_n", max_student_tokens=3) == ((0,), {Note.NO_REWARD, Note.TOO_LONG})
 
 
 def test_all_takes_every_well_formed_one() -> None:
     assert chosen(CANDIDATES, rule="all") == ((0, 1, 2, 3), set())
+
+
+def test_a_limit_of_tokens_holds_for_first_and_all_too() -> None:
+    candidates = (Candidate(None, 9, True), Candidate(None, 5, True), Candidate(None, 4, True))
+    assert chosen(candidates, rule="first", max_student_tokens=5) == ((1,), set())
+    assert chosen(candidates, rule="all", max_student_tokens=5) == ((1, 2), set())
+    assert chosen(candidates, rule="first", max_student_tokens=3) == ((0,), {Note.TOO_LONG})
+    assert chosen(candidates, rule="all", max_student_tokens=3) == ((0, 1, 2), {Note.TOO_LONG})
 
 
 def test_malformed_ones_are_a_last_resort_never_taken_or_taken_like_others() -> None:
@@ -81,19 +89,19 @@ def test_white_space_is_never_a_training_row() -> None:
 
 
 def test_every_explanation_too_long_and_malformed_is_noted_as_both() -> None:
-    assert chosen(MALFORMED, rule="fits", max_student_tokens=1) == ((2,), {Note.MALFORMED, Note.TOO_LONG})
+    assert chosen(MALFORMED, rule="best_of_n", max_student_tokens=1) == ((2,), {Note.MALFORMED, Note.TOO_LONG})
 
 
 def test_other_selections_have_other_names() -> None:
     settings = [
         {"rule": "first"},
         {"rule": "all"},
-        {"rule": "fits", "max_student_tokens": 512},
-        {"rule": "fits", "max_student_tokens": 1024},
+        {"rule": "best_of_n", "max_student_tokens": 512},
+        {"rule": "best_of_n", "max_student_tokens": 1024},
         {"rule": "first", "malformed": "never"},
         {"rule": "first", "malformed": "allowed"},
     ]
     names = [SelectionConfig.model_validate(setting).name for setting in settings]
     assert len(set(names)) == len(names)
-    assert names[2] == "fits_512"
+    assert names[2] == "best_of_n_512"
     assert select((), SelectionConfig()) == Choice((), frozenset({Note.LEFT_OUT}))

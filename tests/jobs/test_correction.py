@@ -49,19 +49,19 @@ def _steps(inputs: TinyInputs, folder: Path) -> dict[str, dict[str, Any]]:
     """What the first step of each case did, and all it was made from."""
     found = {}
     for name, settings in CASES.items():
-        steps = tiny_steps(inputs, folder / name, "grpo.beta=0", *settings)
-        noisy: Any = NoisyEngine(steps.rooms.rollout)
-        steps = replace(steps, rooms=replace(steps.rooms, rollout=noisy))
+        steps = tiny_steps(inputs, folder / name, "grpo.reference=null", *settings)
+        noisy: Any = NoisyEngine(steps.context.rollout)
+        steps = replace(steps, context=replace(steps.context, rollout=noisy))
         result = steps.take(0)
         found[name] = {
             "ratios": [
-                (old.double() - completion.rollout_logprobs.double()).exp()
-                for old, completion in zip(result.old_policy.values, result.completions, strict=True)
+                (one.old_logprobs.double() - one.completion.rollout_logprobs.double()).exp()
+                for one in result.completions
             ],
-            "advantages": result.advantages,
-            "valid": torch.tensor([parts.valid for parts in result.rewards]),
+            "advantages": torch.tensor([one.advantage for one in result.completions], dtype=torch.float64),
+            "valid": torch.tensor([one.combined.dropped is None for one in result.completions]),
             "update": update_metrics(result.updates),
-            "correction": result.mismatch.correction.metrics(),
+            "correction": steps.context.learner.mismatch.metrics(result.completions),
         }
     return found
 

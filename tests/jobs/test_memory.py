@@ -12,14 +12,14 @@ import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 
 from megatron_rlt.config.architecture import Architecture
-from megatron_rlt.config.commands.train import TrainConfig, plan_train
+from megatron_rlt.config.commands.train import TrainConfig
 from megatron_rlt.config.loading import load_config
 from tests.distributed.tiny_runs import RL_CONFIG, SMALL_RL, TinyInputs, tiny_inputs
 from tests.jobs.tiny_steps import SINGLE_RANK, tiny_steps
 from tests.ranks import run_ranks
 
 NUM_STEPS, NUM_WARMUP_STEPS = 50, 15
-SETTINGS = ("grpo.beta=0.1", "student.residency=host")
+SETTINGS = ("grpo.reference.beta=0.1", "student.offload=true")
 
 
 def _robust_slope(values: list[float]) -> float:
@@ -35,7 +35,7 @@ def _robust_slope(values: list[float]) -> float:
 def _take_steps(inputs: TinyInputs, output_dir: Path, num_steps: int) -> dict[str, Any]:
     """Resident bytes and live tensors after every step, and the ledger of the last one."""
     steps = tiny_steps(inputs, output_dir, *SETTINGS)
-    steps.memory.watch(steps.rooms.take_holdings)
+    steps.memory.watch(steps.context.memory_usage)
     found: dict[str, Any] = {"resident": [], "num_tensors": []}
     for number in range(num_steps):
         steps.take(number)
@@ -57,11 +57,11 @@ def test_the_ledger_of_a_step_is_the_plan_and_adds_up(inputs: TinyInputs, tmp_pa
     overrides = [*SMALL_RL, *inputs.for_train, *SINGLE_RANK, *SETTINGS, f"output_dir={tmp_path}"]
     config = load_config(TrainConfig, RL_CONFIG, overrides)
     shape = Architecture.from_folder(inputs.model)
-    teacher, student = plan_train(config, {"teacher": shape, "student": shape}).models
+    teacher, student = config.plan({"teacher": shape, "student": shape}).models
     for phase in ("rollout", "old_policy", "reference", "update"):
         assert ledger[f"memory/weights_bytes/{phase}"] == teacher.weight_bytes, "policy and reference"
         assert ledger[f"memory/gradients_bytes/{phase}"] >= teacher.gradient_bytes
-    assert ledger["memory/weights_bytes/student"] == teacher.weight_bytes + student.weight_bytes, "the student's turn"
+    assert ledger["memory/weights_bytes/student"] == teacher.weight_bytes + student.weight_bytes, "it is onloaded"
     assert ledger["memory/optimizer_bytes/update"] == pytest.approx(teacher.optimizer_bytes, rel=0.05)
     assert ledger["memory/caches_bytes/rollout"] > 0
     assert ledger["memory/caches_bytes/student"] == 0

@@ -16,18 +16,18 @@ from tests.ranks import run_ranks
 
 ONCE = {("old_policy", "policy"): 1, ("student", "student"): 1, ("update", "policy"): 1}
 CASES: dict[str, tuple[list[str], dict[tuple[str, str], int]]] = {
-    "beta 0: no reference": (["grpo.beta=0"], ONCE),
-    "beta above 0: the reference, once": (["grpo.beta=0.1"], ONCE | {("reference", "reference"): 1}),
+    "no reference": (["grpo.reference=null"], ONCE),
+    "the reference, once": (["grpo.reference.beta=0.1"], ONCE | {("reference", "reference"): 1}),
     "two updates: the same log-probs of the old policy": (
-        ["grpo.beta=0", "grpo.updates_per_batch=2"],
+        ["grpo.reference=null", "grpo.updates_per_batch=2"],
         ONCE | {("update", "policy"): 2},
     ),
     "exact KL: hidden states of both, once more": (
-        ["grpo.beta=0", "reward.kl_estimator=full"],
+        ["grpo.reference=null", "reward.kl_estimator=full"],
         ONCE | {("reward", "policy"): 1, ("reward", "student"): 1},
     ),
     "gain: the student also without an explanation": (
-        ["grpo.beta=0", "reward.solution_unit=gain"],
+        ["grpo.reference=null", "reward.solution_unit=gain"],
         ONCE | {("student", "student"): 2},
     ),
 }
@@ -38,13 +38,14 @@ def _passes(inputs: TinyInputs, output_dir: Path, settings: list[str]) -> tuple[
     phases: list[str] = []
     counted: Counter[tuple[str, str]] = Counter()
     steps = tiny_steps(inputs, output_dir, *settings, on_phase=phases.append)
-    models = {"policy": steps.rooms.policy.model, "student": steps.rooms.student.model}
-    if steps.rooms.reference_model is not None:
-        models["reference"] = steps.rooms.reference_model
+    learner = steps.context.learner
+    models = {"policy": learner.policy.model, "student": steps.context.students["student"].engine.model}
+    if learner.reference_model is not None:
+        models["reference"] = learner.reference_model
     for name, model in models.items():
         model.register_forward_hook(lambda *_, name=name: counted.update([(phases[-1], name)]))
     result = steps.take(0)
-    assert all(torch.isfinite(values).all() for values in result.old_policy.values)
+    assert all(torch.isfinite(values).all() for values in [one.old_logprobs for one in result.completions])
     return {key: count for key, count in counted.items() if key[0] != "rollout"}, update_metrics(result.updates)
 
 
@@ -66,6 +67,6 @@ def test_each_model_runs_as_often_as_it_is_needed(case: str, found: dict[str, An
 
 def test_the_first_steps_reference_is_the_old_policy_and_the_ratio_is_one(found: dict[str, Any]) -> None:
     """Both have the same weights and see the same pack; the update's own pass differs by its rounding at most."""
-    metrics = found["beta above 0: the reference, once"][1]
+    metrics = found["the reference, once"][1]
     assert metrics["ratio_mean"] == 1.0
     assert metrics["kl_to_reference"] == pytest.approx(0.0, abs=1e-9)

@@ -12,33 +12,23 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from megatron_rlt.cli import main
 from megatron_rlt.config.commands.collect import CollectConfig
 from megatron_rlt.config.commands.score import ScoreConfig
 from megatron_rlt.config.commands.train import TrainConfig
-from megatron_rlt.rewards.rlt import penalty_table, rlt_reward
-from megatron_rlt.store.completions import CompletionRow, CompletionStore
-from megatron_rlt.store.run_folder import write_run_folder
-from megatron_rlt.store.scores import PARTS
-from megatron_rlt.types import (
-    Completion,
-    FinishReason,
-    FormatFlag,
-    LeakMetrics,
-    Problem,
-    Prompt,
-    ScoringPair,
-    Span,
-    SpannedSequence,
-)
+from megatron_rlt.rewards.terms import LABELS
+from megatron_rlt.store.explanations import CompletionStore
 from tests.jobs.tiny_collect import collect_inputs, collect_on_ranks, rows_of
+from tests.jobs.tiny_completions import completion_of
 from tests.jobs.tiny_scores import TRACES, PhaseLog, score_inputs, score_on_ranks
 from tests.ranks import run_ranks
 
 OTHER = {"alpha": 0.5, "lambda_kl": 0.25, "kl_estimator": "k3", "penalties": {"empty": -0.5, "contains_tags": -2.0}}
 OTHER_WORDS = ("reward.alpha=0.5", "--reward.lambda_kl=0.25", "reward.kl_estimator=k3", "--reward.penalties.empty=-0.5")
+GAIN = {"solution_unit": "gain", "leaks": {"repetition": -0.5, "solution_overlap": 0.25}}
+GAIN_WORDS = ("reward.solution_unit=gain", "reward.leaks.repetition=-0.5", "reward.leaks.solution_overlap=0.25")
+PARTS = ("reward", *LABELS)
 EXACT = {"kl_estimator": "full", "lambda_kl": 1.0}
 
 
@@ -49,6 +39,8 @@ class Sources:
     score: ScoreConfig
     score_otherwise: ScoreConfig
     score_exactly: ScoreConfig
+    score_gain: ScoreConfig
+    score_without_baseline: ScoreConfig
     collect: CollectConfig
     collect_without_student: CollectConfig
 
@@ -63,6 +55,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
         inputs.config(folder / "a", reward=penalties),
         inputs.config(folder / "b", reward=OTHER),
         inputs.config(folder / "c", reward=EXACT),
+        inputs.config(folder / "f", reward=penalties | GAIN),
+        inputs.config(folder / "g", baseline=False),
         questions.config(folder / "d", reward={"lambda_kl": 0.5}),
         questions.config(folder / "e", student=None, scoring={}),
     )
@@ -71,7 +65,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
 
 
 def _make(made: Sources) -> None:
-    for score in (made.score, made.score_otherwise, made.score_exactly):
+    scores = (made.score, made.score_otherwise, made.score_exactly, made.score_gain, made.score_without_baseline)
+    for score in scores:
         assert score_on_ranks(score, PhaseLog()) == 0
     for collect in (made.collect, made.collect_without_student):
         assert collect_on_ranks(collect)[0] == 0
@@ -127,6 +122,14 @@ def test_the_unit_of_r_ss_may_change(sources: Sources, tmp_path: Path) -> None:
         assert new["reward"] == pytest.approx(old["reward"] - old["r_ss"] + r_ss, abs=1e-9)
 
 
+def test_the_gain_and_other_weights_of_leaks_follow_from_what_is_stored(sources: Sources, tmp_path: Path) -> None:
+    """What a fresh run with them gives: `score` stores the baseline and the signs."""
+    again = _reweighed(sources.score.output, tmp_path / "new.parquet", GAIN_WORDS)
+    assert _parts(again) == _parts(_rows(sources.score_gain.output))
+    punished = [row for row in _rows(sources.score.output) if row["repetition"] > 0]
+    assert punished, "otherwise the weight of repetition is not seen"
+
+
 def test_the_exact_divergence_serves_other_coefficients_and_the_sampled_estimators(
     sources: Sources, tmp_path: Path
 ) -> None:
@@ -159,40 +162,6 @@ def test_ranks_are_those_of_a_question(sources: Sources, tmp_path: Path) -> None
             assert row["rank"] == (None if row["reward"] is None else of_reward.index(row["reward"]) + 1)
 
 
-def _completion_row(index: int, config: TrainConfig) -> CompletionRow:
-    """One completion of seven tokens, six of them the explanation, with log-probs drawn at random."""
-    generator = torch.Generator().manual_seed(index)
-    student, old, solution = (-torch.rand(size, generator=generator) for size in (6, 7, 3))
-    ids = torch.arange(7)
-    prompt = Prompt(Problem(f"row {index // 4}", "q", "s"), torch.tensor([1, 2]))
-    teacher = SpannedSequence(torch.cat([prompt.token_ids, ids]), (Span(2, 9),))
-    flags = frozenset({FormatFlag.MISSING_END_TAG}) if index % 3 == 0 else frozenset()
-    parts = rlt_reward(
-        student_explanation_logprobs=student,
-        student_solution_logprobs=solution if index != 5 else torch.tensor([-math.inf]),
-        teacher_explanation_logprobs=old[:6],
-        explanation_divergence=None,
-        flags=flags,
-        alpha=config.reward.alpha,
-        lambda_kl=config.reward.lambda_kl,
-        kl_estimator=config.reward.kl_estimator,
-        penalties=penalty_table(config.reward.penalties),
-    )
-    return CompletionRow.of(
-        prompt,
-        Completion(ids, old, 0.7, FinishReason.STOP, index, 0),
-        ScoringPair(prompt.problem, teacher, teacher, 6, flags, ""),
-        parts,
-        LeakMetrics(0.0, 0.0, 0.0, 0.0),
-        step=1 + index // 8,
-        question_index=index // 4 % 2,
-        completion_index=index % 4,
-        advantage=0.0,
-        rewards_by_student={"student": parts.reward},
-        old_logprobs=old,
-    )
-
-
 def _run_folder(folder: Path) -> TrainConfig:
     """What `train` leaves of two steps of two questions with four explanations each."""
     config = TrainConfig.model_validate(
@@ -204,10 +173,9 @@ def _run_folder(folder: Path) -> TrainConfig:
             "reward": {"lambda_kl": 1.5, "kl_estimator": "k3"},
         }
     )
-    write_run_folder(folder, "train", config, world_size=1)
-    store = CompletionStore(folder / "completions")
+    store = CompletionStore(folder / "completions", terms=tuple(LABELS), reward=config.reward, is_writer=True)
     for step in (1, 2):
-        store.write(step, [_completion_row(index, config) for index in range(8 * step - 8, 8 * step)])
+        store.write_step(step, [completion_of(index, config) for index in range(8 * step - 8, 8 * step)])
     return config
 
 
@@ -220,14 +188,14 @@ def test_a_run_folder_gives_all_its_steps_and_the_policy_is_the_teacher(
     rows = _reweighed(folder, tmp_path / "same.parquet")
     changed = _reweighed(folder, tmp_path / "new.parquet", ["reward.lambda_kl=0.0", "reward.alpha=1.0"])
     for index, (row, new) in enumerate(zip(rows, changed, strict=True)):
-        expected = [_completion_row(index, one).reward for one in (config, other)]
+        expected = [completion_of(index, one).combined.total for one in (config, other)]
         assert [row["old_reward"], new["reward"]] == [None if math.isnan(reward) else reward for reward in expected]
         assert row["reward"] == row["old_reward"]
-        assert row["question"] == f"step {1 + index // 8}, question {index // 4 % 2}"
+        assert (row["step"], row["question_index"]) == (1 + index // 8, index // 4 % 2)
     metadata = pq.read_schema(tmp_path / "new.parquet").metadata[b"megatron_rlt.reweigh"]
     assert (json.loads(metadata)["old"]["lambda_kl"], json.loads(metadata)["new"]["lambda_kl"]) == (1.5, 0.0)
     lines = [[cell.strip() for cell in line.split("│")] for line in capsys.readouterr().out.splitlines()]
-    shown = {line[1]: line[2] for line in lines if len(line) == 4}
+    shown = {line[0]: line[1] for line in lines if len(line) == 2}
     assert (shown["rows"], shown["without a reward"], shown["questions"]) == ("16", "1", "4")
     assert shown["rank correlation within questions, mean"] != "1.0000"
 
@@ -254,8 +222,9 @@ def test_what_cannot_be_reweighed_is_refused_with_one_line(
     assert _refusal(capsys, scores, "reward.kl_estimator=full").endswith(
         "needs both models; run score with reward.kl_estimator=full"
     )
-    assert " which are not stored; run score with " in _refusal(capsys, scores, "reward.solution_unit=gain")
-    assert " is counted in texts, " in _refusal(capsys, scores, "reward.leaks.repetition=-1")
+    no_baseline = sources.score_without_baseline.output
+    assert " which are not stored; run score with " in _refusal(capsys, no_baseline, "reward.solution_unit=gain")
+    assert " what was counted in texts with 4, " in _refusal(capsys, scores, "reward.leaks.ngram=2")
     assert _refusal(capsys, scores, "--reward.lambda=1").startswith("command line: reward.lambda: unknown key; ")
     assert " is a folder of collect; give its file " in _refusal(capsys, sources.collect.output_dir)
     assert " is no run folder of `train` " in _refusal(capsys, sources.score.output_dir)
@@ -263,9 +232,12 @@ def test_what_cannot_be_reweighed_is_refused_with_one_line(
     assert " was collected without a student and has no rewards; " in _refusal(capsys, unscored)
     assert " is no readable Parquet file; " in _refusal(capsys, sources.score.input)
     pq.write_table(pa.table({"id": ["a"]}), tmp_path / "other.parquet")
-    assert " was not written by score or collect; " in _refusal(capsys, tmp_path / "other.parquet")
+    assert " was not written by score, collect or train; " in _refusal(capsys, tmp_path / "other.parquet")
     assert "exists, and nothing is overwritten; " in _refusal(capsys, scores, tmp_path / "other.parquet")
     assert " does not exist; " in _refusal(capsys, tmp_path / "gone.parquet")
+    pq.write_table(pa.table({"id": ["a"], "student_solution_logprobs": [[0.5]]}), tmp_path / "earlier.parquet")
+    refused = _refusal(capsys, tmp_path / "earlier.parquet")
+    assert refused.startswith(f"source: {tmp_path}/earlier.parquet was written by another version of megatron_rlt, ")
 
 
 def test_a_stored_reward_that_its_log_probs_do_not_give_is_refused(
@@ -275,7 +247,8 @@ def test_a_stored_reward_that_its_log_probs_do_not_give_is_refused(
     rewards = table["reward"].to_pylist()
     rewards[3] += 0.5
     place = table.column_names.index("reward")
-    pq.write_table(table.set_column(place, "reward", pa.array(rewards)), tmp_path / "more.parquet")
+    changed = table.set_column(place, "reward", pa.array(rewards)).cast(table.schema)
+    pq.write_table(changed, tmp_path / "more.parquet")
     refused = _refusal(capsys, tmp_path / "more.parquet")
     assert refused.startswith("source: row 3, explanation 3: its log-probs give the reward ")
-    assert refused.endswith("so more is in it than r_SS, r_KL and penalties; score it anew")
+    assert refused.endswith("so more is in it than its terms; score it anew")

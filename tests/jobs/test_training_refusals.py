@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from megatron_rlt.config.commands.rlvr import SolverConfig
+from megatron_rlt.config.commands.rlvr import RlvrConfig
 from megatron_rlt.config.commands.train import TrainConfig
 from megatron_rlt.config.loading import load_config
-from megatron_rlt.jobs.rlvr.run import run_solver
+from megatron_rlt.jobs.rlvr.run import run_rlvr
 from megatron_rlt.jobs.train.run import run_train
 from megatron_rlt.launch.watchdog import Heartbeat
 from tests.distributed.tiny_runs import RL_CONFIG, ROOT, TinyInputs, tiny_inputs
 from tests.jobs.tiny_scores import write_rows
 from tests.ranks import run_ranks
 
-SOLVER_CONFIG = ROOT / "configs" / "demo" / "solver_2cpu_tp2sp.yaml"
+RLVR_CONFIG = ROOT / "configs" / "demo" / "rlvr_2cpu_tp2sp.yaml"
 GOOD = {"id": "good", "question": "What is 1/2 + 1/4?", "solution": "\\frac{3}{4}"}
 VAGUE = {"question": "What is it?", "solution": "it depends"}
 LONG = {"id": "long", "question": "5 +5 *5 " * 40, "solution": "7"}
@@ -65,8 +65,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> TinyInputs:
 
 
 def _run(name: str, settings: list[str], inputs: TinyInputs, heartbeat: Heartbeat) -> int:
-    if name.startswith("solver"):
-        return run_solver(load_config(SolverConfig, SOLVER_CONFIG, [*settings, "verifier.kind=math"]), heartbeat)
+    if name.startswith("rlvr"):
+        return run_rlvr(load_config(RlvrConfig, RLVR_CONFIG, [*settings, "verifier.kind=math"]), heartbeat)
     return run_train(load_config(TrainConfig, RL_CONFIG, [*settings, f"teacher.model={inputs.model}"]), heartbeat)
 
 
@@ -85,8 +85,8 @@ def _refusals(inputs: TinyInputs, files: dict[str, Path], folder: Path) -> dict[
 def test_data_that_cannot_be_used_is_refused_by_file_row_and_value_and_the_folder_stays_free(
     inputs: TinyInputs, tmp_path: Path
 ) -> None:
-    cases = {f"{job} {name}": case for job in ("rlt", "solver") for name, case in CASES.items()}
-    cases["solver vague"] = VAGUE_CASE
+    cases = {f"{job} {name}": case for job in ("rlt", "rlvr") for name, case in CASES.items()}
+    cases["rlvr vague"] = VAGUE_CASE
     files = {name: write_rows(tmp_path / f"{name}.jsonl", case.rows) for name, case in cases.items()}
     (said,) = run_ranks(_refusals, 1, inputs, files, tmp_path / "run")
     for name, case in cases.items():

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from megatron_rlt.config.commands.train import TrainConfig
 from megatron_rlt.config.loading import load_config
-from megatron_rlt.jobs.reward.score_pairs import build_pairs
-from megatron_rlt.jobs.train.engines import RlRooms, build_rooms
+from megatron_rlt.jobs.rl.learner import LearnedStep
+from megatron_rlt.jobs.train.engines import TrainContext, build_context, student_pairs
 from megatron_rlt.jobs.train.rollouts import explain
-from megatron_rlt.jobs.train.step import StepResult, step
+from megatron_rlt.jobs.train.step import step
 from megatron_rlt.metrics.memory import MemoryLedger
 from megatron_rlt.metrics.phases import PhaseTimer
-from megatron_rlt.types import Problem, tell_nobody
+from megatron_rlt.types import Problem, ScoredExplanation, tell_nobody
 from tests.distributed.tiny_runs import RL_CONFIG, SMALL_RL, TinyInputs
 
 PROBLEMS = (Problem("one", "5 +5 *5 *6 +4", "3"), Problem("two", "2 *3 *2 +5 *6", "3"))
@@ -26,13 +26,13 @@ SINGLE_RANK = ("world_size=1", "teacher.layout={tp: 1, sp: false}", "grpo.micro_
 class TinySteps:
     """Everything for `step`."""
 
-    rooms: RlRooms
+    context: TrainContext
     timer: PhaseTimer
     memory: MemoryLedger
 
-    def take(self, number: int) -> StepResult:
+    def take(self, number: int) -> LearnedStep[ScoredExplanation]:
         """The step of a number, from 0, on both problems."""
-        return step(self.rooms, explain(self.rooms, PROBLEMS, number, self.timer), number, self.timer)
+        return step(self.context, explain(self.context, PROBLEMS, number, self.timer), number, self.timer)
 
 
 def tiny_steps(
@@ -46,7 +46,6 @@ def tiny_steps(
     """
     overrides = [*SMALL_RL, *inputs.for_train, *SINGLE_RANK, f"output_dir={output_dir}", *settings]
     config = load_config(TrainConfig, RL_CONFIG, overrides)
-    pairs = build_pairs(config.teacher.model, config.student.model, config.prompts, config.reward)
     memory = MemoryLedger()
     timer = PhaseTimer(heartbeat=on_phase, memory=memory)
-    return TinySteps(build_rooms(config, pairs, {}, tell_nobody), timer, memory)
+    return TinySteps(build_context(config, student_pairs(config), tell_nobody), timer, memory)

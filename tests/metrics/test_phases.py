@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from megatron_rlt.metrics.memory import Holdings, MemoryLedger
+from megatron_rlt.metrics.memory import MemoryLedger, MemoryUsage
 from megatron_rlt.metrics.phases import PhaseTimer, peak_flops_per_second, rates
 
 
@@ -81,7 +81,7 @@ def test_a_peak_is_the_phases_own_and_kinds_add_up_to_it() -> None:
     """A phase that used 200 MB and gave them back; one after it that used nothing. 50 MB of them were cache."""
     mib = 2**20
     ledger = MemoryLedger()
-    held = Holdings(weights=7, visiting_weights=3, host_weights=5, gradients=11, optimizer=13, caches=50 * mib)
+    held = MemoryUsage(weights=7, onloaded_weights=3, host_weights=5, gradients=11, optimizer=13, caches=50 * mib)
     ledger.watch(lambda: held)
     ledger.start()
     resident = psutil.Process().memory_info().rss

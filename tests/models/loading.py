@@ -14,14 +14,13 @@ from megatron_rlt.models.weights import load_hf_weights
 from megatron_rlt.parallel.layout import Layout
 
 
-def loaded_model(folder: Path, layout: Layout, dtype: torch.dtype) -> tuple[LanguageModel, Architecture]:
+def loaded_model(folder: Path, layout: Layout, dtype: torch.dtype) -> LanguageModel:
     """Build this rank's stage, set every parameter to 7, then load."""
-    architecture = Architecture.from_folder(folder)
-    model = build_model(architecture, layout, dtype=dtype, recompute="none")
+    model = build_model(Architecture.from_folder(folder), layout, dtype=dtype, recompute="none")
     for parameter in model.parameters():
         parameter.data.fill_(7.0)
-    load_hf_weights(model, architecture, folder, layout)
-    return model, architecture
+    load_hf_weights(model, folder)
+    return model
 
 
 def folder_tensors(folder: Path) -> dict[str, torch.Tensor]:

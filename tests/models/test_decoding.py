@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from megatron_rlt.config.architecture import Architecture
-from megatron_rlt.config.sections import LayoutConfig
+from megatron_rlt.config.models import LayoutConfig
 from megatron_rlt.models.build import build_model
 from megatron_rlt.models.decoding import cached_forward, decoding, last_token_logits
 from megatron_rlt.models.forward import run_stage
@@ -87,21 +87,21 @@ def _full_forward_logits(folder: Path) -> list[Tensor]:
 
 
 def _cached_logits(folder: Path, layouts: list[LayoutConfig]) -> dict[str, list[list[list[float]]]]:
-    return {str(layout): _run_chunks(*_load(folder, layout), layout) for layout in map(build_layout, layouts)}
+    return {str(layout): _run_chunks(*_load(folder, layout)) for layout in map(build_layout, layouts)}
 
 
-def _run_chunks(model: LanguageModel, cache: KeyValueCache, layout: Layout) -> list[list[list[float]]]:
+def _run_chunks(model: LanguageModel, cache: KeyValueCache) -> list[list[list[float]]]:
     answers, last = [], torch.zeros(len(CHUNKS[0][1]), VOCAB_SIZE)
-    with decoding(model, layout):
+    with decoding(model):
         for kept, chunk in CHUNKS:
             if kept is not None:
                 cache.keep(torch.tensor(kept))
                 last = last[torch.tensor(kept)]
             counts = torch.tensor([len(new) for new in chunk])
             padded = torch.tensor([new + [7] * (int(counts.max()) - len(new)) for new in chunk])
-            hidden = cached_forward(model, cache, padded, counts, layout)
+            hidden = cached_forward(model, cache, padded, counts)
             if hidden is not None:
-                logits = last_token_logits(model, hidden, counts.clamp(min=1), layout)
+                logits = last_token_logits(model, hidden, counts.clamp(min=1))
                 # A row that brought no token keeps the logits it had.
                 last = torch.where(counts[:, None] > 0, logits, last)
                 answers.append(last.tolist())
@@ -111,7 +111,7 @@ def _run_chunks(model: LanguageModel, cache: KeyValueCache, layout: Layout) -> l
 def _load(folder: Path, layout: Layout) -> tuple[LanguageModel, KeyValueCache]:
     architecture = Architecture.from_folder(folder)
     model = build_model(architecture, layout, dtype=torch.float32, recompute="none")
-    load_hf_weights(model, architecture, folder, layout)
+    load_hf_weights(model, folder)
     # Room for less than the chunks bring, in rows and in tokens: the cache has to reserve more, twice.
     rows = len(CHUNKS[0][1])
     return model, KeyValueCache(num_rows=rows, max_rows=2, capacity=4, max_length=32, device=torch.device("cpu"))
@@ -129,8 +129,8 @@ def _outputs_around_decoding(folder: Path) -> tuple[list[float], list[float], tu
         )
 
     before, flags = total(), (model.training, model.config.sequence_parallel)
-    with decoding(model, layout):
+    with decoding(model):
         flags += (model.training, model.config.sequence_parallel)
         counts = torch.tensor([1, 1, 1])
-        cached_forward(model, cache, torch.tensor([[1], [2], [3]]), counts, layout)
+        cached_forward(model, cache, torch.tensor([[1], [2], [3]]), counts)
     return before, total(), (*flags, model.training, model.config.sequence_parallel)

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from megatron_rlt.config.architecture import Architecture
-from megatron_rlt.config.sections import LayoutConfig
+from megatron_rlt.config.models import LayoutConfig
 from megatron_rlt.models.build import build_model
 from megatron_rlt.models.forward import run_stage, target_logprobs
 from megatron_rlt.models.language_model import LanguageModel
@@ -71,25 +71,26 @@ def _gradient_errors(folder: Path, layouts: list[LayoutConfig]) -> tuple[dict[st
 def _gradients(folder: Path, layout: Layout, recompute: str) -> dict[str, Tensor]:
     architecture = Architecture.from_folder(folder)
     model = build_model(architecture, layout, dtype=torch.float32, recompute=recompute)
-    load_hf_weights(model, architecture, folder, layout)
+    load_hf_weights(model, folder)
     sequences = random_sequences(VOCAB_SIZE)
     weights = [torch.full((sequence.num_targets,), 1.0 + index) for index, sequence in enumerate(sequences)]
     with layout:
         for batch in pack(sequences, range(5), max_tokens=40, max_sequences=None, alignment=alignment_of(layout)):
             logprobs, _ = target_logprobs(
-                model, run_stage(model, batch), batch, layout, temperature=TEMPERATURE, row_block=5, vocab_block=64
+                model, run_stage(model, batch), batch, temperature=TEMPERATURE, row_block=5, vocab_block=64
             )
             (logprobs * batch.join(weights)).sum().backward()
-        _sum_over_ranks(model, layout)
+        _sum_over_ranks(model)
     # A gradient has its parameter's layout: the export of weights puts it together.
     for parameter in model.parameters():
         assert parameter.grad is not None
         parameter.data = parameter.grad
-    return dict(export_tensors(model, architecture, layout, destination=Destination.ALL_RANKS))
+    return dict(export_tensors(model, destination=Destination.ALL_RANKS))
 
 
-def _sum_over_ranks(model: LanguageModel, layout: Layout) -> None:
+def _sum_over_ranks(model: LanguageModel) -> None:
     """What Megatron's finalize_model_grads does to parameters whose ranks saw different parts of the sequences."""
+    layout = model.layout
     for name, parameter in model.named_parameters():
         dist.all_reduce(parameter.grad, group=layout.cp_group)
         is_split = layout.sp and hasattr(parameter, "sequence_parallel") and parameter.sequence_parallel
@@ -100,11 +101,11 @@ def _sum_over_ranks(model: LanguageModel, layout: Layout) -> None:
 def _gradient_of_nothing(folder: Path) -> float:
     layout, architecture = build_layout(LayoutConfig()), Architecture.from_folder(folder)
     model = build_model(architecture, layout, dtype=torch.float32, recompute="full")
-    load_hf_weights(model, architecture, folder, layout)
+    load_hf_weights(model, folder)
     batch = empty_batch(alignment_of(layout))
     with layout:
         logprobs, _ = target_logprobs(
-            model, run_stage(model, batch), batch, layout, temperature=TEMPERATURE, row_block=5, vocab_block=64
+            model, run_stage(model, batch), batch, temperature=TEMPERATURE, row_block=5, vocab_block=64
         )
         logprobs.sum().backward()
     return sum(float(parameter.grad.abs().sum()) for parameter in model.parameters() if parameter.grad is not None)

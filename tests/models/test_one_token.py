@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_rlt.config.sections import LayoutConfig
+from megatron_rlt.config.models import LayoutConfig
 from megatron_rlt.models.decoding import decoding, run_chunk
 from megatron_rlt.models.kv_cache import KeyValueCache
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.one_token import run_one_token
-from megatron_rlt.parallel.layout import Layout, build_layout
+from megatron_rlt.parallel.layout import build_layout
 from tests.models.loading import loaded_model
 from tests.ranks import run_ranks
 from tests.tiny_models import tiny_hf_model
@@ -54,15 +54,15 @@ def _run_both_ways(
     for folder in folders:
         for layout in map(build_layout, layouts):
             for dtype in DTYPES:
-                model, _ = loaded_model(folder, layout, dtype)
-                with decoding(model, layout):
-                    caches = [_prefilled(model, layout), _prefilled(model, layout)]
+                model = loaded_model(folder, layout, dtype)
+                with decoding(model):
+                    caches = [_prefilled(model), _prefilled(model)]
                     for step in range(NUM_STEPS):
-                        ids, received = torch.tensor([[step], [50 + step]]), _received(model, layout, 1, step)
+                        ids, received = torch.tensor([[step], [50 + step]]), _received(model, 1, step)
                         for cache in caches:
                             cache.begin(torch.tensor([1, 1]))
                         by_modules = run_chunk(model, ids, received, caches[0])
-                        by_hand = run_one_token(model, ids, received, caches[1], layout)
+                        by_hand = run_one_token(model, ids, received, caches[1])
                         for cache in caches:
                             cache.commit()
                         name = f"{folder.name}, {layout}, {dtype}, step {step}"
@@ -70,17 +70,17 @@ def _run_both_ways(
     return pairs
 
 
-def _prefilled(model: LanguageModel, layout: Layout) -> KeyValueCache:
+def _prefilled(model: LanguageModel) -> KeyValueCache:
     cache = KeyValueCache(num_rows=2, max_rows=2, capacity=8, max_length=16, device=torch.device("cpu"))
     cache.begin(COUNTS)
-    run_chunk(model, PROMPT, _received(model, layout, PROMPT.size(1), 99), cache)
+    run_chunk(model, PROMPT, _received(model, PROMPT.size(1), 99), cache)
     cache.commit()
     return cache
 
 
-def _received(model: LanguageModel, layout: Layout, width: int, seed: int) -> Tensor | None:
+def _received(model: LanguageModel, width: int, seed: int) -> Tensor | None:
     """What a stage before this one might have sent: `[S, 2, H]`."""
-    if layout.is_first_stage:
+    if model.layout.is_first_stage:
         return None
     generator = torch.Generator().manual_seed(seed)
     shape = (width, 2, model.config.hidden_size)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.models.flops import scoring_flops
-from megatron_rlt.models.packing import Alignment, empty_batch, pack, share, share_by_work
+from megatron_rlt.models.packing import Alignment, empty_batch, pack, partition, partition_by_flops
 from megatron_rlt.types import Span, SpannedSequence
 from tests.models.dense import random_sequences
 from tests.tiny_models import tiny_hf_model
@@ -122,10 +122,10 @@ def test_every_sequence_is_in_one_pack_whole(
 @given(lengths=_LENGTHS, dp=st.integers(1, 5))
 def test_shares_partition_the_work_evenly(lengths: list[int], dp: int) -> None:
     sequences = random_sequences(97, lengths=lengths)
-    shares = share(sequences, dp, _QWEN_7B)
+    shares = partition_by_flops(sequences, dp, _QWEN_7B)
     assert len(shares) == dp
     assert sorted(index for part in shares for index in part) == list(range(len(lengths)))
-    assert shares == share(sequences, dp, _QWEN_7B)
+    assert shares == partition_by_flops(sequences, dp, _QWEN_7B)
     assert max(map(len, shares)) <= -(-len(lengths) // dp)
 
 
@@ -133,10 +133,10 @@ def test_a_long_sequence_weighs_more_than_its_tokens() -> None:
     # Work in millions: 5,000 tokens 30, 3,000 tokens 12, 2,000 tokens 6, 1,000 tokens 2. By tokens 5,000 + 2,000
     # against 3,000 + 3,000 + 1,000 would be even, by work it is 36 against 26. Heaviest first: 30 + 2 against
     # 12 + 12 + 6.
-    assert share_by_work([30, 12, 12, 6, 2], 2) == [[0, 4], [1, 2, 3]]
+    assert partition([30, 12, 12, 6, 2], 2) == [[0, 4], [1, 2, 3]]
     lengths = (50_000, 30_000, 30_000, 20_000, 10_000)  # where attention outweighs the products of a 7 B model
     sequences = [SpannedSequence(torch.zeros(length, dtype=torch.int64), ()) for length in lengths]
-    assert share(sequences, 2, _QWEN_7B) == [[0, 4], [1, 2, 3]]
+    assert partition_by_flops(sequences, 2, _QWEN_7B) == [[0, 4], [1, 2, 3]]
 
 
 def test_wanted_rows_weigh(tmp_path: Path) -> None:
@@ -144,8 +144,8 @@ def test_wanted_rows_weigh(tmp_path: Path) -> None:
     folder = tiny_hf_model(tmp_path, "llama", tied=False, vocab_size=997, hidden_size=8, head_dim=4, num_heads=2)
     ids = torch.zeros(10, dtype=torch.int64)
     wanted, bare = SpannedSequence(ids, (Span(1, 10),)), SpannedSequence(ids, (Span(9, 10),))
-    assert share([wanted, wanted, bare, bare], 2, Architecture.from_folder(folder)) == [[0, 2], [1, 3]]
-    assert share([wanted, bare, bare, bare], 2, Architecture.from_folder(folder)) == [[0, 3], [1, 2]]
+    assert partition_by_flops([wanted, wanted, bare, bare], 2, Architecture.from_folder(folder)) == [[0, 2], [1, 3]]
+    assert partition_by_flops([wanted, bare, bare, bare], 2, Architecture.from_folder(folder)) == [[0, 3], [1, 2]]
 
 
 def test_the_heaviest_replica_of_a_skewed_batch_has_at_most_3_percent_more_than_the_mean() -> None:
@@ -158,7 +158,7 @@ def test_the_heaviest_replica_of_a_skewed_batch_has_at_most_3_percent_more_than_
     ]
     work = [scoring_flops(_QWEN_7B, [sequence]) for sequence in sequences]
     for dp, bound in ((2, 1.001), (4, 1.01), (8, 1.03)):
-        loads = [sum(work[index] for index in indices) for indices in share(sequences, dp, _QWEN_7B)]
+        loads = [sum(work[index] for index in indices) for indices in partition_by_flops(sequences, dp, _QWEN_7B)]
         assert max(loads) <= bound * sum(loads) / dp
 
 

@@ -11,15 +11,16 @@ from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_para
 from torch import Tensor
 
 from megatron_rlt.config.architecture import Architecture
-from megatron_rlt.config.sections import LayoutConfig
+from megatron_rlt.config.models import LayoutConfig
 from megatron_rlt.models.build import build_model
 from megatron_rlt.models.forward import run_stage, target_logprobs, target_rows
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.packing import alignment_of, pack
 from megatron_rlt.models.weights.load import load_hf_weights
-from megatron_rlt.parallel.layout import Layout, build_layout
+from megatron_rlt.parallel.layout import build_layout
+from megatron_rlt.parallel.packed_batch import PackedBatch
 from megatron_rlt.parallel.pipeline import forward_only
-from megatron_rlt.types import PackedBatch, SpannedSequence
+from megatron_rlt.types import SpannedSequence
 from tests.models.dense import TEMPERATURES, DenseAnswers, dense_answers, random_sequences
 from tests.ranks import run_ranks
 from tests.tiny_models import tiny_hf_model
@@ -95,7 +96,7 @@ def _largest_errors(folders: dict[str, Path], layouts: list[LayoutConfig]) -> di
         for name, folder in folders.items():
             architecture = Architecture.from_folder(folder)
             model = build_model(architecture, layout, dtype=torch.float32, recompute="none").eval()
-            load_hf_weights(model, architecture, folder, layout)
+            load_hf_weights(model, folder)
             dense = torch.load(folder / "answers.pt", weights_only=False)
             for packing, (max_tokens, max_sequences) in {
                 "one pack": (None, None),
@@ -110,7 +111,7 @@ def _largest_errors(folders: dict[str, Path], layouts: list[LayoutConfig]) -> di
                     max_sequences=max_sequences,
                     alignment=alignment_of(layout),
                 )
-                compare = partial(_error_of_batch, model, layout, dense, sequences, batches)
+                compare = partial(_error_of_batch, model, dense, sequences, batches)
                 found = forward_only(model, layout, batches, run_stage, compare, on_batch=lambda _: None)
                 errors[f"{layout}, {name}, {packing}"] = max(found, default=0.0)
     return errors
@@ -118,7 +119,6 @@ def _largest_errors(folders: dict[str, Path], layouts: list[LayoutConfig]) -> di
 
 def _error_of_batch(
     model: LanguageModel,
-    layout: Layout,
     dense: DenseAnswers,
     sequences: list[SpannedSequence],
     batches: list[PackedBatch],
@@ -127,19 +127,19 @@ def _error_of_batch(
 ) -> float:
     batch = batches[number]
     errors = []
-    logits = _whole_logits(model, layout, output, batch)
+    logits = _whole_logits(model, output, batch)
     for index, values in zip(batch.sequence_indices, torch.split(logits, batch.lengths), strict=False):
         errors.append((values - dense.logits[index]).flatten())
     for temperature in TEMPERATURES:
-        logprobs, entropy = target_logprobs(
-            model, output, batch, layout, temperature=temperature, row_block=7, vocab_block=32
-        )
+        logprobs, entropy = target_logprobs(model, output, batch, temperature=temperature, row_block=7, vocab_block=32)
         errors.append(logprobs - batch.join(dense.logprobs[temperature]))
         errors.append(entropy - batch.join(dense.entropy[temperature]))
     return float(torch.cat(errors).abs().max())
 
 
-def _whole_logits(model: LanguageModel, layout: Layout, output: Tensor, batch: PackedBatch) -> Tensor:
-    hidden = target_rows(output, torch.arange(batch.input_ids.numel()), layout)
-    logits: Tensor = gather_from_tensor_model_parallel_region(hidden @ model.output_weight().T, group=layout.tp_group)
+def _whole_logits(model: LanguageModel, output: Tensor, batch: PackedBatch) -> Tensor:
+    hidden = target_rows(output, torch.arange(batch.input_ids.numel()), model.layout)
+    logits: Tensor = gather_from_tensor_model_parallel_region(
+        hidden @ model.output_weight().T, group=model.layout.tp_group
+    )
     return logits[:, :VOCAB_SIZE]

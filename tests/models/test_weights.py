@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_rlt.config.sections import LayoutConfig
+from megatron_rlt.config.models import LayoutConfig
 from megatron_rlt.models.weights import Destination, export_tensors, save_hf_folder
 from megatron_rlt.models.weights.hf_reader import INDEX_FILE, SINGLE_FILE
 from megatron_rlt.parallel.layout import Layout, build_layout
@@ -56,8 +56,8 @@ _CASES = [
 
 def _round_trip(root: Path, number: int, layout: Layout, target: str) -> None:
     case, source = _CASES[number], root / f"source-{number}"
-    model, architecture = loaded_model(source, layout, case.dtype)
-    save_hf_folder(model, architecture, source, root / target, layout, max_shard_bytes=case.max_shard_bytes)
+    model = loaded_model(source, layout, case.dtype)
+    save_hf_folder(model, source, root / target, max_shard_bytes=case.max_shard_bytes)
     assert (root / target).is_dir()  # on every rank, when the call returns
 
 
@@ -94,17 +94,15 @@ def test_round_trip_is_bit_equal_for_every_family_dtype_and_layout(tmp_path: Pat
 
 def _export_as_bfloat16(root: Path) -> dict[str, Any]:
     layout = build_layout(_TP2_PP2)
-    model, architecture = loaded_model(root / "source", layout, torch.bfloat16)
-    save_hf_folder(
-        model, architecture, root / "source", root / "target", layout, max_shard_bytes=_SMALL_SHARD_BYTES // 2
-    )
+    model = loaded_model(root / "source", layout, torch.bfloat16)
+    save_hf_folder(model, root / "source", root / "target", max_shard_bytes=_SMALL_SHARD_BYTES // 2)
     outcome: dict[str, Any] = {"overwrite": ""}
     try:
-        save_hf_folder(model, architecture, root / "source", root / "target", layout, max_shard_bytes=2**30)
+        save_hf_folder(model, root / "source", root / "target", max_shard_bytes=2**30)
     except ValueError as error:
         outcome["overwrite"] = str(error)
-    to_all = dict(export_tensors(model, architecture, layout, destination=Destination.ALL_RANKS))
-    to_zero = dict(export_tensors(model, architecture, layout, destination=Destination.RANK_ZERO))
+    to_all = dict(export_tensors(model, destination=Destination.ALL_RANKS))
+    to_zero = dict(export_tensors(model, destination=Destination.RANK_ZERO))
     weight = model.embedding.word_embeddings.weight if layout.is_first_stage else model.output_layer.weight
     outcome["vocabulary"] = weight.detach().float().numpy().copy()
     for parameter in model.parameters():

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from megatron_rlt.config.sections import LayoutConfig
+from megatron_rlt.config.models import LayoutConfig
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.weights import hf_reader, load_hf_weights
 from megatron_rlt.parallel.layout import Layout, build_layout
@@ -81,7 +81,7 @@ def _hidden(model: LanguageModel, token_ids: torch.Tensor) -> torch.Tensor:
 
 def _logits_before_and_after_a_roll(folder: Path, token_ids: torch.Tensor) -> tuple[Any, Any]:
     layout = build_layout(LayoutConfig())
-    model, _ = loaded_model(folder, layout, torch.float32)
+    model = loaded_model(folder, layout, torch.float32)
     with layout:
         logits = _hidden(model, token_ids) @ model.output_weight().detach().T
         qkv = model.decoder.layers[1].self_attention.linear_qkv.weight
@@ -102,7 +102,7 @@ def test_logits_equal_transformers_and_notice_a_qkv_weight_rolled_by_one_row(tmp
 
 def _load_under_transformer_engine_names(folder: Path) -> None:
     layout = build_layout(LayoutConfig(pp=2))
-    model, architecture = loaded_model(folder, layout, torch.float32)
+    model = loaded_model(folder, layout, torch.float32)
     expected = [parameter.detach().clone() for parameter in model.parameters()]
     for layer in model.decoder.layers:
         for norm, linear in (
@@ -114,7 +114,7 @@ def _load_under_transformer_engine_names(folder: Path) -> None:
     assert "decoder.layers.0.mlp.linear_fc1.layer_norm_weight" in dict(model.named_parameters())
     for parameter in model.parameters():
         parameter.data.fill_(7.0)
-    load_hf_weights(model, architecture, folder, layout)
+    load_hf_weights(model, folder)
     by_size = {tuple(tensor.flatten().tolist()) for tensor in expected}
     assert {tuple(parameter.flatten().tolist()) for parameter in model.parameters()} == by_size
 

@@ -10,7 +10,7 @@ from megatron.core.models.common.embeddings.rope_utils import _get_thd_freqs_on_
 from megatron.core.utils import get_batch_on_this_cp_rank
 from torch import Tensor
 
-from megatron_rlt.config.sections import LayoutConfig
+from megatron_rlt.config.models import LayoutConfig
 from megatron_rlt.models import attention
 from megatron_rlt.models.attention import attend_cut, attend_packed
 from megatron_rlt.models.zigzag import zigzag_part, zigzag_whole

@@ -12,13 +12,14 @@ from transformers import AutoModelForCausalLM
 
 from megatron_rlt.algorithm.policy_loss import LossSums, policy_loss
 from megatron_rlt.algorithm.token_weights import token_weights
-from megatron_rlt.config.architecture import Architecture
-from megatron_rlt.config.sections import LayoutConfig, ModelConfig, OptimizerConfig, ScoringConfig
+from megatron_rlt.config.models import LayoutConfig, ModelConfig, ScoringConfig
+from megatron_rlt.config.training import OptimizerConfig
 from megatron_rlt.jobs.run.load_models import load_model
 from megatron_rlt.models.weights.export import Destination, export_tensors
 from megatron_rlt.parallel.layout import build_layout
+from megatron_rlt.parallel.packed_batch import PackedBatch
 from megatron_rlt.policy.policy import Policy
-from megatron_rlt.types import PackedBatch, Span, SpannedSequence
+from megatron_rlt.types import Span, SpannedSequence
 from tests.ranks import run_ranks
 from tests.tiny_models import tiny_hf_model
 
@@ -104,7 +105,6 @@ def megatron_updates(
     model = load_model(ModelConfig(model=folder, dtype="float32", layout=layout_config), layout)
     policy = Policy(
         model,
-        layout,
         optimizer=ADAM,
         blocks=ScoringConfig(row_block=7, vocab_block=32),
         temperature=TEMPERATURE,
@@ -141,7 +141,7 @@ def megatron_updates(
         update = policy.update(batch.sequences, loss)
         losses.append(float(LossSums.total(map(LossSums.from_vector, update.records), torch.device("cpu")).loss))
         norms.append(update.grad_norm)
-    exported = export_tensors(model, Architecture.from_folder(folder), layout, destination=Destination.RANK_ZERO)
+    exported = export_tensors(model, destination=Destination.RANK_ZERO)
     return losses, norms, dict(exported)
 
 
@@ -201,7 +201,6 @@ def nonfinite_gradients(folder: Path) -> tuple[list[bool], bool, str]:
     model = load_model(ModelConfig(model=folder, dtype="float32", layout=LayoutConfig(tp=2)), layout)
     policy = Policy(
         model,
-        layout,
         optimizer=ADAM.model_copy(update={"max_skipped_steps": 3}),
         blocks=ScoringConfig(),
         temperature=1.0,

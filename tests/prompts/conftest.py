@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rlt.config.sections import PromptConfig
+from megatron_rlt.config.prompts import PromptConfig
 from megatron_rlt.prompts.pairs import PairBuilder, pair_builder
 from megatron_rlt.prompts.tokenizer import ChatTokenizer, load_tokenizer
 from tests.tiny_tokenizers import Style, tiny_tokenizer

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_rlt.config.sections import PromptConfig
+from megatron_rlt.config.prompts import PromptConfig
 from megatron_rlt.prompts.pairs import PairBuilder, pair_builder
 from megatron_rlt.prompts.stopping import BLOCK_TOKENS
 from megatron_rlt.prompts.tags import R1, STRATOS

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from transformers import AutoTokenizer
 
-from megatron_rlt.config.sections import PromptConfig
+from megatron_rlt.config.prompts import PromptConfig
 from megatron_rlt.prompts.pairs import PairBuilder, student_format
 from megatron_rlt.types import Problem
 from tests.prompts.texts import QUICK, any_text, questions, solutions

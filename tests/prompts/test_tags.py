@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from megatron_rlt.config.sections import PromptConfig, TagsConfig
+from megatron_rlt.config.prompts import PromptConfig, TagsConfig
 from megatron_rlt.prompts.tags import R1, STRATOS, student_system, tag_set, teacher_system
 
 SHORT = TagsConfig(thought_open="<exp>", solution_open="<sol>", explanation_open="<exp>", explanation_close="</exp>")

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_rlt.config.sections import PromptConfig
+from megatron_rlt.config.prompts import PromptConfig
 from megatron_rlt.prompts.pairs import PairBuilder, teacher_format
 from megatron_rlt.prompts.stopping import StopCondition
 from megatron_rlt.types import Problem

@@ -1,12 +1,16 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from megatron_rlt.config.sections import PromptConfig, TagsConfig
+from megatron_rlt.config.models import ModelConfig
+from megatron_rlt.config.paths import tokenizer_faults
+from megatron_rlt.config.prompts import PromptConfig, TagsConfig
+from megatron_rlt.config.reward import RewardConfig
 from megatron_rlt.prompts.pairs import pair_builder, student_format, teacher_format
-from megatron_rlt.prompts.tokenizer import ChatTokenizer, load_tokenizer, tokenizer_difference
+from megatron_rlt.prompts.tokenizer import ChatTokenizer, load_tokenizer
 from tests.tiny_tokenizers import Style, tiny_tokenizer
 
 
@@ -91,18 +95,28 @@ def test_tags_that_the_tokenizer_cannot_write_are_refused(tmp_path: Path) -> Non
 
 
 def test_vocabularies_must_agree_id_for_id(folders: dict[Style, Path], tmp_path: Path) -> None:
-    own = load_tokenizer(folders["qwen"])
-    assert tokenizer_difference(own, load_tokenizer(folders["qwen"])) is None
-    with pytest.raises(
-        ValueError, match=r"^student\.model: .* needs one tokenizer; set reward\.lambda_kl=0 .*tokenizer$"
-    ):
-        pair_builder(folders["qwen"], folders["llama"], PromptConfig())
+    """What the formats find in the tokenizers is what the configuration's rule has read from their files."""
     swapped = tiny_tokenizer(tmp_path, "qwen")
     file = swapped / "tokenizer.json"
     content = json.loads(file.read_text())
     vocabulary = content["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     file.write_text(json.dumps(content))
-    said = tokenizer_difference(own, load_tokenizer(swapped))
-    assert said is not None
-    assert re.match(r"2 strings have other ids .*\('a': \d+ against \d+; 'b'", said)
+    own, said = ModelConfig(model=folders["qwen"]), {}
+    for name, folder in {"same": folders["qwen"], "llama": folders["llama"], "swapped": swapped}.items():
+        faults = tokenizer_faults(own, {"student": ModelConfig(model=folder)}, RewardConfig())
+        assert pair_builder(own.model, folder, PromptConfig()).one_tokenizer == (faults == [])
+        said[name] = "".join(faults)
+    assert said["same"] == ""
+    assert re.match(r"student\.model: .* needs one tokenizer; set reward\.lambda_kl=0 .*tokenizer$", said["llama"])
+    assert re.search(r"differs from the teacher's in 2 tokens \(token 'a' has id \d+ for the teacher", said["swapped"])
+
+
+def test_two_tokenizers_go_with_a_reward_that_compares_no_tokens(folders: dict[Style, Path]) -> None:
+    def faults(**reward: Any) -> list[str]:
+        student = {"student": ModelConfig(model=folders["llama"])}
+        return tokenizer_faults(ModelConfig(model=folders["qwen"]), student, RewardConfig(**reward))
+
+    assert faults(lambda_kl=0.0) == []
+    (full,) = faults(lambda_kl=0.0, kl_estimator="full")
+    assert full.startswith("reward.kl_estimator=full: compares two distributions over one vocabulary")

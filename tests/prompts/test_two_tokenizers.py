@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_rlt.config.sections import PromptConfig
+from megatron_rlt.config.prompts import PromptConfig
 from megatron_rlt.prompts.pairs import PairBuilder, pair_builder
 from megatron_rlt.types import Completion, FinishReason, FormatFlag, Problem
 from tests.prompts.texts import QUICK, any_text
@@ -20,7 +20,7 @@ PROBLEM = Problem("p", "2+2?", "the answer is 4")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> PairBuilder:
     teacher = tiny_tokenizer(tmp_path_factory.mktemp("teacher"), "qwen")
     student = tiny_tokenizer(tmp_path_factory.mktemp("student"), "llama", OTHER_SENTENCES)
-    return pair_builder(teacher, student, PromptConfig(), needs_one_tokenizer=False)
+    return pair_builder(teacher, student, PromptConfig())
 
 
 @QUICK
@@ -65,8 +65,6 @@ def test_special_tokens_of_either_tokenizer_are_flagged_and_spelt_out(mixed: Pai
     assert not set(read) & mixed.student.tokenizer.special_tokens.keys()
 
 
-def test_a_tokenizer_of_ones_own_is_refused_where_tokens_are_compared(mixed: PairBuilder) -> None:
-    folders = mixed.teacher.tokenizer.folder, mixed.student.tokenizer.folder
-    with pytest.raises(ValueError, match=r"^student.model: .*set reward.lambda_kl=0 to reward r_SS alone"):
-        pair_builder(*folders, PromptConfig())
-    assert pair_builder(folders[0], folders[0], PromptConfig(), needs_one_tokenizer=False).one_tokenizer
+def test_one_folder_is_one_tokenizer(mixed: PairBuilder) -> None:
+    folder = mixed.teacher.tokenizer.folder
+    assert pair_builder(folder, folder, PromptConfig()).one_tokenizer

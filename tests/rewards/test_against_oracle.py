@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from megatron_rlt.config.reward import PenaltyConfig, RewardConfig
 from megatron_rlt.parallel.vocab_divergence import vocab_divergence
 from megatron_rlt.parallel.vocab_logprobs import vocab_parallel_logprobs
 from megatron_rlt.rewards.rlt import rlt_reward
-from megatron_rlt.types import FormatFlag, Problem, ScoringPair, Span, SpannedSequence
+from megatron_rlt.types import FormatFlag, Problem, RewardEvidence, ScoringPair, Span, SpannedSequence
 from tests.oracle import dense_divergence, dense_entropy, dense_reward
+from tests.rewards.evidence import NO_LEAKS
 from tests.tiny_models import tiny_hf_model
 
 VOCAB_SIZE = 131
@@ -39,7 +42,7 @@ def scoring_pair(explanation_length: int) -> ScoringPair:
 @pytest.mark.parametrize("estimator", ["k1", "k3", "full"])
 @torch.no_grad()
 def test_reward_of_blocked_logprobs_equals_the_dense_oracle(
-    tmp_path: Path, estimator: str, explanation_length: int
+    tmp_path: Path, estimator: Any, explanation_length: int
 ) -> None:
     paths = [
         tiny_hf_model(tmp_path / "teacher", "qwen2", tied=False, num_layers=1),
@@ -72,24 +75,16 @@ def test_reward_of_blocked_logprobs_equals_the_dense_oracle(
     blocks = [(start, start + 1, weights[0][start : start + 1], weights[1][start : start + 1]) for start in range(131)]
     divergence = vocab_divergence(hidden[0], hidden[1], blocks, temperature=0.7, row_block=4)
     torch.testing.assert_close(divergence.double(), dense_divergence(teacher, student, pair, 0.7), rtol=1e-6, atol=1e-5)
-    parts = rlt_reward(
+    evidence = RewardEvidence(
         teacher_explanation_logprobs=logprobs[0][:explanation_length],
         student_explanation_logprobs=logprobs[1][:explanation_length],
         student_solution_logprobs=logprobs[1][explanation_length:],
-        explanation_divergence=divergence if estimator == "full" else None,
+        baseline_solution_logprobs=None,
+        divergence=divergence if estimator == "full" else None,
         flags=pair.flags,
-        alpha=0.01,
-        lambda_kl=3.0,
-        kl_estimator=estimator,
-        penalties=dict.fromkeys(FormatFlag, 0.0),
+        leaks=NO_LEAKS,
+        one_tokenizer=True,
     )
-    measured = {
-        "reward": parts.reward,
-        "r_ss": parts.r_ss,
-        "r_ss_mean": parts.r_ss_mean,
-        "r_ss_min": parts.r_ss_min,
-        "r_kl": parts.r_kl,
-        "r_kl_mean": parts.r_kl_mean,
-        "r_kl_max": parts.r_kl_max,
-    }
+    reward = rlt_reward(evidence, RewardConfig(kl_estimator=estimator, penalties=PenaltyConfig(missing_end_tag=0.0)))
+    measured = {name: value for name, value in reward.terms.items() if name != "penalty"} | {"reward": reward.total}
     assert measured == pytest.approx(expected, rel=1e-6, abs=1e-5)

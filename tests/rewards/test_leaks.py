@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_rlt.rewards.leaks import (
-    EPISTEMIC_MARKERS,
-    LeakWeights,
-    leak_metrics,
-    leak_penalty,
-    with_leak_penalty,
-    words_of,
-)
-from megatron_rlt.types import LeakMetrics, RewardParts
+from megatron_rlt.config.reward import LeakConfig
+from megatron_rlt.rewards.leaks import EPISTEMIC_MARKERS, leak_metrics, words_of
+from megatron_rlt.types import FormatFlag, LeakMetrics
+from tests.rewards.evidence import reward_of
 
 SOLUTION = "The sum of both is 12, so (x) = 12."
 
@@ -73,19 +67,20 @@ def test_every_marker_can_be_found() -> None:
         assert metrics_of(marker).epistemic_per_100_words == pytest.approx(100 / len(marker.split())), marker
 
 
-def test_the_penalty_is_the_weighted_sum() -> None:
-    """-2 * 0.5 - 1 * 1 - 4 * 0.25 + 0.01 * 10 = -2.9."""
-    metrics, weights = LeakMetrics(0.5, 1.0, 0.25, 10.0), LeakWeights(-2.0, -1.0, -4.0, 0.01)
-    assert leak_penalty(metrics, weights) == pytest.approx(-2.9)
+WEIGHTS = LeakConfig(solution_overlap=-2.0, states_the_answer=-1.0, repetition=-4.0, epistemic_per_100_words=0.01)
 
 
-def test_a_leak_penalty_adds_to_penalty_and_reward_and_to_no_other_part() -> None:
-    """-0.25 - 3 * 0.5 + (-1 - 0.5) = -3.25."""
-    none = torch.empty(0)
-    parts = RewardParts(-2.75, -0.25, -0.125, -1.0, 0.5, 0.25, 1.0, -1.0, none, none, none, none)
-    found = with_leak_penalty(parts, -0.5, lambda_kl=3.0)
-    assert (found.reward, found.penalty) == (-3.25, -1.5)
-    assert vars(found) | {"reward": -2.75, "penalty": -1.0} == vars(parts)
+def test_leaks_add_their_weighted_sum_to_penalty_and_reward_and_to_no_other_term() -> None:
+    """-2 * 0.5 - 1 * 1 - 4 * 0.25 + 0.01 * 10 = -2.9, beside -0.25 for a truncated explanation."""
+    truncated, leaks = frozenset({FormatFlag.TRUNCATED}), LeakMetrics(0.5, 1.0, 0.25, 10.0)
+    plain, found = reward_of(flags=truncated), reward_of({"leaks": WEIGHTS}, flags=truncated, leaks=leaks)
+    assert (plain.terms["penalty"], found.terms["penalty"]) == (-0.25, pytest.approx(-3.15))
+    assert found.total == pytest.approx(plain.total - 2.9, abs=1e-12)
+    assert {name for name in plain.terms if plain.terms[name] != found.terms[name]} == {"penalty"}
+
+
+def test_without_weights_leaks_change_no_bit() -> None:
+    assert reward_of(leaks=LeakMetrics(0.5, 1.0, 0.25, 10.0)).total == reward_of().total
 
 
 @settings(deadline=None)

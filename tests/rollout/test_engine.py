@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_rlt.config.sections import LayoutConfig
+from megatron_rlt.config.models import LayoutConfig
 from megatron_rlt.models.forward import run_stage, target_logprobs
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.packing import alignment_of, pack
-from megatron_rlt.parallel.layout import Layout, build_layout
+from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.rollout.megatron.decoding_batch import Row
 from megatron_rlt.rollout.megatron.engine import MegatronEngine, _require_agreement
 from megatron_rlt.rollout.requests import SampleRequest
@@ -84,21 +84,20 @@ def generate_cases(folder: Path, layouts: Sequence[LayoutConfig], cases: Sequenc
     outcomes: dict[str, Outcome] = {}
     for config in layouts:
         layout = build_layout(config)
-        model, _ = loaded_model(folder, layout, torch.float32)
+        model = loaded_model(folder, layout, torch.float32)
         for case in cases:
-            completions = _engine(model, layout, case).generate([requests[i] for i in case.order], policy_version=5)
+            completions = _engine(model, case).generate([requests[i] for i in case.order], policy_version=5)
             assert all(c.policy_version == 5 and c.temperature == case.temperature for c in completions)
             assert [c.seed for c in completions] == [requests[i].seed for i in case.order]
             outcomes[f"{layout}: {case.name}"] = [_outcome(c) for c in completions]
-        assert _engine(model, layout, cases[0]).generate([], policy_version=0) == []
-        _check_still_trainable(model, layout)
+        assert _engine(model, cases[0]).generate([], policy_version=0) == []
+        _check_still_trainable(model)
     return outcomes
 
 
-def _engine(model: LanguageModel, layout: Layout, case: Case) -> MegatronEngine:
+def _engine(model: LanguageModel, case: Case) -> MegatronEngine:
     return MegatronEngine(
         model,
-        layout,
         temperature=case.temperature,
         top_p=case.top_p,
         greedy=case.greedy,
@@ -116,8 +115,9 @@ def _outcome(completion: Completion) -> tuple[list[int], list[float], FinishReas
     return completion.token_ids.tolist(), completion.rollout_logprobs.tolist(), completion.finish_reason
 
 
-def _check_still_trainable(model: LanguageModel, layout: Layout) -> None:
+def _check_still_trainable(model: LanguageModel) -> None:
     """Sampling leaves no trace in the policy: training mode, sequence parallelism, gradients of the very next pass."""
+    layout = model.layout
     assert model.training
     assert model.config.sequence_parallel == layout.sp
     if layout.pp > 1:
@@ -126,7 +126,7 @@ def _check_still_trainable(model: LanguageModel, layout: Layout) -> None:
     batch = pack([sequence], [0], max_tokens=None, max_sequences=None, alignment=alignment_of(layout))[0]
     with layout:
         blocks = {"row_block": 8, "vocab_block": 64}
-        logprobs, _ = target_logprobs(model, run_stage(model, batch), batch, layout, temperature=0.7, **blocks)
+        logprobs, _ = target_logprobs(model, run_stage(model, batch), batch, temperature=0.7, **blocks)
         logprobs.sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_rlt.config.sections import LayoutConfig
+from megatron_rlt.config.models import LayoutConfig
 from megatron_rlt.models.language_model import LanguageModel
-from megatron_rlt.parallel.layout import Layout, build_layout
+from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.rollout.megatron.engine import MegatronEngine, SamplingWork
 from megatron_rlt.rollout.requests import SampleRequest, StopCondition
 from megatron_rlt.rollout.sampling import completion_seed
@@ -83,21 +83,20 @@ def test_rows_that_leave_change_nothing_for_those_that_stay(sampled: dict[str, S
 
 def _sample(folder: Path) -> dict[str, Sampled]:
     layout = build_layout(LayoutConfig())
-    model, _ = loaded_model(folder, layout, torch.float32)
+    model = loaded_model(folder, layout, torch.float32)
     requests = _requests()
-    outcomes = {"alone": _alone(_engine(model, layout, 64, _stop), requests)}
-    outcomes["nobody stops"] = _together(_engine(model, layout, 64, lambda _: False), requests)
+    outcomes = {"alone": _alone(_engine(model, 64, _stop), requests)}
+    outcomes["nobody stops"] = _together(_engine(model, 64, lambda _: False), requests)
     for number, order in enumerate(ORDERS):
         for batch_size in (1, 3, 4, 64):
-            engine = _engine(model, layout, batch_size, _stop)
+            engine = _engine(model, batch_size, _stop)
             outcomes[f"batches of {batch_size}, order {number}"] = _together(engine, [requests[i] for i in order])
     return outcomes
 
 
-def _engine(model: LanguageModel, layout: Layout, max_batch_size: int, stop: StopCondition) -> MegatronEngine:
+def _engine(model: LanguageModel, max_batch_size: int, stop: StopCondition) -> MegatronEngine:
     return MegatronEngine(
         model,
-        layout,
         temperature=1.0,
         top_p=1.0,
         greedy=False,

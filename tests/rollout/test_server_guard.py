@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+
+from megatron_rlt.rollout.vllm.client import ServerProcess
+from tests.ranks import forkserver
 
 # A server with a worker that has left its session and ignores SIGTERM, as the worst ones do.
 SERVER = """
@@ -20,26 +23,26 @@ child = subprocess.Popen([sys.executable, "-c", worker], start_new_session=True)
 pathlib.Path(sys.argv[1]).write_text(f"{child.pid}")
 time.sleep(600)
 """
-# A trainer that starts a server and waits.
-TRAINER = """
-import pathlib, sys, time
-from megatron_rlt.rollout.vllm.client import ServerProcess
-folder = pathlib.Path(sys.argv[1])
-command = [sys.executable, "-c", sys.argv[2], str(folder / "worker")]
-process = ServerProcess(command, log_file=folder / "log", devices="", unpickles=False)
-while not (folder / "worker").exists() or not (folder / "worker").read_text():
-    time.sleep(0.05)
-(folder / "guard").write_text(str(process._guard.pid))
-if sys.argv[3] == "stop":
-    process.stop()
-    assert not process.is_alive
-time.sleep(600 if sys.argv[3] == "wait" else 0)
-"""
 _PATIENCE_SECONDS = 30.0
 
 
-def _start(folder: Path, then: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", TRAINER, str(folder), SERVER, then])
+def trainer(folder: Path, then: str) -> None:
+    """Starts a server, and waits, stops it or ends."""
+    command = [sys.executable, "-c", SERVER, str(folder / "worker")]
+    process = ServerProcess(command, log_file=folder / "log", devices="", unpickles=False)
+    while not (folder / "worker").exists() or not (folder / "worker").read_text():
+        time.sleep(0.05)
+    (folder / "guard").write_text(str(process._guard.pid))
+    if then == "stop":
+        process.stop()
+        assert not process.is_alive
+    time.sleep(600 if then == "wait" else 0)
+
+
+def _start(folder: Path, then: str) -> Any:
+    process = forkserver().Process(target=trainer, args=(folder, then))
+    process.start()
+    return process
 
 
 def _processes(folder: Path) -> list[psutil.Process]:
@@ -62,29 +65,30 @@ def _assert_gone(processes: list[psutil.Process]) -> None:
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_trainer_leaves_nothing_running(tmp_path: Path, signal_number: signal.Signals) -> None:
-    trainer = _start(tmp_path, "wait")
+    process = _start(tmp_path, "wait")
     processes = _processes(tmp_path)
-    trainer.send_signal(signal_number)
-    trainer.wait()
+    os.kill(process.pid, signal_number)
+    process.join()
     _assert_gone(processes)
 
 
 def test_a_killed_server_takes_its_workers_along_and_the_trainer_sees_it(tmp_path: Path) -> None:
-    trainer = _start(tmp_path, "wait")
+    process = _start(tmp_path, "wait")
     guard, server, *_ = processes = _processes(tmp_path)
     os.kill(server.pid, signal.SIGKILL)
     _assert_gone(processes[1:])
-    assert trainer.poll() is None, "the trainer goes on"
+    assert process.is_alive(), "the trainer goes on"
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while guard.status() != psutil.STATUS_ZOMBIE:  # it has ended, for its parent to see
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    trainer.kill()
-    trainer.wait()
+    process.kill()
+    process.join()
 
 
 def test_a_server_that_is_stopped_is_gone_when_the_call_returns(tmp_path: Path) -> None:
-    trainer = _start(tmp_path, "stop")
-    assert trainer.wait(_PATIENCE_SECONDS) == 0
+    process = _start(tmp_path, "stop")
+    process.join(_PATIENCE_SECONDS)
+    assert process.exitcode == 0
     worker = int((tmp_path / "worker").read_text())
     assert not psutil.pid_exists(worker)

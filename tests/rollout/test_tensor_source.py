@@ -1,4 +1,4 @@
-"""Every passage comes to its end, however the sending ends."""
+"""Every pass comes to its end, however the sending ends."""
 
 from __future__ import annotations
 
@@ -32,37 +32,37 @@ def lose() -> None:
 
 def test_metadata_is_recorded_once() -> None:
     source, weights = TensorSource(lambda: None, lambda: None), Weights()
-    source.follow(weights)
+    source.set_source(weights)
     assert source.metadata()[1] == TensorMeta("weight1", torch.bfloat16, (2, 2))
     assert source.metadata()[1].num_bytes == 8
     assert weights.num_made == 3
 
 
 @pytest.mark.parametrize("num_taken", [0, 1, 3])
-def test_what_nobody_took_is_drained(num_taken: int) -> None:
+def test_what_nobody_read_is_exhausted(num_taken: int) -> None:
     source, weights = TensorSource(lambda: None, lambda: None), Weights()
-    source.follow(weights)
+    source.set_source(weights)
     if num_taken > 0:
         for number, _ in enumerate(source, 1):
             if number == num_taken:
                 break
-    source.drain()
+    source.exhaust()
     assert weights.num_made == 3
 
 
-def test_a_lost_server_ends_the_sending_but_not_the_passage() -> None:
+def test_a_lost_server_ends_the_sending_but_not_the_pass() -> None:
     source, weights = TensorSource(lose, lambda: None), Weights()
-    source.follow(weights)
+    source.set_source(weights)
     with pytest.raises(EngineLostError):
         next(iter(source))
     assert not source.is_broken
-    source.drain()
+    source.exhaust()
     assert weights.num_made == 3
 
 
 def test_tensors_that_fail_by_themselves_are_told_from_servers_that_do() -> None:
     source = TensorSource(lambda: None, lambda: None)
-    source.follow(Weights(fails_at=1))
+    source.set_source(Weights(fails_at=1))
     with pytest.raises(RuntimeError, match="no memory"):
         list(source)
     assert source.is_broken

@@ -1,58 +1,51 @@
-"""Several servers are asked as one; the servers are small ones of the test, the HTTP real."""
+"""Several servers are driven through a weight transfer as one."""
 
 from __future__ import annotations
 
-import base64
-import pickle
 from collections.abc import Iterator
 
 import pytest
 
 from megatron_rlt.rollout.vllm.client import EngineLostError
 from megatron_rlt.rollout.vllm.transfer.client import TransferClient
-from tests.rollout.test_vllm_server import FakeServer, client
+from tests.rollout.small_server import SmallServer
+from tests.rollout.test_vllm_client import client
 
 
 @pytest.fixture
-def fakes() -> Iterator[list[FakeServer]]:
-    servers = [FakeServer(), FakeServer()]
-    for server, size in zip(servers, (2, 3), strict=True):
-        server.answers["/get_world_size"] = (200, {"world_size": size})
-        for path in ("init_weight_transfer_engine", "start_weight_update", "update_weights"):
-            server.answers[f"/{path}"] = (200, None)
+def servers() -> Iterator[list[SmallServer]]:
+    servers = [SmallServer(num_workers=2), SmallServer(num_workers=3)]
     yield servers
     for server in servers:
         server.close()
 
 
-def ask_both(fakes: list[FakeServer]) -> TransferClient:
-    return TransferClient([client(fake.address) for fake in fakes])
+def both_of(servers: list[SmallServer]) -> TransferClient:
+    return TransferClient([client(server.address) for server in servers])
 
 
-def test_the_workers_of_a_server_follow_those_of_the_one_before(fakes: list[FakeServer]) -> None:
-    both = ask_both(fakes)
+def test_the_workers_of_a_server_follow_those_of_the_one_before(servers: list[SmallServer]) -> None:
+    both = both_of(servers)
     assert both.num_workers == 5
     both.init_weight_transfer_engine({"rank_offset": 1})
-    told = [fake.asked[-1][1]["init_info"]["rank_offset"] for fake in fakes]
-    assert told == [1, 3]
+    assert [server.ranks for server in servers] == [range(1, 3), range(3, 6)]
     both.check()
 
 
-def test_the_first_failure_is_kept_and_nothing_is_asked_after_it(fakes: list[FakeServer]) -> None:
-    both, told = ask_both(fakes), []
+def test_the_first_failure_is_kept_and_no_server_gets_anything_after_it(servers: list[SmallServer]) -> None:
+    both, told = both_of(servers), []
     both.on_failure = lambda: told.append(1)
-    fakes[1].answers["/start_weight_update"] = (500, {"error": "EngineCore"})
+    both.update_weights({"names": ["first"]})
+    servers[1].faults["/start_weight_update"] = (500, {"error": "EngineCore"})
     both.start_weight_update()
-    both.update_weights({"names": []})
+    both.update_weights({"names": ["second"]})
     assert told == [1]
-    assert [path for path, _, _ in fakes[0].asked] == ["/get_world_size", "/start_weight_update"]
+    assert [server.received for server in servers] == [[{"names": ["first"]}]] * 2
     with pytest.raises(EngineLostError, match="status 500"):
         both.check()
 
 
-def test_handles_of_memory_travel_pickled(fakes: list[FakeServer]) -> None:
+def test_handles_of_memory_travel_pickled(servers: list[SmallServer]) -> None:
     handles = {"GPU-1": (b"handle", 7)}
-    ask_both(fakes).update_weights({"names": ["a"], "ipc_handles": handles, "ipc_handles_pickled": None})
-    info = fakes[1].asked[-1][1]["update_info"]
-    assert info.keys() == {"names", "ipc_handles_pickled"}
-    assert pickle.loads(base64.b64decode(info["ipc_handles_pickled"])) == handles
+    both_of(servers).update_weights({"names": ["a"], "ipc_handles": handles, "ipc_handles_pickled": None})
+    assert servers[1].received == [{"names": ["a"], "ipc_handles": handles}]

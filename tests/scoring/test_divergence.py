@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from megatron_rlt.config.sections import LayoutConfig
+from megatron_rlt.config.models import LayoutConfig, ScoringConfig
 from megatron_rlt.parallel.layout import Layout, build_layout
 from megatron_rlt.scoring.divergence import DivergenceEngine
 from megatron_rlt.scoring.engine import LogprobEngine
@@ -63,19 +63,23 @@ def _divergences(teacher: Path, student: Path, layouts: list[tuple[LayoutConfig,
         teacher_layout, student_layout = (build_layout(config) for config in configs)
         engines = (_scorer(teacher, teacher_layout, TEMPERATURE), _scorer(student, student_layout, TEMPERATURE))
         for max_rows_per_rank in (1, 100):
-            engine = DivergenceEngine(*engines, max_rows_per_rank=max_rows_per_rank, row_block=2, vocab_block=32)
+            engine = DivergenceEngine(
+                *engines, ScoringConfig(max_tokens_per_pack=max_rows_per_rank, row_block=2, vocab_block=32)
+            )
             name = f"{teacher_layout} against {student_layout}, {max_rows_per_rank} rows a rank"
             found[name] = list(engine.per_token(make_pairs()))
         assert engine.per_token([]) == ()
         other = _scorer(student, student_layout, 1.0)
         with pytest.raises(ValueError, match=r"got 0\.7 for the teacher and 1\.0 for the student"):
-            DivergenceEngine(engines[0], other, max_rows_per_rank=1, row_block=2, vocab_block=32)
+            DivergenceEngine(engines[0], other, ScoringConfig(max_tokens_per_pack=1, row_block=2, vocab_block=32))
     return found
 
 
 def _scorer(folder: Path, layout: Layout, temperature: float) -> LogprobEngine:
-    model, _ = loaded_model(folder, layout, torch.float32)
-    return LogprobEngine(model, layout, temperature=temperature, max_tokens_per_pack=30, row_block=4, vocab_block=32)
+    model = loaded_model(folder, layout, torch.float32)
+    return LogprobEngine(
+        model, temperature=temperature, scoring=ScoringConfig(max_tokens_per_pack=30, row_block=4, vocab_block=32)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_rlt.config.sections import LayoutConfig
+from megatron_rlt.config.models import LayoutConfig, ScoringConfig
 from megatron_rlt.models.language_model import LanguageModel
-from megatron_rlt.parallel.layout import Layout, build_layout
+from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.scoring.engine import LogprobEngine
 from megatron_rlt.types import Logprobs, Span, SpannedSequence
 from tests.models.dense import TEMPERATURES, DenseAnswers, dense_answers, random_sequences
@@ -70,28 +70,30 @@ def score_all(folder: Path, layouts: Sequence[LayoutConfig]) -> dict[tuple[str, 
     found = {}
     for config in layouts:
         layout = build_layout(config)
-        model, _ = loaded_model(folder, layout, torch.float32)
+        model = loaded_model(folder, layout, torch.float32)
         for temperature in TEMPERATURES:
             for name, packing in PACKINGS.items():
-                engine = _engine(model, layout, temperature, packing.max_tokens)
+                engine = _engine(model, temperature, packing.max_tokens)
                 order = _order(packing)
                 result = engine.logprobs([sequences[i] for i in order])
                 back = [order.index(i) for i in range(len(order))]
                 values, entropy = (tuple(parts[i] for i in back) for parts in (result.values, result.entropy))
                 found[str(layout), temperature, name] = Logprobs(values, entropy, result.temperature)
-        _check_edges(model, layout)
+        _check_edges(model)
     return found
 
 
-def _engine(model: LanguageModel, layout: Layout, temperature: float, max_tokens: int) -> LogprobEngine:
+def _engine(model: LanguageModel, temperature: float, max_tokens: int) -> LogprobEngine:
     return LogprobEngine(
-        model, layout, temperature=temperature, max_tokens_per_pack=max_tokens, row_block=7, vocab_block=32
+        model,
+        temperature=temperature,
+        scoring=ScoringConfig(max_tokens_per_pack=max_tokens, row_block=7, vocab_block=32),
     )
 
 
-def _check_edges(model: LanguageModel, layout: Layout) -> None:
+def _check_edges(model: LanguageModel) -> None:
     """Fewer sequences than replicas; none at all; the model's own state; storage of the results."""
-    engine = _engine(model, layout, 1.0, 100)
+    engine = _engine(model, 1.0, 100)
     sequences = make_sequences()
     whole, alone = engine.logprobs(sequences), engine.logprobs(sequences[3:4])
     torch.testing.assert_close(alone.values[0], whole.values[3], atol=1e-6, rtol=5e-7)
@@ -141,8 +143,8 @@ def _assert_close(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance
 
 def _hidden_and_weight(folder: Path) -> tuple[tuple[Tensor, ...], Tensor | None]:
     layout = build_layout(LayoutConfig(tp=1, pp=2))
-    model, _ = loaded_model(folder, layout, torch.float32)
-    hidden = _engine(model, layout, 0.7, 50).hidden(make_sequences())
+    model = loaded_model(folder, layout, torch.float32)
+    hidden = _engine(model, 0.7, 50).hidden(make_sequences())
     return hidden, model.output_weight().detach().clone() if layout.is_last_stage else None
 
 

@@ -6,6 +6,14 @@ from importlib.util import find_spec
 
 import pytest
 
+from tests.vllm.server_plugin import PYTHONPATH
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers of commands that the test starts load the tests' plugin."""
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if find_spec("vllm") is not None:

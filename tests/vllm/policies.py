@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,29 +12,32 @@ import psutil
 import torch
 from torch import Tensor
 
+from megatron_rlt.config.models import LayoutConfig, ScoringConfig
 from megatron_rlt.config.rollout import VllmConfig, VllmServerConfig
-from megatron_rlt.config.sections import LayoutConfig
 from megatron_rlt.models.language_model import LanguageModel
-from megatron_rlt.parallel.layout import Layout, build_layout
+from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.rollout.requests import SampleRequest
 from megatron_rlt.rollout.sampling import completion_seed, nucleus
-from megatron_rlt.rollout.vllm.client import VllmServer
-from megatron_rlt.rollout.vllm.colocated import VllmEngine
+from megatron_rlt.rollout.vllm.client import ServerClient
+from megatron_rlt.rollout.vllm.colocated import ColocatedEngine
 from megatron_rlt.rollout.vllm.model import VllmModel
-from megatron_rlt.rollout.vllm.servers import ServedEngine
+from megatron_rlt.rollout.vllm.server_engine import ServerEngine
+from megatron_rlt.rollout.vllm.servers import VllmServers
 from megatron_rlt.rollout.vllm.settings import EngineShape, Sampling
-from megatron_rlt.rollout.vllm.synced_engines import ColocatedVllm, ServedVllm
+from megatron_rlt.rollout.vllm.transfer.direct import weight_transport
 from megatron_rlt.rollout.weight_sync.sync import Receiver, WeightSync
 from megatron_rlt.scoring.engine import LogprobEngine
-from megatron_rlt.types import Completion, Span, SpannedSequence
+from megatron_rlt.types import Completion, Span, SpannedSequence, tell_nobody
 from tests.models.loading import loaded_model
 from tests.tiny_models import tiny_hf_model
 from tests.tiny_tokenizers import tiny_tokenizer
+from tests.vllm.gloo_transfer import replace_nccl
+from tests.vllm.server_plugin import use_plugin
 
 MAX_COMPLETION_TOKENS = 24
+TIMEOUT_SECONDS = 900.0  # of several server starts on a crowded machine
 VOCAB_SIZE = 411  # the tiny tokenizer has 400 ids at most
 STOP_IDS = (7, 50)
-VERSIONS = (3, 4, 5)
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,50 @@ def make_requests() -> list[SampleRequest]:
 
 
 @dataclass(frozen=True)
-class Beside:
-    """A policy on this rank, and vLLM that follows it."""
+class Colocated:
+    """A policy on this rank, and vLLM in the same ranks."""
 
     model: LanguageModel
-    layout: Layout
-    engine: ColocatedVllm | ServedVllm
-    served: ServedEngine | None
+    engine: ColocatedEngine
+
+
+@dataclass(frozen=True)
+class Served:
+    """A policy on this rank, and vLLM's servers beside the ranks."""
+
+    model: LanguageModel
+    engine: ServerEngine
+    servers: VllmServers
+
+    @property
+    def first(self) -> ServerClient:
+        return self.servers._servers[0]
+
+    @property
+    def processes(self) -> dict[str, psutil.Process]:
+        """The first server's own process and its engine core."""
+        api = api_process(self.first)
+        core = next(child for child in api.children(recursive=True) if "EngineCore" in " ".join(child.cmdline()))
+        return {"api": api, "core": core}
+
+
+def api_process(server: ServerClient) -> psutil.Process:
+    assert server.process is not None
+    (api,) = psutil.Process(server.process._guard.pid).children()
+    return api
+
+
+PARTS = (range(8), range(8, 24))  # of `make_requests`
+
+
+def collect_parts(engine: ServerEngine, policy_version: int) -> dict[int, tuple[Completion, ...]]:
+    """All that was started, by part."""
+    come: dict[int, tuple[Completion, ...]] = {}
+    while arrivals := engine.arrivals(policy_version):
+        for one in arrivals:
+            assert one.part not in come, "a part comes once"
+            come[one.part] = one.completions
+    return come
 
 
 def save_policy(folder: Path, case: Case) -> Path:
@@ -95,59 +135,52 @@ def save_policy(folder: Path, case: Case) -> Path:
     return tiny_tokenizer(folder)
 
 
-def build(folder: Path, case: Case, server: VllmServerConfig | None = None, run: Path | None = None) -> Beside:
-    """vLLM in these ranks, or with `server` beside them."""
-    layout = build_layout(case.layout)
-    model, architecture = loaded_model(folder, layout, torch.float32)
+def engine_shape(folder: Path, *, tp: int = 1, server: VllmServerConfig | None = None) -> EngineShape:
     settings = VllmConfig(kv_cache_bytes=2**25, server=VllmServerConfig() if server is None else server)
-    shape = EngineShape(folder, "float32", case.tp, 128, 16, 64, settings, on_gpu=False)
-    sampling = Sampling(case.temperature, case.top_p, case.num_ids, VOCAB_SIZE, MAX_COMPLETION_TOKENS, StopAtIds())
+    return EngineShape(folder, "float32", tp, 128, 16, 64, settings, on_gpu=False)
 
-    def sync(receiver: Receiver) -> WeightSync:
-        return WeightSync(
-            model, layout, receiver, trainer_logprobs=trainer, num_token_ids=case.num_ids, max_probe_gap=1e-3
-        )
 
+def colocated(folder: Path, case: Case) -> Colocated:
+    model = loaded_model(folder, build_layout(case.layout), torch.float32)
+    copy = VllmModel(engine_shape(folder, tp=case.tp))
+    return Colocated(model, ColocatedEngine(copy, _sync(model, copy, case), model.architecture, _sampling(case)))
+
+
+def served(folder: Path, case: Case, server: VllmServerConfig, run: Path) -> Served:
+    """Servers write their logs into `run`."""
+    use_plugin()
+    replace_nccl()
+    model = loaded_model(folder, build_layout(case.layout), torch.float32)
+    shape = engine_shape(folder, tp=case.tp, server=server)
+    transport = weight_transport(shape, run, tell_nobody)
+    servers = VllmServers(shape, _sampling(case), transport, log_folder=run)
+    sync = _sync(model, servers, case)
+    return Served(model, ServerEngine(servers, sync, model.architecture, max_restarts=server.max_retries), servers)
+
+
+def _sampling(case: Case) -> Sampling:
+    return Sampling(case.temperature, case.top_p, case.num_ids, VOCAB_SIZE, MAX_COMPLETION_TOKENS, StopAtIds())
+
+
+def _sync(model: LanguageModel, receiver: Receiver, case: Case) -> WeightSync:
     def trainer(ids: Tensor) -> Tensor:
-        return ask(model, layout, [SpannedSequence(ids, (Span(1, len(ids)),))], 1.0)[0]
+        return ask(model, [SpannedSequence(ids, (Span(1, len(ids)),))], 1.0)[0]
 
-    if server is None:
-        holder = VllmModel(shape)
-        colocated = ColocatedVllm(holder, VllmEngine(holder, architecture, sampling), sync(holder))
-        return Beside(model, layout, colocated, None)
-    assert run is not None, "a server writes its log there"
-    served = ServedEngine(shape, architecture, sampling, server=server, folder=run)
-    return Beside(model, layout, ServedVllm(served, sync(served), max_restarts=server.max_retries), served)
+    return WeightSync(model, receiver, trainer_logprobs=trainer, num_token_ids=case.num_ids, max_probe_gap=1e-3)
 
 
-def first_server(beside: Beside) -> VllmServer:
-    assert beside.served is not None
-    return beside.served._servers[0]
-
-
-def server_processes(beside: Beside) -> dict[str, psutil.Process]:
-    """The server's own process and its engine core."""
-    process = first_server(beside).process
-    assert process is not None
-    (api,) = psutil.Process(process._guard.pid).children()
-    core = next(child for child in api.children(recursive=True) if "EngineCore" in " ".join(child.cmdline()))
-    return {"api": api, "core": core}
-
-
-def ask(
-    model: LanguageModel, layout: Layout, sequences: Sequence[SpannedSequence], temperature: float
-) -> tuple[Tensor, ...]:
+def ask(model: LanguageModel, sequences: Sequence[SpannedSequence], temperature: float) -> tuple[Tensor, ...]:
     engine = LogprobEngine(
-        model, layout, temperature=temperature, max_tokens_per_pack=512, row_block=64, vocab_block=512
+        model, temperature=temperature, scoring=ScoringConfig(max_tokens_per_pack=512, row_block=64, vocab_block=512)
     )
     return engine.logprobs(sequences).values
 
 
-def train_a_little(model: torch.nn.Module) -> None:
+def train_a_little(model: torch.nn.Module, factor: float = 1.05) -> None:
     """A change that is the same for every shard and every copy of a weight, and large enough to be seen."""
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(1.05)
+            parameter.mul_(factor)
 
 
 def spanned(request: SampleRequest, completion: Completion) -> SpannedSequence:
@@ -166,10 +199,19 @@ def dense_rollout_logprobs(dense: Any, request: SampleRequest, completion: Compl
     return logprobs.gather(1, completion.token_ids[:, None])[:, 0]
 
 
-def assert_nothing_runs(folder: Path) -> None:
-    """No process names the folder any more, some seconds after its trainer ended."""
+def token_ids(completions: Sequence[Completion]) -> list[list[int]]:
+    return [one.token_ids.tolist() for one in completions]
+
+
+def running() -> list[int]:
+    """Ids of all processes beneath this one: guards, servers, engine cores, workers."""
+    return [process.pid for process in psutil.Process().children(recursive=True)]
+
+
+def assert_nothing_runs(folder: Path, pids: Collection[int] = ()) -> None:
+    """Of these processes none runs any more, and none that names the folder, some seconds after their trainer ended."""
     deadline = time.monotonic() + 30.0
-    while left := [process for process in psutil.process_iter() if _names(process, folder)]:
+    while left := [process for process in psutil.process_iter() if process.pid in pids or _names(process, folder)]:
         assert time.monotonic() < deadline, f"still there: {left}"
         time.sleep(0.2)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from megatron_rlt.config.sections import LayoutConfig
+from megatron_rlt.config.models import LayoutConfig, ScoringConfig
 from megatron_rlt.models.checksum import checksums_held
 from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.rollout.weight_sync.sync import SyncReport, WeightSync
@@ -62,12 +62,13 @@ def sync_to_dense(
 ) -> tuple[list[SyncReport], list[str], str | None]:
     """Three syncs with a change of the policy before each; `faults` are set before the last. What it was told."""
     layout = build_layout(config)
-    model, _ = loaded_model(folder, layout, torch.float32)
-    ask = LogprobEngine(model, layout, temperature=1.0, max_tokens_per_pack=512, row_block=64, vocab_block=512)
+    model = loaded_model(folder, layout, torch.float32)
+    ask = LogprobEngine(
+        model, temperature=1.0, scoring=ScoringConfig(max_tokens_per_pack=512, row_block=64, vocab_block=512)
+    )
     receiver = DenseReceiver(start)
     sync = WeightSync(
         model,
-        layout,
         receiver,
         trainer_logprobs=lambda ids: ask.logprobs([SpannedSequence(ids, (Span(1, len(ids)),))]).values[0],
         num_token_ids=model.unpadded_vocab_size,
@@ -138,8 +139,10 @@ def test_a_sync_whose_engine_is_not_at_the_policys_weights_stops_every_rank(
 def stale_sync(folder: Path) -> str | None:
     """The second sync changes the policy by less than the bound, and its engine answers as before."""
     layout = build_layout(LayoutConfig())
-    model, _ = loaded_model(folder, layout, torch.float32)
-    ask = LogprobEngine(model, layout, temperature=1.0, max_tokens_per_pack=512, row_block=64, vocab_block=512)
+    model = loaded_model(folder, layout, torch.float32)
+    ask = LogprobEngine(
+        model, temperature=1.0, scoring=ScoringConfig(max_tokens_per_pack=512, row_block=64, vocab_block=512)
+    )
 
     def trainer(ids: Tensor) -> Tensor:
         return ask.logprobs([SpannedSequence(ids, (Span(1, len(ids)),))]).values[0]
@@ -153,7 +156,7 @@ def stale_sync(folder: Path) -> str | None:
             self.first = super().prompt_logprobs(token_ids) if self.first is None else self.first
             return self.first
 
-    sync = WeightSync(model, layout, Cached(folder), trainer_logprobs=trainer, num_token_ids=131, max_probe_gap=1.0)
+    sync = WeightSync(model, Cached(folder), trainer_logprobs=trainer, num_token_ids=131, max_probe_gap=1.0)
     sync.push(0)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -21,11 +21,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from megatron_rlt.config.commands.train import TrainConfig
-from megatron_rlt.jobs.reward.score_pairs import build_pairs
-from megatron_rlt.prompts.pairs import PairBuilder
+from megatron_rlt.config.display import NumberTable
+from megatron_rlt.prompts.pairs import PairBuilder, pair_builder
 from megatron_rlt.types import Problem
 from tools.bench.reference_reward import RewardTexts
 from tools.bench.sides import SideTurns, start_alone, start_ranks
@@ -95,7 +94,7 @@ def _task(arguments: argparse.Namespace, folder: Path) -> Task:
     words = [f"w{number}" for number in range(arguments.vocab - len(vocabulary()) - len(SPECIAL_TOKENS))]
     save_tokenizer(model, words)
     config = TrainConfig.model_validate(_settings(arguments, model, folder))
-    pairs = build_pairs(model, model, config.prompts, config.reward)
+    pairs = pair_builder(model, model, config.prompts)
     problems = _problems(arguments, words)
     return Task(
         model=str(model),
@@ -122,7 +121,7 @@ def _settings(arguments: argparse.Namespace, model: Path, folder: Path) -> dict[
             "questions_per_step": arguments.questions,
             "group_size": arguments.group_size,
             "micro_batch_size": arguments.micro_batch,
-            "beta": arguments.beta,
+            "reference": {"beta": arguments.beta} if arguments.beta > 0 else None,
         },
     }
 
@@ -189,16 +188,15 @@ def _print(arguments: argparse.Namespace, turns: dict[str, SideTurns], num_compl
     title += (
         f" completions of {arguments.tokens} tokens, {arguments.cores} threads a side, medians of {arguments.rounds}"
     )
-    table = Table(title=title, title_justify="left")
-    for column in ("side", "step", "completions/s", *_PHASES, "processor", "peak memory", "mean reward"):
-        table.add_column(column, justify="left" if column == "side" else "right")
+    headings = ("side", "step", "completions/s", *_PHASES, "processor", "peak memory", "mean reward")
+    table = NumberTable(title, headings)
     for name, side in turns.items():
         phases = [f"{side.median_phase(phase):.2f}" for phase in _PHASES]
         rate = num_completions / side.median_seconds
         phases.append(f"{statistics.median(side.processor_seconds):.2f}")
         memory, reward = f"{side.peak_bytes / 2**20:,.0f} MiB", f"{statistics.fmean(side.mean_rewards):.3f}"
-        table.add_row(name, f"{side.median_seconds:.2f} s", f"{rate:.2f}", *phases, memory, reward)
-    Console(width=140).print(table)
+        table.add_line(name, f"{side.median_seconds:.2f} s", f"{rate:.2f}", *phases, memory, reward)
+    Console().print(table)
     for name in (_ONE, _TWO):
         times = _times_trl(turns[_TRL], turns[name])
         print(

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from megatron_rlt.config.display import NumberTable
 from megatron_rlt.models.attention import attend_packed
 from tools.bench.machine import describe_machine, peak_resident_bytes, reset_peak_resident_bytes
 from tools.bench.workload import lognormal_lengths
@@ -78,13 +78,12 @@ def _compare(
     }
 
 
-def _table(lengths: tuple[int, ...], measured: dict[str, dict[str, float]]) -> Table:
-    table = Table(title=f"{len(lengths)} sequences, {sum(lengths):,} tokens", title_justify="left")
-    for column in ("way", "CPU seconds", "memory", "largest gap"):
-        table.add_column(column)
+def _table(lengths: tuple[int, ...], measured: dict[str, dict[str, float]]) -> NumberTable:
+    title = f"{len(lengths)} sequences, {sum(lengths):,} tokens"
+    table = NumberTable(title, ("way", "CPU seconds", "memory", "largest gap"))
     for name, facts in measured.items():
         memory = f"{facts['extra_bytes'] / 2**20:,.0f} MiB"
-        table.add_row(name, f"{facts['cpu_seconds']:.4f}", memory, f"{facts['largest_gap']:.0e}")
+        table.add_line(name, f"{facts['cpu_seconds']:.4f}", memory, f"{facts['largest_gap']:.0e}")
     return table
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from megatron_rlt.config.architecture import Architecture
-from megatron_rlt.config.sections import LayoutConfig
+from megatron_rlt.config.display import NumberTable
+from megatron_rlt.config.models import LayoutConfig
 from megatron_rlt.models.build import build_model
 from megatron_rlt.models.flops import forward_flops
 from megatron_rlt.models.weights.load import load_hf_weights
@@ -73,10 +73,9 @@ def _measure_width(arguments: argparse.Namespace, hidden_size: int) -> list[Meas
         )
         architecture = Architecture.from_folder(folder)
         model = build_model(architecture, layout, dtype=torch.float32, recompute="none")
-        load_hf_weights(model, architecture, folder, layout)
+        load_hf_weights(model, folder)
     engine = MegatronEngine(
         model,
-        layout,
         temperature=0.7,
         top_p=1.0,
         greedy=False,
@@ -124,11 +123,10 @@ def _matmul_rate(size: int = 1024, runs: int = 5) -> float:
 
 
 def _print(rows: list[Measurement]) -> None:
-    table = Table(title="embedded engine, one question and its group, float32")
-    for column in ("hidden", "group", "tokens/s", "share of matmul rate", "prefill", "device translation"):
-        table.add_column(column, justify="right")
+    headings = ("hidden", "group", "tokens/s", "share of matmul rate", "prefill", "device translation")
+    table = NumberTable("embedded engine, one question and its group, float32", headings)
     for row in rows:
-        table.add_row(
+        table.add_line(
             str(row.hidden_size),
             str(row.group_size),
             f"{row.tokens_per_second:,.0f}",

@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
-from megatron_rlt.config.sections import LayoutConfig, ScoringConfig
+from megatron_rlt.config.display import NumberTable
+from megatron_rlt.config.models import LayoutConfig, ScoringConfig
 from tools.bench.contest import Prepared, Round, Way, running
 from tools.bench.machine import describe_machine
 from tools.bench.ways import scoring, update
@@ -72,8 +72,8 @@ def _growth_of(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     corners = {vocab: [one.extra_bytes for one in by_vocab[vocab]] for vocab in ends}
     together = _together(corners, few_tokens=few_tokens, many_tokens=_BASE_TOKENS)
     for title, facts in series.items():
-        Console(width=110).print(_table(f"{name} over {title}", facts))
-    Console(width=110).print(
+        Console().print(_table(f"{name} over {title}", facts))
+    Console().print(
         f"{name}: vocabulary and tokens together take {together['bytes'] / 2**20:,.1f} MiB; logits would take "
         f"{together['logits_bytes'] / 2**20:,.0f} MiB: {'met' if together['met'] else 'missed'}\n"
     )
@@ -143,15 +143,13 @@ def _together(corners: dict[int, list[int]], *, few_tokens: int, many_tokens: in
     return {"bytes": beyond, "logits_bytes": logits, "met": beyond <= _TOGETHER_TARGET * logits}
 
 
-def _table(title: str, facts: dict[str, Any]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in ("size", "seconds", "CPU s", "beyond weights"):
-        table.add_column(column, justify="right")
+def _table(title: str, facts: dict[str, Any]) -> NumberTable:
+    table = NumberTable(title, ("size", "seconds", "CPU s", "beyond weights"))
     rows = zip(facts["sizes"], facts["seconds"], facts["cpu_seconds"], facts["extra_bytes"], strict=True)
     for size, seconds, cpu_seconds, extra in rows:
-        table.add_row(f"{size:,}", f"{seconds:.2f}", f"{cpu_seconds:.2f}", f"{extra / 2**20:,.0f} MiB")
+        table.add_line(f"{size:,}", f"{seconds:.2f}", f"{cpu_seconds:.2f}", f"{extra / 2**20:,.0f} MiB")
     exponents = (facts[f"{name}_exponent"] for name in ("seconds", "cpu_seconds", "extra_bytes"))
-    table.add_row("exponent", *(f"{exponent:.2f}" for exponent in exponents))
+    table.add_line("exponent", *(f"{exponent:.2f}" for exponent in exponents))
     return table
 
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from megatron_rlt.config.architecture import Architecture
-from megatron_rlt.config.sections import LayoutConfig, ScoringConfig
+from megatron_rlt.config.display import NumberTable
+from megatron_rlt.config.models import LayoutConfig, ScoringConfig
 from megatron_rlt.models.flops import forward_flops
 from tools.bench.contest import Result, Way, compete
 from tools.bench.machine import describe_machine, matmul_flops_per_second
@@ -123,11 +123,10 @@ def _facts(name: str, result: Result, flops: float, num_tokens: int, rate: float
 
 
 def _print(title: str, facts: dict[str, dict[str, float]], rates: list[float], ratio: float) -> None:
-    table = Table(title=title, title_justify="left")
-    for column in ("pass", "tokens/s", "GFLOP/s", "share of rate", "beyond weights", "seconds", "CPU s"):
-        table.add_column(column, justify="left" if column == "pass" else "right", no_wrap=True)
+    headings = ("pass", "tokens/s", "GFLOP/s", "share of rate", "beyond weights", "seconds", "CPU s")
+    table = NumberTable(title, headings)
     for name, fact in facts.items():
-        table.add_row(
+        table.add_line(
             name,
             f"{fact['tokens_per_second']:,.0f}",
             f"{fact['gflops']:,.0f}",
@@ -136,7 +135,7 @@ def _print(title: str, facts: dict[str, dict[str, float]], rates: list[float], r
             f"{fact['seconds']:.2f}",
             f"{fact['cpu_seconds']:.2f}",
         )
-    console = Console(width=110)
+    console = Console()
     console.print(table)
     before, after = (f"{rate / 1e9:,.0f}" for rate in rates)
     console.print(f"scoring / update: {ratio:.2f}; matrix products {before} GFLOP/s before, {after} after\n")

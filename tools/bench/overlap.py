@@ -21,18 +21,18 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from megatron_rlt.config.commands.train import TrainConfig
+from megatron_rlt.config.display import NumberTable
 from megatron_rlt.jobs.rl.mismatch import logprob_metrics
-from megatron_rlt.jobs.train.rollouts import Explanations
+from megatron_rlt.jobs.train.rollouts import RolloutSource
 from megatron_rlt.jobs.train.step import step
 from megatron_rlt.metrics.memory import MemoryLedger
 from megatron_rlt.metrics.phases import PhaseTimer
 from megatron_rlt.parallel.environment import free_port
 from megatron_rlt.types import Problem
 from tools.bench.machine import describe_machine
-from tools.bench.step import PROBLEMS, rooms_of, settings_of_model
+from tools.bench.step import PROBLEMS, context_of, settings_of_model
 from tools.bench.workload import start_single_rank
 
 _NUM_WARM_UP = 2  # steps: the first is on-policy in both ways, the second still meets cold caches
@@ -90,15 +90,19 @@ def _take_steps(there: Connection, arguments: argparse.Namespace, folder: Path, 
     torch.set_num_threads(1)
     start_single_rank(port=free_port())
     config = TrainConfig.model_validate(_settings(arguments, folder, ahead))
-    rooms = rooms_of(config)
+    context = context_of(config)
     timer = PhaseTimer(heartbeat=lambda _: None, memory=MemoryLedger())
-    explanations = Explanations(rooms, config.rollout, _same_problems, num_steps=config.num_steps)
+    rollouts = RolloutSource(context, config.rollout, _same_problems, num_steps=config.num_steps)
     steps, before = [], time.monotonic()
     for number in range(arguments.steps):
-        result = step(rooms, explanations.of_step(number, timer), number, timer)
-        engine = rooms.rollout.take_metrics()
+        result = step(context, rollouts.next(number, timer), number, timer)
+        engine = context.rollout.take_metrics()
         now = time.monotonic()
-        steps.append(engine | logprob_metrics(result.old_policy, result.mismatch) | {"step_seconds": now - before})
+        steps.append(
+            engine
+            | logprob_metrics(result.completions, result.gap, policy_version=result.policy_version)
+            | {"step_seconds": now - before}
+        )
         before = now
     there.send(steps)
 
@@ -135,11 +139,10 @@ def _summary(ahead: int, steps: list[dict[str, float]]) -> Measurement:
 
 
 def _print(rows: Sequence[Measurement]) -> None:
-    table = Table(title="one trainer rank and one vLLM server, a thread each, float32")
-    for column in ("rollout.ahead", "seconds a step", "times", "trainer idle", "server idle", "lag", "mean gap"):
-        table.add_column(column, justify="right")
+    headings = ("rollout.ahead", "seconds per step", "times", "trainer idle", "server idle", "lag", "mean gap")
+    table = NumberTable("one trainer rank and one vLLM server, a thread each, float32", headings)
     for row in rows:
-        table.add_row(
+        table.add_line(
             str(row.ahead),
             f"{row.step_seconds:.2f}",
             f"{rows[0].step_seconds / row.step_seconds:.2f}",
@@ -148,7 +151,7 @@ def _print(rows: Sequence[Measurement]) -> None:
             f"{row.policy_lag:g}",
             f"{row.rollout_gap_mean:.1e}",
         )
-    Console(width=140).print(table)
+    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -16,17 +16,17 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
+from megatron_rlt.config.display import NumberTable
 from megatron_rlt.jobs.train.rollouts import explain
 from megatron_rlt.jobs.train.step import step
 from megatron_rlt.metrics.memory import MemoryLedger
 from megatron_rlt.metrics.phases import Phase, PhaseTimer
 from megatron_rlt.parallel.platform import stop_distributed
 from tools.bench.machine import describe_machine
-from tools.bench.step import PROBLEMS, prepare_rooms
+from tools.bench.step import PROBLEMS, prepare_context
 from tools.bench.translation import translation_share
 from tools.bench.workload import start_single_rank
 
@@ -56,7 +56,7 @@ def main() -> None:
     torch.set_num_threads(1)  # with more, an operator's time would be its first thread's
     start_single_rank()
     phases = _profile(arguments)
-    Console(width=140).print(_table(phases))
+    Console().print(_table(phases))
     shares = {
         f"hidden {shape.hidden}": _platform_share(shape)
         for shape in (arguments, argparse.Namespace(**(vars(arguments) | _DEMO)))
@@ -92,11 +92,11 @@ def _kind(operator: str) -> str:
 def _profile(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Seconds by phase, then kind. A first step, not looked at, pays for allocations."""
     with tempfile.TemporaryDirectory() as folder:
-        rooms = prepare_rooms(arguments, Path(folder), arguments.vocab)
+        context = prepare_context(arguments, Path(folder), arguments.vocab)
         timer = ProfiledTimer()
         for number in range(2):
             timer.kinds.clear()
-            step(rooms, explain(rooms, PROBLEMS, number, timer), number, timer)
+            step(context, explain(context, PROBLEMS, number, timer), number, timer)
             seconds = {name.partition("/")[2]: value for name, value in timer.take().items() if "seconds/" in name}
     return {
         phase: {
@@ -110,20 +110,18 @@ def _profile(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 def _platform_share(shape: argparse.Namespace) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        rooms = prepare_rooms(shape, Path(folder), shape.vocab)
+        context = prepare_context(shape, Path(folder), shape.vocab)
         timer = PhaseTimer(heartbeat=lambda _: None, memory=MemoryLedger())
-        step(rooms, explain(rooms, PROBLEMS, 0, timer), 0, timer)
-        return round(translation_share(lambda: step(rooms, explain(rooms, PROBLEMS, 1, timer), 1, timer)), 5)
+        step(context, explain(context, PROBLEMS, 0, timer), 0, timer)
+        return round(translation_share(lambda: step(context, explain(context, PROBLEMS, 1, timer), 1, timer)), 5)
 
 
-def _table(phases: dict[str, dict[str, float]]) -> Table:
-    table = Table(title="one RL step, one thread: seconds, and shares of each phase", title_justify="left")
+def _table(phases: dict[str, dict[str, float]]) -> NumberTable:
     kinds = [*_KINDS, _OTHER, _PYTHON]
-    for column in ("phase", "seconds", *kinds):
-        table.add_column(column, justify="left" if column == "phase" else "right")
+    table = NumberTable("one RL step, one thread: seconds, and shares of each phase", ("phase", "seconds", *kinds))
     for phase, found in phases.items():
         whole = sum(found.values())
-        table.add_row(phase, f"{whole:.2f}", *(f"{found[kind] / whole:.0%}" for kind in kinds))
+        table.add_line(phase, f"{whole:.2f}", *(f"{found[kind] / whole:.0%}" for kind in kinds))
     return table
 
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_rlt.config.commands.train import TrainConfig
-from megatron_rlt.jobs.reward.score_pairs import build_pairs
+from megatron_rlt.jobs.reward.scorer import FIRST
 from megatron_rlt.jobs.rl.engines import sampling_engine
-from megatron_rlt.jobs.train.engines import RlRooms, build_rooms
+from megatron_rlt.jobs.train.engines import TrainContext, build_context, student_pairs
 from megatron_rlt.jobs.train.rollouts import explain
 from megatron_rlt.jobs.train.step import step
 from megatron_rlt.metrics.memory import MemoryLedger
@@ -33,36 +33,33 @@ def main() -> None:
     task = Task.load(Path(sys.argv[1]))
     start_distributed(timeout_seconds=600)
     config = TrainConfig.model_validate(task.settings)
-    pairs = build_pairs(config.teacher.model, config.student.model, config.prompts, config.reward)
-    rooms = _of_fixed_length(build_rooms(config, pairs, {}, tell_nobody), config)
+    context = _of_fixed_length(build_context(config, student_pairs(config), tell_nobody), config)
     problems = [Problem(str(number), **question) for number, question in enumerate(task.questions)]
     timer = PhaseTimer(heartbeat=lambda _: None, memory=MemoryLedger())
     for number in turns():
         clock = StepClock()
-        result = step(rooms, explain(rooms, problems, number, timer), number, timer)
+        result = step(context, explain(context, problems, number, timer), number, timer)
         times = clock.read()
-        lengths = {len(completion.token_ids) for completion in result.completions}
+        lengths = {len(one.completion.token_ids) for one in result.completions}
         assert lengths == {config.rollout.max_completion_tokens}, f"completions of {lengths} tokens"
         taken = timer.take()
         phases = {name: sum(taken[f"seconds/{part}"] for part in parts) for name, parts in _PHASES.items()}
-        mean_reward = statistics.fmean(parts.reward for parts in result.rewards)
+        mean_reward = statistics.fmean(one.combined.total for one in result.completions)
         report({**times, "phases": phases, "mean_reward": mean_reward})
     stop_distributed()
 
 
-def _of_fixed_length(rooms: RlRooms, config: TrainConfig) -> RlRooms:
-    """The same rooms with a sampling engine that never stops early, as `min_new_tokens` does on the other side."""
+def _of_fixed_length(context: TrainContext, config: TrainConfig) -> TrainContext:
+    """The same context with a sampling engine that never stops early, as `min_new_tokens` does on the other side."""
     engine = sampling_engine(
         config,
         config.teacher,
-        rooms.policy.model,
-        rooms.policy.layout,
-        num_token_ids=rooms.student.model.unpadded_vocab_size,
-        temperature=config.temperature,
+        context.learner.policy.model,
+        num_token_ids=context.students[FIRST].engine.model.unpadded_vocab_size,
         stop=NeverStop(),
         on_progress=tell_nobody,
     )
-    return replace(rooms, rollout=engine)
+    return replace(context, rollout=engine)
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ from typing import Any
 import psutil
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from megatron_rlt.config.commands.train import TrainConfig
-from megatron_rlt.config.sections import LayoutConfig
+from megatron_rlt.config.display import NumberTable
+from megatron_rlt.config.models import LayoutConfig
 from megatron_rlt.jobs.rl.engines import sampling_engine
 from megatron_rlt.jobs.run.load_models import load_model
 from megatron_rlt.parallel.environment import free_port
@@ -39,12 +39,11 @@ from tools.demo.tokenizer import save_tokenizer
 
 _SIZES = {"50M": (512, 8), "500M": (1536, 16)}  # hidden size and layers; 32,000 ids
 _VOCAB_SIZE = 32_000
-# Engine, placement, and how weights reach a server.
+# Engine and placement.
 _ENGINES = {
-    "embedded": ("megatron", "colocated", "files"),
-    "vLLM, same process": ("vllm", "colocated", "files"),
-    "vLLM, server": ("vllm", "server", "files"),
-    "vLLM, server, broadcast": ("vllm", "server", "broadcast"),
+    "embedded": ("megatron", "colocated"),
+    "vLLM, same process": ("vllm", "colocated"),
+    "vLLM, server": ("vllm", "server"),
 }
 
 
@@ -121,16 +120,13 @@ def _side(there: Connection, engine: str, folder: Path, run: Path, given: dict[s
     """One engine: ready, then a round whenever it is told, then what it cost."""
     start_single_rank(port=free_port())
     config = _config(engine, folder, run, given)
-    layout = build_layout(LayoutConfig())
-    model = load_model(config.teacher, layout)
+    model = load_model(config.teacher, build_layout(LayoutConfig()))
     start = time.perf_counter()
     sampler = sampling_engine(
         config,
         config.teacher,
         model,
-        layout,
         num_token_ids=_VOCAB_SIZE,
-        temperature=config.temperature,
         stop=NeverStop(),
         on_progress=tell_nobody,
     )
@@ -157,11 +153,9 @@ def _side(there: Connection, engine: str, folder: Path, run: Path, given: dict[s
 
 
 def _config(engine: str, folder: Path, run: Path, given: dict[str, Any]) -> TrainConfig:
-    name, placement, transport = _ENGINES[engine]
+    name, placement = _ENGINES[engine]
     model = {"model": folder, "dtype": "float32"}
     vllm: dict[str, Any] = {} if name == "megatron" else {"placement": placement, "kv_cache_bytes": 2**29}
-    if transport != "files":
-        vllm["server"] = {"transport": transport}
     rollout = {"engine": name, "max_completion_tokens": given["tokens"], "max_batch_size": 256, "vllm": vllm}
     return TrainConfig.model_validate(
         {
@@ -204,13 +198,12 @@ def _summary(size: str, engine: str, rounds: list[dict[str, float]], whole: dict
 
 
 def _print(rows: list[Measurement]) -> None:
-    table = Table(title="sampling engines, one rank, float32")
-    for column in ("model", "engine", "start", "memory", "tokens/s", "times", "weight sync", "GB/s", "probe gap"):
-        table.add_column(column, justify="left" if column in ("model", "engine") else "right")
+    headings = ("model", "engine", "start", "memory", "tokens/s", "times", "weight sync", "GB/s", "probe gap")
+    table = NumberTable("sampling engines, one rank, float32", headings, text_columns=2)
     embedded = {row.size: row.tokens_per_second for row in rows if row.engine == "embedded"}
     shown = partial(_shown, missing="")
     for row in rows:
-        table.add_row(
+        table.add_line(
             row.size,
             row.engine,
             f"{row.start_seconds:.1f} s",
@@ -221,7 +214,7 @@ def _print(rows: list[Measurement]) -> None:
             shown(row.sync_gb_per_second, "{:.2f}"),
             shown(row.probe_gap, "{:.1e}"),
         )
-    Console(width=140).print(table)
+    Console().print(table)
 
 
 def _shown(value: float | None, form: str, *, missing: str) -> str:

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
-from megatron_rlt.config.sections import LayoutConfig, ScoringConfig
+from megatron_rlt.config.display import NumberTable
+from megatron_rlt.config.models import LayoutConfig, ScoringConfig
 from tools.bench.contest import Result, Way, compete
 from tools.bench.machine import describe_machine
 from tools.bench.ways import one_at_a_time, padded_batches, scoring
@@ -70,12 +70,12 @@ def _measure(arguments: argparse.Namespace, dtype: str, vocab_size: int) -> dict
         results = compete(_ways(Path(folder), dtype, arguments.cores), lengths, rounds=arguments.rounds)
     title = f"{dtype}, vocabulary {vocab_size:,}, hidden {arguments.hidden}, {arguments.layers} layers, "
     title += f"{len(lengths)} completions of {sum(lengths):,} tokens, against '{_REFERENCE}'"
-    Console(width=110).print(_table(title, results, sum(lengths)))
+    Console().print(_table(title, results, sum(lengths)))
     measured = {name: _facts(result, results[_REFERENCE], sum(lengths)) for name, result in results.items()}
     targets = _targets(dtype, vocab_size, results)
     for target in targets:
         verdict = {True: ", met", False: ", missed", None: ""}[target.get("met")]
-        Console(width=110).print(f"{target['claim']}: {target['measured']:.3g}{verdict}")
+        Console().print(f"{target['claim']}: {target['measured']:.3g}{verdict}")
     return {
         "dtype": dtype,
         "vocab_size": vocab_size,
@@ -109,14 +109,12 @@ def _facts(result: Result, reference: Result, num_tokens: int) -> dict[str, floa
     }
 
 
-def _table(title: str, results: dict[str, Result], num_tokens: int) -> Table:
-    table = Table(title=title, title_justify="left")
-    columns = ("way", "tokens/s", "times", "beyond weights", "share", "seconds", "CPU s", "largest gap")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "way" else "right", no_wrap=True)
+def _table(title: str, results: dict[str, Result], num_tokens: int) -> NumberTable:
+    headings = ("way", "tokens/s", "times", "beyond weights", "share", "seconds", "CPU s", "largest gap")
+    table = NumberTable(title, headings)
     for name, result in results.items():
         facts = _facts(result, results[_REFERENCE], num_tokens)
-        table.add_row(
+        table.add_line(
             name,
             f"{facts['tokens_per_second']:,.0f}",
             f"{facts['times_the_reference']:.2f}",

@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from megatron_rlt.config.commands.train import TrainConfig
-from megatron_rlt.jobs.reward.score_pairs import build_pairs
-from megatron_rlt.jobs.train.engines import RlRooms, build_rooms
+from megatron_rlt.config.display import NumberTable
+from megatron_rlt.jobs.train.engines import TrainContext, build_context, student_pairs
 from megatron_rlt.jobs.train.rollouts import explain
 from megatron_rlt.jobs.train.step import step
 from megatron_rlt.metrics.memory import MemoryLedger
@@ -67,33 +66,31 @@ def main() -> None:
 
 
 def _bench(arguments: argparse.Namespace, folder: Path, vocab_size: int) -> dict[str, Any]:
-    rooms = prepare_rooms(arguments, folder, vocab_size)
+    context = prepare_context(arguments, folder, vocab_size)
     memory = MemoryLedger()
     timer = PhaseTimer(heartbeat=lambda _: None, memory=memory)
     taken: list[dict[str, float]] = []
     for number in range(1 + arguments.steps):
-        result = step(rooms, explain(rooms, PROBLEMS, number, timer), number, timer)
+        result = step(context, explain(context, PROBLEMS, number, timer), number, timer)
         taken.append(timer.take() | memory.take())
     dtype = getattr(torch, arguments.dtype)
     matmul_rate = matmul_flops_per_second(dtype)
     taken = [one | rates(one, num_devices=1, peak_flops_per_second=matmul_rate) for one in taken]
     title = f"{arguments.dtype}, hidden {arguments.hidden}, {arguments.layers} layers, vocab {vocab_size}, "
-    title += f"{len(result.pairs)} completions of {len(result.completions[0].token_ids)} tokens"
+    title += f"{len(result.completions)} completions of {len(result.completions[0].completion.token_ids)} tokens"
     phases = {phase: _medians(phase, taken[1:]) for phase in _PHASES}
     _print(title, phases, matmul_rate)
     return {"matmul_gflops": round(matmul_rate / 1e9, 1), "phases": phases}
 
 
-def prepare_rooms(arguments: argparse.Namespace, folder: Path, vocab_size: int) -> RlRooms:
+def prepare_context(arguments: argparse.Namespace, folder: Path, vocab_size: int) -> TrainContext:
     """A random model of `arguments.hidden` and `arguments.layers` as teacher and as student, ready for `step`."""
-    return rooms_of(TrainConfig.model_validate(settings_of_model(arguments, folder, vocab_size)))
+    return context_of(TrainConfig.model_validate(settings_of_model(arguments, folder, vocab_size)))
 
 
-def rooms_of(config: TrainConfig) -> RlRooms:
-    """Everything that `step` calls, around loaded models."""
-    return build_rooms(
-        config, build_pairs(config.teacher.model, config.student.model, config.prompts, config.reward), {}, tell_nobody
-    )
+def context_of(config: TrainConfig) -> TrainContext:
+    """Models, engines and settings of `step`, loaded."""
+    return build_context(config, student_pairs(config), tell_nobody)
 
 
 def settings_of_model(arguments: argparse.Namespace, folder: Path, vocab_size: int) -> dict[str, Any]:
@@ -121,7 +118,7 @@ def _settings(arguments: argparse.Namespace, model: Path, folder: Path) -> dict[
             "questions_per_step": len(_QUESTIONS),
             "group_size": arguments.group_size,
             "micro_batch_size": 4,
-            "beta": 0.0,
+            "reference": None,
         },
     }
 
@@ -132,11 +129,9 @@ def _medians(phase: str, taken: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _print(title: str, phases: dict[str, dict[str, float]], matmul_rate: float) -> None:
-    table = Table(title=title, title_justify="left")
-    for column in ("phase", "seconds", "tokens/s", "share of matmul rate", "host memory after"):
-        table.add_column(column, justify="left" if column == "phase" else "right")
+    table = NumberTable(title, ("phase", "seconds", "tokens/s", "share of matmul rate", "host memory after"))
     for phase, facts in phases.items():
-        table.add_row(
+        table.add_line(
             phase,
             f"{facts['seconds']:.2f}",
             f"{facts['tokens_per_second']:,.0f}",

@@ -132,7 +132,7 @@ def _arguments(task: Task) -> GRPOConfig:
         max_completion_length=num_tokens,
         generation_kwargs={"min_new_tokens": num_tokens},
         temperature=task.settings["temperature"],
-        beta=grpo["beta"],
+        beta=0.0 if grpo["reference"] is None else grpo["reference"]["beta"],
         loss_type="grpo",
         logging_strategy="no",
         save_strategy="no",

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from megatron_rlt.config.architecture import Architecture
-from megatron_rlt.config.sections import LayoutConfig, OptimizerConfig, ScoringConfig
+from megatron_rlt.config.models import LayoutConfig, ScoringConfig
+from megatron_rlt.config.training import OptimizerConfig
 from megatron_rlt.models.build import build_model
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.weights.load import load_hf_weights
-from megatron_rlt.parallel.layout import Layout, build_layout
+from megatron_rlt.parallel.layout import build_layout
+from megatron_rlt.parallel.packed_batch import PackedBatch
 from megatron_rlt.policy.policy import Policy
 from megatron_rlt.scoring.engine import LogprobEngine
-from megatron_rlt.types import PackedBatch, SpannedSequence
+from megatron_rlt.types import SpannedSequence
 from tools.bench.contest import Prepared
 from tools.bench.machine import held_bytes
 
@@ -69,28 +71,20 @@ def padded_batches(folder: Path, dtype: str, *, batch_size: int) -> Prepared:
 
 def scoring(folder: Path, dtype: str, *, layout: LayoutConfig, settings: ScoringConfig) -> Prepared:
     """This project's scoring pass, in one layout."""
-    model, ranks, architecture = _megatron_model(folder, dtype, layout)
+    model = _megatron_model(folder, dtype, layout)
     held = held_bytes()
-    engine = LogprobEngine(
-        model,
-        ranks,
-        temperature=TEMPERATURE,
-        max_tokens_per_pack=settings.max_tokens_per_pack,
-        row_block=settings.row_block,
-        vocab_block=settings.vocab_block,
-    )
-    return Prepared(lambda sequences: torch.cat(engine.logprobs(sequences).values), held, architecture.vocab_size)
+    engine = LogprobEngine(model, temperature=TEMPERATURE, scoring=settings)
+    return Prepared(lambda sequences: torch.cat(engine.logprobs(sequences).values), held, model.unpadded_vocab_size)
 
 
 def update(
     folder: Path, dtype: str, *, layout: LayoutConfig, settings: ScoringConfig, micro_batch_size: int
 ) -> Prepared:
     """This project's forward and backward passes and optimizer step; gradients and optimizer count as extra memory."""
-    model, ranks, architecture = _megatron_model(folder, dtype, layout)
+    model = _megatron_model(folder, dtype, layout)
     held = held_bytes()
     policy = Policy(
         model,
-        ranks,
         optimizer=OptimizerConfig(lr=1e-12),  # so small that every round sees the same weights
         blocks=settings,
         temperature=TEMPERATURE,
@@ -108,15 +102,14 @@ def update(
         parts = {index: part for record in policy.update(sequences, loss).records for index, part in record.items()}
         return torch.cat([parts[index] for index in range(len(sequences))])
 
-    return Prepared(work, held, architecture.vocab_size)
+    return Prepared(work, held, model.unpadded_vocab_size)
 
 
-def _megatron_model(folder: Path, dtype: str, layout: LayoutConfig) -> tuple[LanguageModel, Layout, Architecture]:
+def _megatron_model(folder: Path, dtype: str, layout: LayoutConfig) -> LanguageModel:
     architecture = Architecture.from_folder(folder)
-    ranks = build_layout(layout)
-    model = build_model(architecture, ranks, dtype=getattr(torch, dtype), recompute="none")
-    load_hf_weights(model, architecture, folder, ranks)
-    return model, ranks, architecture
+    model = build_model(architecture, build_layout(layout), dtype=getattr(torch, dtype), recompute="none")
+    load_hf_weights(model, folder)
+    return model
 
 
 def _transformers_model(folder: Path, dtype: str) -> nn.Module:

@@ -6,12 +6,12 @@ import statistics
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
+from megatron_rlt.config.display import NumberTable
 from megatron_rlt.metrics.writer import read_metrics
 from tools.demo.chain_arithmetic import Style
 from tools.demo.results import NUM_FIRST, NUM_LAST, Accuracy, DemoResults, RlCurves
-from tools.demo.stages import SOLVERS, TRACES
+from tools.demo.stages import OWN_RL, TRACES
 
 _MEANS = {"reward": "reward", "r_ss": "r_SS", "r_kl": "r_KL"}
 
@@ -26,21 +26,20 @@ def print_report(folder: Path, results: DemoResults, console: Console) -> None:
     for name, rl in results.rl.items():
         console.print(_before_and_after(rl, title="What RLT changed" if name == "rlt" else "RLT with lambda = 0"))
     console.print(students_table(results))
-    if results.solvers:
-        console.print(_solvers_table(results))
+    if results.own_rl:
+        console.print(_own_rl_table(results))
     console.print(f"Metrics: {run / 'metrics.jsonl'} (TensorBoard: {run / 'tensorboard'})")
-    console.print(f"Every completion with all parts of its reward: {run / 'completions'}")
+    console.print(f"Every completion with all terms of its reward: {run / 'completions'}")
     console.print(f"The trained teacher as a Hugging Face folder: {run / 'hf'}")
 
 
-def students_table(results: DemoResults) -> Table:
+def students_table(results: DemoResults) -> NumberTable:
     """Students side by side: what they learned from, and how often they are right on held-out questions."""
-    table = Table(title="Fresh students, the same budget: right answers on held-out questions", title_justify="left")
-    for column in ("distilled on", "careful traces", "leaps", "greedy", "sampled (T = 1)"):
-        table.add_column(column, justify="left" if column == "distilled on" else "right")
+    title = "Fresh students, the same budget: right answers on held-out questions"
+    table = NumberTable(title, ("distilled on", "careful traces", "leaps", "greedy", "sampled (T = 1)"))
     for name, student in results.students.items():
         careful, leap = (student.trace_styles[style.value] for style in (Style.CAREFUL, Style.LEAP))
-        table.add_row(
+        table.add_line(
             TRACES[name],
             f"{careful:.0%}",
             f"{leap:.0%}",
@@ -50,12 +49,10 @@ def students_table(results: DemoResults) -> Table:
     return table
 
 
-def _solvers_table(results: DemoResults) -> Table:
-    table = Table(title="A student's own RL: right answers on held-out questions", title_justify="left")
-    for column in ("", "greedy", "sampled (T = 1)"):
-        table.add_column(column, justify="right" if column else "left")
-    for name, answers in results.solvers.items():
-        table.add_row(SOLVERS[name], _percent(answers.greedy), _percent(answers.sampled))
+def _own_rl_table(results: DemoResults) -> NumberTable:
+    table = NumberTable("A student's own RL: right answers on held-out questions", ("", "greedy", "sampled (T = 1)"))
+    for name, answers in results.own_rl.items():
+        table.add_line(OWN_RL[name], _percent(answers.greedy), _percent(answers.sampled))
     return table
 
 
@@ -63,27 +60,24 @@ def _percent(accuracy: Accuracy) -> str:
     return f"{100 * accuracy.mean:.1f} ± {100 * accuracy.standard_error:.1f} %"
 
 
-def _before_and_after(rl: RlCurves, *, title: str) -> Table:
+def _before_and_after(rl: RlCurves, *, title: str) -> NumberTable:
     num_steps = len(rl.styles)
-    table = Table(title=title, title_justify="left")
-    for column in ("", f"steps 1-{NUM_FIRST}", f"steps {num_steps - NUM_LAST + 1}-{num_steps}"):
-        table.add_column(column, justify="right" if column else "left")
+    table = NumberTable(title, ("", f"steps 1-{NUM_FIRST}", f"steps {num_steps - NUM_LAST + 1}-{num_steps}"))
     for name, label in _MEANS.items():
-        table.add_row(label, *(f"{value:.3f}" for value in rl.ends(name)))
-    table.add_row("well-formed explanations", *(f"{value:.0%}" for value in rl.ends("well_formed_share")))
+        table.add_line(label, *(f"{value:.3f}" for value in rl.ends(name)))
+    table.add_line("well-formed explanations", *(f"{value:.0%}" for value in rl.ends("well_formed_share")))
     for style in Style:
-        table.add_row(f"{style.value} explanations", *(f"{share:.0%}" for share in rl.style_ends(style)))
+        table.add_line(f"{style.value} explanations", *(f"{share:.0%}" for share in rl.style_ends(style)))
     return table
 
 
-def _phases(steps: list[dict[str, float]]) -> Table:
-    table = Table(title="Where an RL step's time goes", title_justify="left")
-    for column in ("phase", "seconds a step (median)", "seconds in all", "tokens/s (median)"):
-        table.add_column(column, justify="left" if column == "phase" else "right")
+def _phases(steps: list[dict[str, float]]) -> NumberTable:
+    headings = ("phase", "seconds per step (median)", "seconds in all", "tokens/s (median)")
+    table = NumberTable("Where an RL step's time goes", headings)
     names = [key.removeprefix("seconds/") for key in steps[-1] if key.startswith("seconds/")]
     for name in sorted(names, key=lambda name: -sum(step[f"seconds/{name}"] for step in steps)):
         seconds = [step[f"seconds/{name}"] for step in steps]
         rates = [step[f"tokens_per_second/{name}"] for step in steps if f"tokens_per_second/{name}" in step]
         rate = f"{statistics.median(rates):,.0f}" if rates else ""
-        table.add_row(name, f"{statistics.median(seconds):.3f}", f"{sum(seconds):.1f}", rate)
+        table.add_line(name, f"{statistics.median(seconds):.3f}", f"{sum(seconds):.1f}", rate)
     return table

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_rlt.metrics.writer import read_metrics
-from megatron_rlt.store.completions import CompletionStore, read_completions
+from megatron_rlt.store.explanations import read_explanations
 from tools.demo.chain_arithmetic import Style, classify
-from tools.demo.stages import SOLVERS, TRACES, evaluation_name, traces_file
+from tools.demo.stages import OWN_RL, TRACES, evaluation_name, traces_file
 
 NUM_FIRST, NUM_LAST = 3, 5  # steps whose means stand for before and after; the first is sampled before any update
 CURVES = ("reward", "r_ss", "r_kl", "well_formed_share", "rollout_gap_max")
@@ -70,7 +70,7 @@ class DemoResults:
 
     rl: dict[str, RlCurves]  # of `RL_RUNS`, those that were made
     students: dict[str, Student]  # by the explanations they learned from, see `stages.TRACES`
-    solvers: dict[str, Answers]  # of `stages.SOLVERS`, before and after a student's own RL
+    own_rl: dict[str, Answers]  # of `stages.OWN_RL`, before and after a student's own RL
     seconds: dict[str, float]  # wall time by stage
 
 
@@ -80,17 +80,17 @@ def read_results(folder: Path) -> DemoResults:
     return DemoResults(
         rl={name: _rl_curves(folder / name, questions) for name in RL_RUNS if (folder / name / "hf").exists()},
         students={name: _student(folder, name) for name in TRACES if _is_evaluated(folder, name)},
-        solvers={name: _answers(folder, name) for name in SOLVERS if _is_evaluated(folder, name)},
+        own_rl={name: _answers(folder, name) for name in OWN_RL if _is_evaluated(folder, name)},
         seconds=json.loads((folder / "stages.json").read_text()),
     )
 
 
 def _rl_curves(run: Path, questions: dict[str, str]) -> RlCurves:
-    steps, store = read_metrics(run), CompletionStore(run / "completions")
+    steps = read_metrics(run)
     styles = []
     for step in steps:
-        rows = read_completions(store.path(int(step["step"])))
-        styles.append(style_shares((questions[row.problem_id], row.text) for row in rows))
+        rows = read_explanations(run / "completions" / f"step-{int(step['step']):06d}.parquet", with_tokens=False)
+        styles.append(style_shares((questions[row.id], row.explanation) for row in rows))
     return RlCurves({name: [step[name] for step in steps] for name in CURVES}, styles)
 
 

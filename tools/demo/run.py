@@ -23,8 +23,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from rich.console import Console
-from rich.table import Table
 
+from megatron_rlt.config.display import NumberTable
 from tools.demo.make_assets import NUM_HEADS, NUM_VLLM_HEADS, make_assets
 from tools.demo.picture import draw
 from tools.demo.report import print_report
@@ -72,17 +72,15 @@ def run_demo(
     return 0
 
 
-def plan(stages: Sequence[Stage]) -> Table:
+def plan(stages: Sequence[Stage]) -> NumberTable:
     """What will run, and for how long on two quiet cores."""
-    table = Table(title="Plan", title_justify="left")
-    for column in ("", "stage", "command", "seconds"):
-        table.add_column(column, justify="right" if column in ("", "seconds") else "left")
+    table = NumberTable("Plan", ("stage", "command", "seconds"), text_columns=2)
     for number, stage in enumerate(stages, start=1):
         seconds = "done" if stage.result.exists() else str(stage.expected_seconds)
-        table.add_row(str(number), stage.title, stage.command, seconds)
+        table.add_line(f"{number:>2}. {stage.title}", stage.command, seconds)
     table.add_section()
     ahead = [[s.expected_seconds for s in group if not s.result.exists()] for group in side_by_side(stages)]
-    table.add_row("", "in all, on two quiet cores", "", f"{sum(max(seconds, default=0) for seconds in ahead)}")
+    table.add_line("in all, on two quiet cores", "", f"{sum(max(seconds, default=0) for seconds in ahead)}")
     return table
 
 

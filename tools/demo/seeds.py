@@ -74,7 +74,7 @@ def summary(results: DemoResults) -> dict[str, Any]:
             }
             for name, student in results.students.items()
         },
-        "own_rl": {name: _answers(answers) for name, answers in results.solvers.items()},
+        "own_rl": {name: _answers(answers) for name, answers in results.own_rl.items()},
         "rl": {name: _ends(run) for name, run in results.rl.items()},
     }
 

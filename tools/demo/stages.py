@@ -23,7 +23,7 @@ TRACES = {
 }
 """Students by what they are distilled on."""
 EXPERIMENT, ABLATION = ("original", "warm", "rlt"), ("lambda0", "best")
-SOLVERS = {"scorer": "SFT on the noisy traces alone", "solver": "the same, then RL on right answers"}
+OWN_RL = {"scorer": "SFT on the noisy traces alone", "rlvr": "the same, then RL on right answers"}
 """The student before and after its own RL."""
 
 
@@ -91,8 +91,8 @@ def ablation(folder: Path, seed: int) -> tuple[Stage, ...]:
         _collect(folder, seed, name="lambda0", teacher=folder / "rlt_lambda0" / "hf"),
         _collect(folder, seed, name="best", teacher=folder / "warmup" / "hf", overrides=ranked, beside=True),
         *_students(folder, seed, ABLATION),
-        _solver(folder, seed),
-        *(_evaluation(folder, seed, name, greedy=greedy) for name in SOLVERS for greedy in (True, False)),
+        _rlvr(folder, seed),
+        *(_evaluation(folder, seed, name, greedy=greedy) for name in OWN_RL for greedy in (True, False)),
     )
 
 
@@ -136,14 +136,14 @@ def _collect(
     )
 
 
-def _solver(folder: Path, seed: int) -> Stage:
-    places = (f"data.path={folder / 'shards'}", f"output_dir={folder / 'solver'}", f"seed={seed}")
+def _rlvr(folder: Path, seed: int) -> Stage:
+    places = (f"data.path={folder / 'shards'}", f"output_dir={folder / 'rlvr'}", f"seed={seed}")
     return Stage(
-        "solver",
+        "rlvr",
         "The scorer's own RL, rewarded for right answers (TP2 + sequence parallelism)",
-        "train",
-        "solver_2cpu_tp2sp.yaml",
-        folder / "solver" / "hf",
+        "rlvr",
+        "rlvr_2cpu_tp2sp.yaml",
+        folder / "rlvr" / "hf",
         (f"student.model={folder / 'scorer' / 'hf'}", *places),
         80,
     )
@@ -171,10 +171,10 @@ def _student(folder: Path, seed: int, traces: str, *, beside: bool) -> Stage:
 
 
 def _evaluation(folder: Path, seed: int, name: str, *, greedy: bool) -> Stage:
-    """Ask a distilled student, named by its explanations, or one of `SOLVERS`."""
+    """Ask a distilled student, named by its explanations, or one of `OWN_RL`."""
     target = folder / evaluation_name(name, greedy=greedy)
-    model = folder / (name if name in SOLVERS else f"student_{name}") / "hf"
-    who = SOLVERS[name] if name in SOLVERS else f"The student of {TRACES[name]}"
+    model = folder / (name if name in OWN_RL else f"student_{name}") / "hf"
+    who = OWN_RL[name] if name in OWN_RL else f"The student of {TRACES[name]}"
     sampling = () if greedy else ("sampling.greedy=false", "sampling.num_samples=4")
     places = (f"data={folder / 'assets' / 'held_out.jsonl'}", f"output_dir={target}", f"seed={seed}")
     return Stage(

@@ -9,14 +9,12 @@ of a command stand in its table, a section that several commands share in one of
 from __future__ import annotations
 
 import json
-import pkgutil
 import re
 from collections.abc import Iterator
-from importlib import import_module
 from typing import Any
 
-import megatron_rlt.config
-from megatron_rlt.config.sections import Section
+from megatron_rlt.config.commands.table import COMMANDS
+from megatron_rlt.config.section import Section
 from tools.docs.page import PAGES, cell, write_page
 
 PAGE = PAGES / "reference" / "configuration.md"
@@ -33,24 +31,14 @@ terminal.
 
 <!-- Written by `python -m tools.docs.configuration`; change the docstrings in megatron_rlt/config, not this page. -->
 """
-_COMMAND = re.compile(r"^`megatron-rlt (\w+)`([^:]*): ")
-_ORDER = ("prepare", "sft", "train", "score", "collect", "reweigh", "evaluate")
 _LOWER = (("exclusiveMinimum", "<"), ("minimum", "≤"))
 _UPPER = (("exclusiveMaximum", "<"), ("maximum", "≤"))
 _HEADER = "| key | type | default | meaning |\n|---|---|---|---|\n"
 
 
 def commands() -> dict[str, type[Section]]:
-    """The configuration of every command, named by its docstring, in the order in which a user meets them."""
-    found = {}
-    for module in pkgutil.walk_packages(megatron_rlt.config.__path__, f"{megatron_rlt.config.__name__}."):
-        for value in vars(import_module(module.name)).values():
-            if isinstance(value, type) and issubclass(value, Section) and value.__module__ == module.name:
-                named = _COMMAND.match(value.__doc__ or "")
-                if named is not None:
-                    found[named[1] + named[2]] = value
-    first = [name for command in _ORDER for name in sorted(found) if name.split()[0] == command]
-    return {name: found[name] for name in (*first, *sorted(found.keys() - set(first)))}
+    """The configuration of every command, in the order in which a user meets them."""
+    return {name: command.config_class for name, command in COMMANDS.items()}
 
 
 def configuration_page() -> str:
@@ -159,8 +147,8 @@ def _heading(class_name: str) -> str:
 
 
 def _sentence(schema: Schema) -> str:
-    text = _COMMAND.sub("", cell(schema["description"])).rstrip(".")
-    return f"{text[0].upper()}{text[1:]}."
+    text = cell(schema["description"])
+    return text if text.endswith((".", "?")) else f"{text}."
 
 
 if __name__ == "__main__":

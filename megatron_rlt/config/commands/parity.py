@@ -1,28 +1,28 @@
-"""The configuration of `parity`: that of a `train`, and what is compared."""
+"""`parity`: a `train`'s configuration, and what is compared under it."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from megatron_rlt.config.commands.train import TrainConfig
-from megatron_rlt.config.sections import PositiveFloat, PositiveInt, Section
+from megatron_rlt.config.section import PositiveFloat, PositiveInt, Section
 
 
 class ParityCheckConfig(Section):
-    """Which tokens go through all programs, and how far these may differ."""
+    """Which tokens are compared, and by how much log-probs may differ."""
 
     completions: Literal["sampled", "given"] = "sampled"
-    """Completions of the rows' prompts: sampled by the job's engine, or each row's reasoning_trace, which no engine
-    sampled, so that its log-probs are not among those compared."""
+    """Completions of the rows' prompts: sampled by the sampling engine, or given as each row's reasoning_trace, for
+    which the engine has no log-probs to compare."""
     num_rows: PositiveInt = 8
-    """Rows taken, from the first of the data set on; fewer if it has fewer."""
+    """Rows compared, from the first of the data set on; fewer if it has fewer."""
     max_gap: PositiveFloat = 1e-3
-    """Largest difference of two log-probs of one token, in nats, above which the exit status is 1; with dtype bfloat16
-    some 0.5 is usual."""
+    """Largest accepted difference between two log-probs of a token, in nats; above it the exit status is 1. With dtype
+    bfloat16, 0.5 is usual."""
 
 
 class ParityConfig(TrainConfig):
-    """`megatron-rlt parity`: the same tokens through every program that gives log-probs, laid out as a `train`."""
+    """Compare log-probs of the same tokens by transformers, by Megatron in a `train`'s layouts and by its engine."""
 
     parity: ParityCheckConfig = ParityCheckConfig()
-    """Tokens and bound."""
+    """What is compared, and the bound."""

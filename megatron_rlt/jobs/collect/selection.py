@@ -1,8 +1,4 @@
-"""Which explanations of a question become training rows: a choice by form, length and reward.
-
-In: what is known of each explanation of one question, in the order they were sampled. Out: the chosen ones' indices
-and what had to be accepted, for the count. No files, no models.
-"""
+"""Which explanations of a question become training rows: a choice by form, length and reward."""
 
 from __future__ import annotations
 
@@ -41,11 +37,9 @@ class Choice:
 
 
 def select(candidates: Sequence[Candidate], selection: SelectionConfig) -> Choice:
-    """Choose among one question's explanations.
+    """Choose among one question's explanations, of equal rewards the earlier, those without a reward last.
 
-    Form comes first: with `malformed: last_resort` a malformed explanation is chosen only where none is well-formed,
-    however good it is. Of equal rewards the earlier explanation wins; one without a reward comes after all that have
-    one.
+    Form comes first: with `malformed: last_resort` a malformed one is chosen only where none is well-formed.
     """
     notes: set[Note] = set()
     eligible = [index for index, candidate in enumerate(candidates) if not candidate.is_blank]
@@ -56,17 +50,16 @@ def select(candidates: Sequence[Candidate], selection: SelectionConfig) -> Choic
         notes.add(Note.MALFORMED)
     if not eligible:
         return Choice((), frozenset({Note.LEFT_OUT}))
-    if selection.rule == "all":
-        return Choice(tuple(eligible), frozenset(notes))
-    if selection.rule == "first":
-        return Choice((eligible[0],), frozenset(notes))
-    if selection.rule == "fits":
-        assert selection.max_student_tokens is not None, "the rules of the configuration ask for it"
-        limit = selection.max_student_tokens
+    limit = selection.max_student_tokens
+    if limit is not None:
         fitting = [index for index in eligible if candidates[index].student_tokens <= limit]
         if not fitting:
             notes.add(Note.TOO_LONG)
         eligible = fitting or eligible
+    if selection.rule == "all":
+        return Choice(tuple(eligible), frozenset(notes))
+    if selection.rule == "first":
+        return Choice((eligible[0],), frozenset(notes))
     best = _best(candidates, eligible)
     if best is None:
         notes.add(Note.NO_REWARD)

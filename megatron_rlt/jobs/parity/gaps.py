@@ -1,7 +1,4 @@
-"""How far programs that should give the same log-probs differ, pair by pair, with the place where they differ most.
-
-In: one `Side` a program. Out: `PairGap` records, and the table that a person reads. A further engine is one more side.
-"""
+"""Compares log-probs that backends compute for the same tokens, per pair of backends, and prints the differences."""
 
 from __future__ import annotations
 
@@ -12,67 +9,64 @@ from itertools import combinations
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from torch import Tensor
 
 from megatron_rlt.algorithm.rollout_mismatch import quantile, rollout_gap
+from megatron_rlt.config.display import NumberTable
 from megatron_rlt.types import SpannedSequence
 
-_CONTEXT_TOKENS = 12  # before the worst token: enough to see where in a text it stands
+_CONTEXT_TOKENS = 12  # shown before the worst token
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
-    """What one program says of the wanted tokens of all sequences."""
+class Backend:
+    """Log-probs by one backend for the target tokens of all sequences."""
 
     name: str
     logprobs: tuple[Tensor, ...]  # [N_i] float32 each
 
 
 @dataclass(frozen=True, eq=False)
-class Contest:
-    """One model's tokens, and all programs that were asked for their log-probs."""
+class Comparison:
+    """One model's tokens, and their log-probs by each backend."""
 
-    model: str  # by its section's name
-    problem_ids: tuple[str, ...]  # one a sequence
+    model: str  # its configuration section
+    problem_ids: tuple[str, ...]  # one per sequence
     sequences: tuple[SpannedSequence, ...]
     decode: Callable[[Sequence[int]], str]
-    sides: tuple[Side, ...]
+    sides: tuple[Backend, ...]
 
 
 @dataclass(frozen=True)
-class PairGap:
-    """|difference| of two sides' log-probs over all tokens, in nats."""
+class LogprobDiff:
+    """|difference| of two backends' log-probs over all tokens, in nats."""
 
     model: str
     sides: tuple[str, str]
     num_tokens: int
     p50: float
     p99: float
-    maximum: float  # nan where any value is
-    problem_id: str  # of the worst token; all below too
+    maximum: float  # NaN if any value is
+    problem_id: str  # of the worst token, as all fields below
     position: int  # in the sequence
     token: str
     context: str  # up to that token
-    values: tuple[float, float]  # each side's log-prob
+    values: tuple[float, float]  # log-prob by each backend
 
 
-def pair_gaps(contest: Contest) -> list[PairGap]:
-    """Every pair of sides."""
-    return [_pair_gap(contest, left, right) for left, right in combinations(contest.sides, 2)]
+def pair_gaps(comparison: Comparison) -> list[LogprobDiff]:
+    """Compare every pair of backends."""
+    return [_pair_gap(comparison, left, right) for left, right in combinations(comparison.sides, 2)]
 
 
-def print_gaps(gaps: Sequence[PairGap], *, max_gap: float, console: Console) -> None:
-    """The table, then the worst context of every pair."""
-    table = Table(title="Differences of log-probs, nats", title_justify="left", show_edge=False, pad_edge=False)
-    for heading in ("model", "between"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("tokens", "p50", "p99", "max", ""):
-        table.add_column(heading, justify="right", no_wrap=True)
+def print_gaps(gaps: Sequence[LogprobDiff], *, max_gap: float, console: Console) -> None:
+    """Print the table, then the worst token of every pair with its context."""
+    headings = ("model", "between", "tokens", "p50", "p99", "max", "")
+    table = NumberTable("Differences of log-probs, nats", headings, text_columns=2)
     for gap in gaps:
         numbers = (f"{value:.2e}" for value in (gap.p50, gap.p99, gap.maximum))
         verdict = "" if gap.maximum <= max_gap else f"above {max_gap:g}"
-        table.add_row(gap.model, " - ".join(gap.sides), f"{gap.num_tokens:,}", *numbers, verdict)
+        table.add_line(gap.model, " - ".join(gap.sides), f"{gap.num_tokens:,}", *numbers, verdict)
     console.print(table)
     for gap in gaps:
         (left, right), (ours, theirs) = gap.sides, gap.values
@@ -85,25 +79,26 @@ def print_gaps(gaps: Sequence[PairGap], *, max_gap: float, console: Console) -> 
         )
 
 
-def _pair_gap(contest: Contest, left: Side, right: Side) -> PairGap:
+def _pair_gap(comparison: Comparison, left: Backend, right: Backend) -> LogprobDiff:
     gap = rollout_gap(left.logprobs, right.logprobs)
-    sequence = contest.sequences[gap.worst_completion]
+    sequence = comparison.sequences[gap.worst_completion]
     position = int(sequence.target_positions[gap.worst_token])
     ids: list[int] = sequence.token_ids.tolist()
+
+    def worst(backend: Backend) -> float:
+        return float(backend.logprobs[gap.worst_completion][gap.worst_token])
+
     differences = (torch.cat(left.logprobs) - torch.cat(right.logprobs)).abs()
-    return PairGap(
-        model=contest.model,
+    return LogprobDiff(
+        model=comparison.model,
         sides=(left.name, right.name),
         num_tokens=len(differences),
         p50=quantile(differences, 0.5),
         p99=gap.p99,
         maximum=gap.maximum,
-        problem_id=contest.problem_ids[gap.worst_completion],
+        problem_id=comparison.problem_ids[gap.worst_completion],
         position=position,
-        token=contest.decode([ids[position]]),
-        context=contest.decode(ids[max(0, position - _CONTEXT_TOKENS) : position]),
-        values=(
-            float(left.logprobs[gap.worst_completion][gap.worst_token]),
-            float(right.logprobs[gap.worst_completion][gap.worst_token]),
-        ),
+        token=comparison.decode([ids[position]]),
+        context=comparison.decode(ids[max(0, position - _CONTEXT_TOKENS) : position]),
+        values=(worst(left), worst(right)),
     )

@@ -1,8 +1,4 @@
-"""Judging completions that may or may not keep to the student's format, shared over the ranks.
-
-In: problems and completions' texts. Out: a verdict each, the same on every rank. How answers are found and compared is
-`rewards/`'s.
-"""
+"""Judges completions that may or may not keep to the student's format, shared over the ranks."""
 
 from __future__ import annotations
 
@@ -56,13 +52,12 @@ class AnswerJudge:
 def judge_on_ranks(
     judge: AnswerJudge, problems: Sequence[Problem], completions: Sequence[str], on_progress: OnProgress
 ) -> list[Verdict]:
-    """One verdict a completion. Collective on the whole job: each rank judges a share, all get all.
+    """One verdict per completion. Collective on the whole job: each rank judges a share, all get all.
 
     A comparison at its time limit may end either way; so one rank decides it for all.
     """
-    mine = range(dist.get_rank(), len(problems), dist.get_world_size())
     verdicts: dict[int, Verdict] = {}
-    for index in mine:
+    for index in range(dist.get_rank(), len(problems), dist.get_world_size()):
         on_progress(f"answer {index + 1} of {len(problems)}")
         verdicts[index] = judge.verdict(problems[index], completions[index])
     return gather_by_index(verdicts, len(problems), world())

@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 from megatron_rlt.config.commands.collect import CollectConfig
-from megatron_rlt.config.commands.job import RlConfig
-from megatron_rlt.config.commands.train import num_updates
-from megatron_rlt.config.sections import ModelConfig
+from megatron_rlt.config.commands.rl import RlConfig
+from megatron_rlt.config.models import ModelConfig
+from megatron_rlt.jobs.rl.learner import Learner
+from megatron_rlt.jobs.rl.mismatch import Decode, MismatchWatch
+from megatron_rlt.jobs.run.load_models import load_reference
 from megatron_rlt.models.language_model import LanguageModel
-from megatron_rlt.parallel.layout import Layout
 from megatron_rlt.policy.policy import Policy
 from megatron_rlt.rollout.megatron.engine import MegatronEngine
 from megatron_rlt.rollout.requests import KnownStopCondition, SamplingEngine
 from megatron_rlt.rollout.vllm.settings import Sampling
+from megatron_rlt.scoring.engine import LogprobEngine
 from megatron_rlt.types import OnProgress
 
 
-def build_policy(
-    config: RlConfig, model: LanguageModel, layout: Layout, *, temperature: float, on_progress: OnProgress
-) -> Policy:
-    """The model with optimizer and schedule. Collective over the layout."""
-    return Policy(
-        model,
-        layout,
-        optimizer=config.optimizer,
-        blocks=config.scoring,
-        temperature=temperature,
-        micro_batch_size=config.grpo.micro_batch_size,
-        num_updates=num_updates(config),
-        on_progress=on_progress,
+def build_learner(
+    config: RlConfig, policy: ModelConfig, old_policy: LogprobEngine, decode: Decode, on_progress: OnProgress
+) -> Learner:
+    """The policy with optimizer, schedule, reference and mismatch watch. Collective.
+
+    `policy`: section of the model that is trained; `old_policy`: its engine; `decode`: writes ids as text, for people.
+    """
+    reference = load_reference(policy, config.grpo, old_policy.model.layout)
+    return Learner(
+        policy=Policy(
+            old_policy.model,
+            optimizer=config.optimizer,
+            blocks=config.scoring,
+            temperature=config.temperature,
+            micro_batch_size=config.grpo.micro_batch_size,
+            num_updates=config.num_updates,
+            on_progress=on_progress,
+        ),
+        old_policy=old_policy,
+        reference=None
+        if reference is None
+        else LogprobEngine(reference, temperature=config.temperature, scoring=config.scoring, on_progress=on_progress),
+        mismatch=MismatchWatch.of_run(config.mismatch, config.output_dir, decode, temperature=config.temperature),
+        grpo=config.grpo,
+        max_completion_tokens=config.rollout.max_completion_tokens,
     )
 
 
@@ -35,18 +49,12 @@ def sampling_engine(
     config: RlConfig | CollectConfig,
     policy: ModelConfig,
     model: LanguageModel,
-    layout: Layout,
     *,
     num_token_ids: int,
-    temperature: float,
     stop: KnownStopCondition,
     on_progress: OnProgress,
 ) -> SamplingEngine:
-    """The engine that continues prompts with the policy's weights. Collective.
-
-    Args:
-        policy: the section of the model that samples.
-        num_token_ids: only ids below it are sampled.
+    """The engine that continues prompts with the weights of `policy`, by ids below `num_token_ids`. Collective.
 
     Raises:
         ValueError: vLLM refuses the model, or a server at an address serves another.
@@ -57,12 +65,13 @@ def sampling_engine(
         from megatron_rlt.jobs.rl.vllm import vllm_engine  # here: what it imports would slow every other start
 
         vocab_size = model.unpadded_vocab_size
-        sampling = Sampling(temperature, rollout.top_p, num_token_ids, vocab_size, rollout.max_completion_tokens, stop)
-        return vllm_engine(config, policy, model, layout, sampling, on_progress)
+        sampling = Sampling(
+            config.temperature, rollout.top_p, num_token_ids, vocab_size, rollout.max_completion_tokens, stop
+        )
+        return vllm_engine(config, policy, model, sampling, on_progress)
     return MegatronEngine(
         model,
-        layout,
-        temperature=temperature,
+        temperature=config.temperature,
         top_p=rollout.top_p,
         greedy=False,
         num_token_ids=num_token_ids,

@@ -1,13 +1,10 @@
-"""What every RL job shares: sampling groups, comparing within them, and the update (GRPO, arXiv 2402.03300).
-
-In: prompts, and later what their completions earned. Out: groups, advantages, a changed policy. It does not know where
-rewards come from. Every rank holds the whole batch.
-"""
+"""What every RL job shares: sampling groups, comparing within them, and the update (GRPO, arXiv 2402.03300)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,51 +12,38 @@ from torch import Tensor
 from megatron_rlt.algorithm.advantages import group_advantages
 from megatron_rlt.algorithm.policy_loss import LossSums, policy_loss
 from megatron_rlt.algorithm.token_weights import constant_token_weights, token_weights, without_truncated
-from megatron_rlt.config.sections import GrpoConfig
-from megatron_rlt.jobs.rl.mismatch import Correction
-from megatron_rlt.models.language_model import LanguageModel
+from megatron_rlt.config.training import GrpoConfig
+from megatron_rlt.parallel.packed_batch import PackedBatch
 from megatron_rlt.policy.policy import Policy, Update
-from megatron_rlt.policy.reference import mix_into_reference
 from megatron_rlt.rollout.requests import SampleRequest, SamplingEngine
 from megatron_rlt.rollout.sampling import completion_seed
-from megatron_rlt.types import Completion, Logprobs, PackedBatch, Prompt, RolloutGroup, SpannedSequence
+from megatron_rlt.types import Completion, Prompt, RolloutGroup, ScoredCompletion
+
+C = TypeVar("C", bound=ScoredCompletion)
 
 
 @dataclass(frozen=True)
-class Draw:
-    """Where a batch stands in a run; seeds follow from it, so a resumed run samples the same."""
+class SeedSource:
+    """Where a batch stands in a run; its completions' seeds follow, so that a resumed run samples the same."""
 
     run_seed: int
-    number: int  # of the step, from 0
+    step: int  # from 0
     first_question: int  # within the step: later rounds of one step continue the count
 
 
-@dataclass(frozen=True, eq=False)
-class UpdateBatch:
-    """What the policy learns from, completion by completion, group by group."""
-
-    sequences: tuple[SpannedSequence, ...]  # prompt and completion; one span: the completion
-    advantages: Tensor  # [N] float64
-    valid: tuple[bool, ...]  # whether a completion has a reward
-    truncated: tuple[bool, ...]  # whether the token budget ended it
-    old_policy: Logprobs
-    correction: Correction  # for what the sampling engine rated otherwise than old_policy
-    reference: Logprobs | None
-
-
 def sample_groups(
-    engine: SamplingEngine, prompts: Sequence[Prompt], draw: Draw, *, group_size: int, policy_version: int
+    engine: SamplingEngine, prompts: Sequence[Prompt], seeds: SeedSource, *, group_size: int, policy_version: int
 ) -> tuple[RolloutGroup, ...]:
     """`group_size` completions of every prompt. Collective."""
-    requests = group_requests(prompts, draw, group_size=group_size)
+    requests = group_requests(prompts, seeds, group_size=group_size)
     return groups_of(prompts, engine.generate(requests, policy_version=policy_version))
 
 
-def group_requests(prompts: Sequence[Prompt], draw: Draw, *, group_size: int) -> list[SampleRequest]:
-    """What an engine is asked for: the members of a group one after another."""
+def group_requests(prompts: Sequence[Prompt], seeds: SeedSource, *, group_size: int) -> list[SampleRequest]:
+    """The requests of a batch: the members of a group one after another."""
     return [
         SampleRequest(
-            prompt.token_ids, completion_seed(draw.run_seed, draw.number, draw.first_question + question, member)
+            prompt.token_ids, completion_seed(seeds.run_seed, seeds.step, seeds.first_question + question, member)
         )
         for question, prompt in enumerate(prompts)
         for member in range(group_size)
@@ -67,7 +51,7 @@ def group_requests(prompts: Sequence[Prompt], draw: Draw, *, group_size: int) ->
 
 
 def groups_of(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> tuple[RolloutGroup, ...]:
-    """An engine's answer to `group_requests`, equally many completions a prompt."""
+    """An engine's answer to `group_requests`, equally many completions per prompt."""
     size, rest = divmod(len(completions), len(prompts))
     assert rest == 0, "groups have one size"
     return tuple(
@@ -83,34 +67,30 @@ def rollout_work(engine: SamplingEngine, groups: Sequence[RolloutGroup]) -> tupl
     return sum(len(completion.token_ids) for completion in completions), engine.model_flops(prompts, completions)
 
 
-def compare_within_groups(rewards: Tensor, valid: Tensor, grpo: GrpoConfig) -> Tensor:
-    """`[N]` advantages: how much better a completion is than the others of its question."""
-    return torch.cat(
+def compute_advantages(completions: Sequence[C], grpo: GrpoConfig) -> tuple[C, ...]:
+    """The completions with their advantages: how much better each is than the others of its question."""
+    rewards = torch.tensor([one.reward for one in completions], dtype=torch.float64)
+    advantages = torch.cat(
         [
-            group_advantages(group, usable, normalize_std=grpo.normalize_std, std_epsilon=grpo.std_epsilon)
-            for group, usable in zip(
-                torch.split(rewards, grpo.group_size), torch.split(valid, grpo.group_size), strict=True
-            )
+            group_advantages(group, ~group.isnan(), normalize_std=grpo.normalize_std, std_epsilon=grpo.std_epsilon)
+            for group in torch.split(rewards, grpo.group_size)
         ]
     )
+    return tuple(replace(one, advantage=value) for one, value in zip(completions, advantages.tolist(), strict=True))
 
 
 def update_policy(
-    policy: Policy, batch: UpdateBatch, grpo: GrpoConfig, *, max_completion_tokens: int
+    policy: Policy, completions: Sequence[ScoredCompletion], grpo: GrpoConfig, *, max_completion_tokens: int
 ) -> tuple[Update[Tensor], ...]:
-    """One or several optimizer steps, each on an equal part of the groups with its own denominator. Collective."""
-    size = len(batch.sequences) // grpo.updates_per_batch
+    """One or several optimizer steps, each on an equal part of the groups with its own denominator. Collective.
+
+    Returns one record per optimizer step; its records are `LossSums` as vectors.
+    """
+    size = len(completions) // grpo.updates_per_batch
     return tuple(
-        _update_on(policy, batch, range(start, start + size), grpo, max_completion_tokens)
-        for start in range(0, len(batch.sequences), size)
+        _update_on(policy, completions[start : start + size], grpo, max_completion_tokens)
+        for start in range(0, len(completions), size)
     )
-
-
-def follow_policy(reference: LanguageModel | None, policy: Policy, grpo: GrpoConfig, number: int) -> None:
-    """Every n steps: reference <- mix * policy + (1 - mix) * reference. `number` counts from 0."""
-    interval = grpo.reference_sync_steps
-    if reference is not None and interval is not None and (number + 1) % interval == 0:
-        mix_into_reference(reference, policy.model, policy_share=grpo.reference_mix)
 
 
 def update_metrics(updates: Sequence[Update[Tensor]]) -> dict[str, float]:
@@ -130,49 +110,57 @@ def update_metrics(updates: Sequence[Update[Tensor]]) -> dict[str, float]:
 
 
 def _update_on(
-    policy: Policy, batch: UpdateBatch, part: range, grpo: GrpoConfig, max_completion_tokens: int
+    policy: Policy, completions: Sequence[ScoredCompletion], grpo: GrpoConfig, max_completion_tokens: int
 ) -> Update[Tensor]:
-    sequences = [batch.sequences[index] for index in part]
-    lengths = [sequence.num_targets for sequence in sequences]
-    weights = _weights(batch, part, lengths, grpo, max_completion_tokens)
-    weight_rows = [weight.expand(length) for weight, length in zip(weights, lengths, strict=True)]
-    kept, importance = batch.correction.token_kept, batch.correction.importance
-    if kept is not None:  # a masked token takes no part, while the denominators stay as they were
-        weight_rows = [weight * kept[index] for index, weight in zip(part, weight_rows, strict=True)]
-    advantage_rows = [batch.advantages[index].expand(length) for index, length in zip(part, lengths, strict=True)]
-    old, reference = batch.old_policy, batch.reference
+    weights = _token_weight_rows(completions, grpo, max_completion_tokens)
+    advantages = [torch.tensor(one.advantage, dtype=torch.float64).expand(len(one.old_logprobs)) for one in completions]
+    old = _rows(completions, lambda one: one.old_logprobs)
+    reference = _rows(completions, lambda one: one.reference_logprobs)
+    importance = _rows(completions, lambda one: one.correction.importance)
 
     def loss(packed: PackedBatch, logprobs: Tensor, _entropy: Tensor) -> tuple[Tensor, Tensor]:
-        def rows(values: Sequence[Tensor]) -> Tensor:
-            return packed.join(values).to(logprobs.device)
+        def rows(values: Sequence[Tensor] | None) -> Tensor | None:
+            return None if values is None else packed.join(values).to(logprobs.device)
 
-        # One update a batch is strictly on-policy: its ratio is 1 and needs no earlier log-probs.
-        on_policy = grpo.updates_per_batch == 1
         scalar, sums = policy_loss(
             logprobs,
-            old_logprobs=None if on_policy else rows([old.values[index] for index in part]),
-            reference_logprobs=None if reference is None else rows([reference.values[index] for index in part]),
-            advantages=rows(advantage_rows),
-            weights=rows(weight_rows),
-            importance=None if importance is None else rows([importance[index] for index in part]),
+            # One update per batch is strictly on-policy: its ratio is 1 and needs no earlier log-probs.
+            old_logprobs=None if grpo.updates_per_batch == 1 else rows(old),
+            reference_logprobs=rows(reference),
+            advantages=packed.join(advantages).to(logprobs.device),
+            weights=packed.join(weights).to(logprobs.device),
+            importance=rows(importance),
             clip_low=grpo.clip_low,
             clip_high=grpo.clip_high,
             beta=grpo.beta,
         )
         return scalar, sums.to_vector().cpu()
 
-    return policy.update(sequences, loss)
+    return policy.update([one.sequence for one in completions], loss)
 
 
-def _weights(
-    batch: UpdateBatch, part: range, lengths: Sequence[int], grpo: GrpoConfig, max_completion_tokens: int
-) -> Tensor:
-    """`[N]` weight of each completion's tokens."""
-    counted = torch.tensor([batch.valid[index] for index in part])
+def _rows(
+    completions: Sequence[ScoredCompletion], values: Callable[[ScoredCompletion], Tensor | None]
+) -> list[Tensor] | None:
+    """One `[C_i]` tensor per completion; None where the completions have none."""
+    found = [value for one in completions if (value := values(one)) is not None]
+    assert len(found) in (0, len(completions)), "a step gives a value to every completion or to none"
+    return found or None
+
+
+def _token_weight_rows(
+    completions: Sequence[ScoredCompletion], grpo: GrpoConfig, max_completion_tokens: int
+) -> list[Tensor]:
+    """`[C_i]` each: the weight of every token in the loss."""
+    lengths = [len(one.old_logprobs) for one in completions]
+    counted = torch.tensor([one.reward == one.reward and one.correction.kept for one in completions])
     if grpo.mask_truncated:
-        counted = without_truncated(counted, [batch.truncated[index] for index in part])
-    if batch.correction.completion_kept is not None:
-        counted = counted & batch.correction.completion_kept[part.start : part.stop]
+        counted = without_truncated(counted, [one.truncated for one in completions])
     if grpo.aggregation == "constant":
-        return constant_token_weights(lengths, counted.tolist(), max_completion_tokens=max_completion_tokens)
-    return token_weights(lengths, counted.tolist(), aggregation=grpo.aggregation)
+        weights = constant_token_weights(lengths, counted.tolist(), max_completion_tokens=max_completion_tokens)
+    else:
+        weights = token_weights(lengths, counted.tolist(), aggregation=grpo.aggregation)
+    rows = [weight.expand(length) for weight, length in zip(weights, lengths, strict=True)]
+    # A masked token takes no part, while the denominators stay as they were.
+    masks = [one.correction.token_kept for one in completions]
+    return [row if mask is None else row * mask for row, mask in zip(rows, masks, strict=True)]

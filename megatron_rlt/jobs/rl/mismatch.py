@@ -1,13 +1,9 @@
-"""Compares the sampling engine with the trainer at every RL step, and stops a run in which they part.
-
-In: a step's groups and the trainer's log-probs of them, before the update. Out: the gap for the metrics, the worst
-completion on disk. Every rank holds all of it and reaches the same answer; one rank writes.
-"""
+"""Compares the sampling engine with the trainer at every RL step, and stops a run in which they disagree too much."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,84 +20,123 @@ from megatron_rlt.algorithm.rollout_mismatch import (
 )
 from megatron_rlt.config.mismatch import MismatchConfig
 from megatron_rlt.store.worst_completions import WORST_FILE, WorstCompletion, WorstCompletions
-from megatron_rlt.types import Completion, Logprobs, RolloutGroup, StoppedError
+from megatron_rlt.types import Correction, ScoredCompletion, StoppedError
 
 Decode = Callable[[Sequence[int]], str]
 
 
-@dataclass(frozen=True, eq=False)
-class Mismatch:
-    """What engine and trainer disagree about in one step, and what the update does about it."""
-
-    gap: RolloutGap
-    correction: Correction
-    policy_lag: float  # updates since the weights that sampled, mean over completions
-
-
 @dataclass(frozen=True)
 class MismatchWatch:
-    """What a step asks before its update."""
+    """Measures and corrects the mismatch of every step before its update, alike on all ranks; one rank writes."""
 
     settings: MismatchConfig
     folder: Path
     decode: Decode
+    temperature: float  # of the trainer's log-probs
     store: WorstCompletions | None  # of the writing rank
 
     @classmethod
-    def of_run(cls, settings: MismatchConfig, folder: Path, decode: Decode) -> MismatchWatch:
+    def of_run(cls, settings: MismatchConfig, folder: Path, decode: Decode, *, temperature: float) -> MismatchWatch:
         """The watch of a run folder; `decode` writes completions' ids as text."""
-        return cls(settings, folder, decode, WorstCompletions(folder) if dist.get_rank() == 0 else None)
+        return cls(settings, folder, decode, temperature, WorstCompletions(folder) if dist.get_rank() == 0 else None)
 
-    def compare(
-        self, groups: Sequence[RolloutGroup], old_policy: Logprobs, number: int, policy_version: int
-    ) -> Mismatch:
-        """Measure a step's gap and record its worst completion. `number` counts from 0.
-
-        Args:
-            policy_version: of the weights that gave `old_policy`.
+    def check(self, completions: Sequence[ScoredCompletion], number: int, policy_version: int) -> RolloutGap:
+        """Measure the gap of step `number`, from 0, and record its worst completion.
 
         Raises:
             StoppedError: a token's gap exceeds `max_rollout_gap`, or is not a number while there is a bound; not where
-                older weights have sampled, as the gap is then also what training changed.
+                weights older than `policy_version` have sampled, as the gap is then also what training changed.
         """
-        completions = [completion for group in groups for completion in group.completions]
-        rollout = [completion.rollout_logprobs for completion in completions]
-        gap = rollout_gap(rollout, old_policy.values)
-        worst = _describe_worst(gap, groups, old_policy, self.decode)
+        gap = rollout_gap(
+            [one.completion.rollout_logprobs for one in completions], [one.old_logprobs for one in completions]
+        )
+        worst = _describe_worst(gap, completions[gap.worst_completion], self.decode)
         if self.store is not None:
             self.store.log(number + 1, worst)
         bound = self.settings.max_rollout_gap
-        lags = [policy_version - completion.policy_version for completion in completions]
-        if bound is not None and not any(lags) and not gap.maximum <= bound:
+        is_lagging = any(one.completion.policy_version != policy_version for one in completions)
+        if bound is not None and not is_lagging and not gap.maximum <= bound:
             dist.barrier()  # the first rank that ends has the others ended: the line is on disk before
-            raise StoppedError(_complaint(worst, old_policy, bound, step=number + 1, file=self.folder / WORST_FILE))
-        correction = correction_of(self.settings, rollout, old_policy.values)
-        return Mismatch(gap, correction, policy_lag=sum(lags) / len(lags))
+            raise StoppedError(self._complaint(worst, bound, step=number + 1))
+        return gap
+
+    def corrected(self, completions: Sequence[ScoredCompletion]) -> tuple[ScoredCompletion, ...]:
+        """The completions with what the settings make of their log-ratios."""
+        settings = self.settings
+        ratios = [one.old_logprobs.double() - one.completion.rollout_logprobs.double() for one in completions]
+        weights: Sequence[Tensor | None] = [None] * len(ratios)
+        if settings.token_weight_cap is not None:
+            weights = token_importance(ratios, cap=settings.token_weight_cap)
+        elif settings.sequence_weight_cap is not None:
+            weights = sequence_importance(ratios, cap=settings.sequence_weight_cap)
+        tokens: Sequence[Tensor | None] = [None] * len(ratios)
+        if settings.masks_tokens:
+            tokens = tokens_within(ratios, low=settings.token_ratio_min, high=settings.token_ratio_max)
+        kept = [True] * len(ratios)
+        if settings.masks_sequences:
+            low, high = settings.sequence_ratio_min, settings.sequence_ratio_max
+            kept = sequences_within(ratios, low=low, high=high).tolist()
+        return tuple(
+            replace(one, correction=Correction(importance, token_kept, is_kept))
+            for one, importance, token_kept, is_kept in zip(completions, weights, tokens, kept, strict=True)
+        )
+
+    def metrics(self, completions: Sequence[ScoredCompletion]) -> dict[str, float]:
+        """What the corrections that are on do, over all tokens and completions of the step."""
+        settings, metrics = self.settings, {}
+        cap = settings.token_weight_cap or settings.sequence_weight_cap
+        weights = [one.correction.importance for one in completions if one.correction.importance is not None]
+        if cap is not None:
+            joined = torch.cat(weights)
+            metrics["rollout_weight_mean"] = float(joined.mean())
+            metrics["rollout_weight_capped_share"] = float(joined.ge(cap).double().mean())
+        if settings.masks_tokens:
+            masks = [one.correction.token_kept for one in completions if one.correction.token_kept is not None]
+            metrics["rollout_masked_tokens"] = float((~torch.cat(masks)).sum())
+        if settings.masks_sequences:
+            metrics["rollout_masked_completions"] = float(sum(not one.correction.kept for one in completions))
+        return metrics
+
+    def _complaint(self, worst: WorstCompletion, bound: float, *, step: int) -> str:
+        """One line: what was found, where, and what usually is the reason."""
+        return (
+            f"step {step}: the sampling engine and the trainer differ by {worst.gap:.3g} in the log-prob of one token,"
+            f" more than mismatch.max_rollout_gap={bound:g}; no update was made. It is token {worst.token_index + 1} of"
+            f" {worst.num_tokens} ({worst.token_text!r}: engine {worst.rollout_logprob:.4g}, trainer"
+            f" {worst.old_logprob:.4g}) of completion {worst.completion_index} of problem {worst.problem_id}; its text"
+            f" is the last line of {self.folder / WORST_FILE}. Probable causes: temperature mode (engine"
+            f" {worst.temperature:g}, trainer {self.temperature:g}; or rollout.top_p below 1); dtype (bfloat16 differs"
+            " by some 0.1, float32 by some 1e-5); stale weights in the engine (it sampled with version"
+            f" {worst.policy_version}); a prefix cache that outlived a change of weights. `megatron-rlt parity` tells"
+            " which side is wrong; with a known reason, raise the bound"
+        )
 
 
-def logprob_metrics(old_policy: Logprobs, mismatch: Mismatch) -> dict[str, float]:
-    """Entropy of the policy, and how far the sampling engine's log-probs are from the trainer's."""
+def logprob_metrics(
+    completions: Sequence[ScoredCompletion], gap: RolloutGap, *, policy_version: int
+) -> dict[str, float]:
+    """Entropy of the policy, and how far the sampling engine's log-probs are from the trainer's.
+
+    `policy_version`: of the weights that gave the old log-probs.
+    """
+    lags = [policy_version - one.completion.policy_version for one in completions]
     return {
-        "entropy": float(torch.cat(old_policy.entropy).mean()),
-        "rollout_gap_mean": mismatch.gap.mean,
-        "rollout_gap_p99": mismatch.gap.p99,
-        "rollout_gap_max": mismatch.gap.maximum,
-        "rollout_sequence_kl": mismatch.gap.sequence_kl,
-        "policy_lag": mismatch.policy_lag,
-    } | mismatch.correction.metrics()
+        "entropy": float(torch.cat([one.old_entropy for one in completions]).mean()),
+        "rollout_gap_mean": gap.mean,
+        "rollout_gap_p99": gap.p99,
+        "rollout_gap_max": gap.maximum,
+        "rollout_sequence_kl": gap.sequence_kl,
+        "policy_lag": sum(lags) / len(lags),
+    }
 
 
-def _describe_worst(
-    gap: RolloutGap, groups: Sequence[RolloutGroup], old_policy: Logprobs, decode: Decode
-) -> WorstCompletion:
-    places = [(question, member) for question, group in enumerate(groups) for member in range(len(group.completions))]
-    question, member = places[gap.worst_completion]
-    completion: Completion = groups[question].completions[member]
+def _describe_worst(gap: RolloutGap, worst: ScoredCompletion, decode: Decode) -> WorstCompletion:
+    completion = worst.completion
     ids: list[int] = completion.token_ids.tolist()
     return WorstCompletion(
-        problem_id=groups[question].prompt.problem.problem_id,
-        question_index=question,
-        completion_index=member,
+        problem_id=worst.prompt.problem.problem_id,
+        question_index=worst.question_index,
+        completion_index=worst.completion_index,
         seed=completion.seed,
         policy_version=completion.policy_version,
         temperature=completion.temperature,
@@ -111,69 +146,6 @@ def _describe_worst(
         token_id=ids[gap.worst_token],
         token_text=decode([ids[gap.worst_token]]),
         rollout_logprob=float(completion.rollout_logprobs[gap.worst_token]),
-        old_logprob=float(old_policy.values[gap.worst_completion][gap.worst_token]),
+        old_logprob=float(worst.old_logprobs[gap.worst_token]),
         text=decode(ids),
-    )
-
-
-def _complaint(worst: WorstCompletion, old_policy: Logprobs, bound: float, *, step: int, file: Path) -> str:
-    """One line: what was found, where, and what usually is the reason."""
-    return (
-        f"step {step}: the sampling engine and the trainer differ by {worst.gap:.3g} in the log-prob of one token, more"
-        f" than mismatch.max_rollout_gap={bound:g}; no update was made. It is token {worst.token_index + 1} of"
-        f" {worst.num_tokens} ({worst.token_text!r}: engine {worst.rollout_logprob:.4g}, trainer"
-        f" {worst.old_logprob:.4g}) of completion {worst.completion_index} of problem {worst.problem_id}; its text is"
-        f" the last line of {file}. Probable causes: temperature mode (engine {worst.temperature:g}, trainer"
-        f" {old_policy.temperature:g}; or rollout.top_p below 1); dtype (bfloat16 differs by some 0.1, float32 by some"
-        f" 1e-5); stale weights in the engine (it sampled with version {worst.policy_version}); a prefix cache that"
-        " outlived a change of weights. `megatron-rlt parity` tells which side is wrong; with a known reason, raise the"
-        " bound"
-    )
-
-
-# Which completions and tokens of a step an update learns from, and how much, given how the engine rated them.
-#
-# In: the settings and both log-probs. Out: a `Correction`, the same on every rank, and its metrics. The formulas are
-# `algorithm/rollout_mismatch.py`'s.
-@dataclass(frozen=True, eq=False)
-class Correction:
-    """Constants of an update, completion by completion; None: that correction is off, and nothing is multiplied."""
-
-    importance: tuple[Tensor, ...] | None  # [C_i] float64, of the policy's part of the loss
-    token_kept: tuple[Tensor, ...] | None  # [C_i] bool
-    completion_kept: Tensor | None  # [N] bool
-    capped: float | None  # share of tokens whose importance the cap cut
-
-    def metrics(self) -> dict[str, float]:
-        """Of the corrections that are on, over all tokens and completions of the step."""
-        metrics = {}
-        if self.importance is not None and self.capped is not None:
-            metrics["rollout_weight_mean"] = float(torch.cat(self.importance).mean())
-            metrics["rollout_weight_capped_share"] = self.capped
-        if self.token_kept is not None:
-            metrics["rollout_masked_tokens"] = float((~torch.cat(self.token_kept)).sum())
-        if self.completion_kept is not None:
-            metrics["rollout_masked_completions"] = float((~self.completion_kept).sum())
-        return metrics
-
-
-def correction_of(settings: MismatchConfig, rollout: Sequence[Tensor], old: Sequence[Tensor]) -> Correction:
-    """What the settings make of a step.
-
-    Args:
-        rollout, old: `[C_i]` each, log-probs by the sampling engine and by the trainer before the update.
-    """
-    log_ratios = [theirs.double() - sampled.double() for sampled, theirs in zip(rollout, old, strict=True)]
-    cap = settings.token_weight_cap or settings.sequence_weight_cap
-    weigh = sequence_importance if settings.token_weight_cap is None else token_importance
-    importance = None if cap is None else weigh(log_ratios, cap=cap)
-    return Correction(
-        importance=importance,
-        token_kept=tokens_within(log_ratios, low=settings.token_ratio_min, high=settings.token_ratio_max)
-        if settings.masks_tokens
-        else None,
-        completion_kept=sequences_within(log_ratios, low=settings.sequence_ratio_min, high=settings.sequence_ratio_max)
-        if settings.masks_sequences
-        else None,
-        capped=None if importance is None or cap is None else float(torch.cat(importance).ge(cap).double().mean()),
     )

@@ -1,4 +1,4 @@
-"""Puts vLLM together with the way by which it follows the policy: in these ranks, or as a server."""
+"""Builds vLLM as sampling engine, with the weight sync that keeps it at the policy: in these ranks, or as servers."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from torch import Tensor
 
 from megatron_rlt.config.architecture import position_limit
 from megatron_rlt.config.commands.collect import CollectConfig
-from megatron_rlt.config.commands.job import RlConfig
-from megatron_rlt.config.sections import ModelConfig
-from megatron_rlt.jobs.reward.score_pairs import logprob_engine
+from megatron_rlt.config.commands.rl import RlConfig
+from megatron_rlt.config.models import ModelConfig
 from megatron_rlt.models.language_model import LanguageModel
-from megatron_rlt.parallel.layout import Layout
 from megatron_rlt.rollout.requests import SamplingEngine
 from megatron_rlt.rollout.vllm.client import EngineLostError
-from megatron_rlt.rollout.vllm.colocated import VllmEngine
+from megatron_rlt.rollout.vllm.colocated import ColocatedEngine
 from megatron_rlt.rollout.vllm.model import VllmModel
-from megatron_rlt.rollout.vllm.servers import ServedEngine
+from megatron_rlt.rollout.vllm.server_engine import ServerEngine
+from megatron_rlt.rollout.vllm.servers import VllmServers
 from megatron_rlt.rollout.vllm.settings import EngineShape, Sampling
-from megatron_rlt.rollout.vllm.synced_engines import ColocatedVllm, ServedVllm
+from megatron_rlt.rollout.vllm.transfer.direct import weight_transport
 from megatron_rlt.rollout.weight_sync.sync import Receiver, WeightSync
+from megatron_rlt.scoring.engine import LogprobEngine
 from megatron_rlt.types import OnProgress, Span, SpannedSequence, StoppedError
 
-# Largest difference of one token's log-prob that two programs' rounding explains, in nats (about 1e-5 and 0.1 were
-# measured).
+# Largest difference in one token's log-prob that the rounding of two programs explains, in nats (about 1e-5 and 0.1
+# were measured).
 _PROBE_GAPS = {"float32": 1e-3, "bfloat16": 0.5}
 
 
@@ -33,7 +33,6 @@ def vllm_engine(
     config: RlConfig | CollectConfig,
     policy: ModelConfig,
     model: LanguageModel,
-    layout: Layout,
     sampling: Sampling,
     on_progress: OnProgress,
 ) -> SamplingEngine:
@@ -42,8 +41,8 @@ def vllm_engine(
     shape = EngineShape(
         policy.model,
         policy.dtype,
-        layout.tp if settings.tp is None else settings.tp,
-        # Asked for the log-probs of a whole sequence, vLLM wants room for a token more.
+        model.layout.tp if settings.tp is None else settings.tp,
+        # To return the log-probs of a whole sequence, vLLM needs room for one more token.
         max_tokens=min(
             config.prompts.max_prompt_tokens + rollout.max_completion_tokens + 1, position_limit(model.architecture)
         ),
@@ -52,36 +51,30 @@ def vllm_engine(
         settings=settings,
         on_gpu=torch.cuda.is_available(),
     )
-    follow = partial(_weight_sync, config, policy, model, layout, sampling.num_token_ids, on_progress)
+    sync = partial(_weight_sync, config, policy, model, sampling.num_token_ids, on_progress)
     if settings.placement == "colocated":
-        holder = VllmModel(shape)
-        engine = VllmEngine(holder, model.architecture, sampling, on_progress=on_progress)
-        return ColocatedVllm(holder, engine, follow(holder))
+        copy = VllmModel(shape)
+        return ColocatedEngine(copy, sync(copy), model.architecture, sampling, on_progress=on_progress)
+    transport = weight_transport(shape, config.output_dir, on_progress)
     try:
-        served = ServedEngine(
-            shape,
-            model.architecture,
-            sampling,
-            server=settings.server,
-            folder=config.output_dir,
-            on_progress=on_progress,
+        servers = VllmServers(
+            shape, sampling, transport, log_folder=config.output_dir / "vllm", on_progress=on_progress
         )
     except EngineLostError as error:
         raise StoppedError(f"rollout.vllm.server: {error}") from error
-    return ServedVllm(served, follow(served), max_restarts=settings.server.max_retries)
+    return ServerEngine(servers, sync(servers), model.architecture, max_restarts=settings.server.max_retries)
 
 
 def _weight_sync(
     config: RlConfig | CollectConfig,
     policy: ModelConfig,
     model: LanguageModel,
-    layout: Layout,
     num_token_ids: int,
     on_progress: OnProgress,
     receiver: Receiver,
 ) -> WeightSync:
     # Engines answer for prompts at temperature 1, whatever they sample at.
-    trainer = logprob_engine(model, layout, temperature=1.0, scoring=config.scoring, on_progress=on_progress)
+    trainer = LogprobEngine(model, temperature=1.0, scoring=config.scoring, on_progress=on_progress)
 
     def trainer_logprobs(ids: Tensor) -> Tensor:
         return trainer.logprobs([SpannedSequence(ids, (Span(1, len(ids)),))]).values[0]
@@ -89,7 +82,6 @@ def _weight_sync(
     allowed = config.rollout.vllm.max_probe_gap
     return WeightSync(
         model,
-        layout,
         receiver,
         trainer_logprobs=trainer_logprobs,
         num_token_ids=num_token_ids,

@@ -1,17 +1,15 @@
-"""`megatron-rlt train` with a `verifier` section: a student's own RL. What a step does stands in `solver_step.py`."""
+"""`megatron-rlt rlvr`: a student's own RL with verifiable rewards. What a step does stands in `step.py`."""
 
 from __future__ import annotations
 
 from collections import Counter
 
-from megatron_rlt.config.commands.rlvr import SolverConfig
+from megatron_rlt.config.commands.rlvr import RlvrConfig
 from megatron_rlt.jobs.reward.judging import AnswerJudge
-from megatron_rlt.jobs.reward.score_pairs import logprob_engine
-from megatron_rlt.jobs.rl.engines import build_policy, sampling_engine
-from megatron_rlt.jobs.rl.grpo import update_metrics
-from megatron_rlt.jobs.rl.mismatch import MismatchWatch, logprob_metrics
-from megatron_rlt.jobs.rlvr.step import SolverResult, SolverRooms, solver_step
-from megatron_rlt.jobs.run.load_models import load_model, load_reference, take_holdings
+from megatron_rlt.jobs.rl.engines import build_learner, sampling_engine
+from megatron_rlt.jobs.rl.learner import Learner
+from megatron_rlt.jobs.rlvr.step import RlvrContext, RlvrStep, rlvr_step
+from megatron_rlt.jobs.run.load_models import load_model, memory_usage
 from megatron_rlt.jobs.run.problems import open_problems
 from megatron_rlt.jobs.run.training_loop import TrainingRun, TrainingState
 from megatron_rlt.launch.watchdog import Heartbeat
@@ -20,18 +18,18 @@ from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.prompts.pairs import student_format
 from megatron_rlt.prompts.student import StudentFormat
 from megatron_rlt.rewards.answers import AnswerTags
+from megatron_rlt.scoring.engine import LogprobEngine
 from megatron_rlt.types import OnProgress, Problem
 
 _SHOWN = ("reward", "accuracy", "well_formed_share", "replaced_groups", "completion_tokens")
 
 
-def run_solver(config: SolverConfig, heartbeat: Heartbeat) -> int:
+def run_rlvr(config: RlvrConfig, heartbeat: Heartbeat) -> int:
     """Train a student on its own answers, or continue where its run folder stops. Collective; returns the exit status.
 
-    Raises:
-        ValueError: model, tokenizer, data, solutions or run folder do not go together; before any weight is loaded.
+    Raises ValueError before any weight is loaded if model, data, solutions and run folder do not go together.
     """
-    run = TrainingRun(config, "train", heartbeat, source_model=config.student.model)
+    run = TrainingRun(config, "rlvr", heartbeat, source_model=config.student.model)
     student = student_format(config.student.model, config.prompts)
     with (
         AnswerJudge(config.verifier.kind, student.tags, timeout_seconds=config.verifier.timeout_seconds) as judge,
@@ -50,43 +48,30 @@ def run_solver(config: SolverConfig, heartbeat: Heartbeat) -> int:
                 )
 
         stream = open_problems(config.data, seed=config.seed, work_dir=config.output_dir / "data", check=check)
-        rooms = build_solver_rooms(config, student, judge, run.on_progress)
+        context = build_context(config, student, judge, run.on_progress)
 
-    frozen = () if rooms.reference_model is None else (rooms.reference_model,)
-    run.watch_memory(lambda: take_holdings(rooms.policy, frozen, rooms.rollout))
+    run.watch_memory(lambda: memory_usage(context.learner.policy, (context.learner.reference_model,), context.rollout))
 
     def take_step(number: int) -> dict[str, float]:
-        result = solver_step(rooms, stream.next_batch, number, run.timer)
+        result = rlvr_step(context, stream.next_batch, number, run.timer)
         with run.timer.phase("record"):
-            return solver_metrics(result) | rooms.rollout.take_metrics()
+            return rlvr_metrics(result, context.learner) | context.rollout.take_metrics()
 
-    state = TrainingState(rooms.policy, rooms.reference_model, stream)
+    state = TrainingState(context.learner.policy, context.learner.reference_model, stream)
     with judge:
         return run.train(state, take_step, num_steps=config.num_steps, shown=_SHOWN)
 
 
-def build_solver_rooms(
-    config: SolverConfig, student: StudentFormat, judge: AnswerJudge, on_progress: OnProgress
-) -> SolverRooms:
+def build_context(
+    config: RlvrConfig, student: StudentFormat, judge: AnswerJudge, on_progress: OnProgress
+) -> RlvrContext:
     """Load the model and bind the engines to it. Collective; raises ValueError for a folder that does not fit."""
-    layout = build_layout(config.student.layout)
-    model = load_model(config.student, layout)
-    reference_model = load_reference(config.student, config.grpo, layout)
-    old_policy, reference = (
-        None
-        if one is None
-        else logprob_engine(
-            one, layout, temperature=config.temperature, scoring=config.scoring, on_progress=on_progress
-        )
-        for one in (model, reference_model)
-    )
-    assert old_policy is not None, "the policy is always asked"
+    model = load_model(config.student, build_layout(config.student.layout))
+    old_policy = LogprobEngine(model, temperature=config.temperature, scoring=config.scoring, on_progress=on_progress)
     tags = student.tags
-    return SolverRooms(
+    return RlvrContext(
         seed=config.seed,
-        grpo=config.grpo,
         verifier=config.verifier,
-        max_completion_tokens=config.rollout.max_completion_tokens,
         student=student,
         tags=AnswerTags(tags.thought_open, tags.thought_close, tags.solution_open, tags.solution_close),
         judge=judge,
@@ -94,34 +79,28 @@ def build_solver_rooms(
             config,
             config.student,
             model,
-            layout,
-            temperature=config.temperature,
             num_token_ids=min(student.tokenizer.num_ids, model.unpadded_vocab_size),
             stop=student.solving_stop(),
             on_progress=on_progress,
         ),
-        policy=build_policy(config, model, layout, temperature=config.temperature, on_progress=on_progress),
-        old_policy=old_policy,
-        mismatch=MismatchWatch.of_run(config.mismatch, config.output_dir, student.tokenizer.decode),
-        reference=reference,
-        reference_model=reference_model,
+        learner=build_learner(config, config.student, old_policy, student.tokenizer.decode, on_progress),
         on_progress=on_progress,
     )
 
 
-def solver_metrics(result: SolverResult) -> dict[str, float]:
+def rlvr_metrics(result: RlvrStep, learner: Learner) -> dict[str, float]:
     """Everything worth a curve, over the completions of all ranks that were trained on."""
     verdicts = [verdict for one in result.judged for verdict in one.verdicts]
-    lengths = Tally.of(len(completion.token_ids) for completion in result.completions)
-    metrics = {
-        "reward": Tally.of(reward for one in result.judged for reward in one.rewards).mean,
+    completions = result.learned.completions
+    lengths = Tally.of(len(one.completion.token_ids) for one in completions)
+    return {
+        "reward": Tally.of(one.reward for one in completions).mean,
         "accuracy": Tally.of(float(verdict.correct) for verdict in verdicts).mean,
         "well_formed_share": Tally.of(float(form) for one in result.judged for form in one.well_formed).mean,
-        "groups_with_spread": float(sum(one.has_spread for one in result.judged)),
+        "groups_with_signal": float(sum(one.has_signal for one in result.judged)),
         "replaced_groups": float(result.num_replaced),
-        "advantage_std": float(result.advantages.std()),
         "completion_tokens": lengths.mean,
         "completion_tokens_max": lengths.maximum,
+        **{f"verdict/{reason}": float(count) for reason, count in Counter(v.reason for v in verdicts).items()},
+        **learner.metrics(result.learned),
     }
-    metrics |= {f"verdict/{reason}": float(count) for reason, count in Counter(v.reason for v in verdicts).items()}
-    return metrics | logprob_metrics(result.old_policy, result.mismatch) | update_metrics(result.updates)

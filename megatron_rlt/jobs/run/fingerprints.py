@@ -1,28 +1,30 @@
-"""Which model it was: a short hash over the content of everything that a Hugging Face folder says about it.
-
-The same for a copy of the folder, another for an export that replaced it. The ranks share the reading.
-"""
+"""Short content hashes that identify a model folder or a data set, wherever it is copied."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
 
-# Weights, configuration, tokenizer and chat template; a README or a training log is not the model.
+from megatron_rlt.data.rows import source_digest
+from megatron_rlt.parallel.collectives import broadcast_record
+from megatron_rlt.parallel.platform import world
+from megatron_rlt.types import OnProgress
+
+# Weights, configuration, tokenizer and chat template, but no README or training log.
 _SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 
-_DIGITS = 16  # of a hash that a person may have to read: 64 bits
+def short_hash(digest: str) -> str:
+    """The first 16 hexadecimal digits (64 bits) of a hash that people may have to read."""
+    return digest[:16]
 
 
-def model_fingerprint(folder: Path, on_file: Callable[[str], None]) -> str:
-    """16 hexadecimal digits, the same on every rank. Collective on the whole job.
+def model_fingerprint(folder: Path, on_file: OnProgress) -> str:
+    """Short hash over a model folder, the same on every rank; ranks share the reading. Collective on the whole job.
 
-    Args:
-        on_file: called with the name of a file before it is read.
+    `on_file` is called with the name of each file before it is read.
     """
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix in _SUFFIXES)
     mine: dict[str, str] = {}
@@ -33,4 +35,10 @@ def model_fingerprint(folder: Path, on_file: Callable[[str], None]) -> str:
     parts: list[dict[str, str]] = [{}] * dist.get_world_size()
     dist.all_gather_object(parts, mine)
     digests = {name: digest for part in parts for name, digest in part.items()}
-    return hashlib.sha256("\n".join(f"{name} {digests[name]}" for name in names).encode()).hexdigest()[:_DIGITS]
+    return short_hash(hashlib.sha256("\n".join(f"{name} {digests[name]}" for name in names).encode()).hexdigest())
+
+
+def rows_fingerprint(source: str) -> str:
+    """Short hash of a file or data set, which one rank reads. Collective on the whole job."""
+    digest = source_digest(source) if dist.get_rank() == 0 else ""
+    return short_hash(broadcast_record(digest, source_rank=0, group=world()))

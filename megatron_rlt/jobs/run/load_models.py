@@ -1,4 +1,4 @@
-"""Puts a configured model on this rank: Hugging Face folder in, this rank's shards in its layout out."""
+"""Loads configured models: this rank's shards, in the model's layout, from a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from megatron_rlt.config.architecture import Architecture
-from megatron_rlt.config.sections import GrpoConfig, ModelConfig
-from megatron_rlt.metrics.memory import Holdings
+from megatron_rlt.config.models import ModelConfig
+from megatron_rlt.config.training import GrpoConfig
+from megatron_rlt.metrics.memory import MemoryUsage
 from megatron_rlt.models.build import build_model
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.weights.load import load_hf_weights
@@ -21,43 +22,40 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load_model(config: ModelConfig, layout: Layout) -> LanguageModel:
-    """A model with its weights. Collective over the layout; raises ValueError if folder and architecture disagree."""
+    """Load a model. Collective over the layout; raises ValueError if folder and architecture disagree."""
     architecture = Architecture.from_folder(config.model)
     model = build_model(architecture, layout, dtype=_DTYPES[config.dtype], recompute=config.recompute)
     model.to(device())
-    load_hf_weights(model, architecture, config.model, layout)
+    load_hf_weights(model, config.model)
     return model
 
 
 def load_frozen_model(config: ModelConfig, layout: Layout) -> LanguageModel:
-    """A model that is asked but never trained. Between turns it is where `residency` says."""
+    """Load a model for inference only; it is offloaded while unused if configured."""
     model = load_model(config, layout)
     model.requires_grad_(False)
     model.eval()
-    if config.residency == "host":
-        model.live_on_host()
+    if config.offload:
+        model.offload()
     return model
 
 
 def load_reference(policy: ModelConfig, grpo: GrpoConfig, layout: Layout) -> LanguageModel | None:
-    """The policy's start, frozen, in the policy's layout; None where the loss does not ask it."""
-    if grpo.beta == 0:
+    """Load the frozen initial policy in the policy's layout; None if the loss needs no reference."""
+    if grpo.reference is None:
         return None
-    return load_frozen_model(policy.model_copy(update={"residency": grpo.reference_residency}), layout)
+    return load_frozen_model(policy.model_copy(update={"offload": grpo.reference.offload}), layout)
 
 
-# What a training job's models, optimizer and caches hold on this rank: the memory ledger's answer.
-def take_holdings(policy: Policy, frozen: Sequence[LanguageModel], engine: SamplingEngine | None) -> Holdings:
-    """Bytes by kind, at most since the last call.
+def memory_usage(policy: Policy, frozen: Sequence[LanguageModel | None], engine: SamplingEngine | None) -> MemoryUsage:
+    """Peak bytes on this rank by category since the last call.
 
-    Args:
-        frozen: the models beside the policy.
-        engine: None where nothing is sampled.
+    `frozen` lists the models beside the policy (None entries are skipped); `engine` is None if nothing is sampled.
     """
-    models = (policy.model, *frozen)
-    return Holdings(
+    models = (policy.model, *(model for model in frozen if model is not None))
+    return MemoryUsage(
         weights=sum(model.weight_bytes for model in models),
-        visiting_weights=sum(model.take_visiting_bytes() for model in models),
+        onloaded_weights=sum(model.take_onloaded_bytes() for model in models),
         host_weights=sum(model.host_weight_bytes for model in models),
         gradients=policy.gradient_bytes,
         optimizer=policy.optimizer_bytes,

@@ -1,98 +1,67 @@
-"""The frame around a job that works in parts: phases, metrics, progress, ending on request between two parts.
-
-In: a function that does one part and says what came of it. Out: whether all parts are done. Where the rows of a part
-go, and how a run finds the parts that are there, is the job's and `store/parts.py`'s.
-"""
+"""Runs a job in parts: continues after the parts that exist, and ends on request between two parts."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch.distributed as dist
-from rich.console import Console
 
-from megatron_rlt.config.sections import MetricsConfig
+from megatron_rlt.config.commands.job import MetricsConfig
+from megatron_rlt.jobs.run.frame import RunFrame
 from megatron_rlt.jobs.run.signals import EndRequest
+from megatron_rlt.jobs.run.validate_rows import RowReport, write_rejected
 from megatron_rlt.launch.watchdog import Heartbeat
-from megatron_rlt.metrics.memory import MemoryLedger
-from megatron_rlt.metrics.phases import PhaseTimer, peak_flops_per_second, rates
-from megatron_rlt.metrics.progress import Progress
-from megatron_rlt.metrics.reduce import largest
-from megatron_rlt.metrics.writer import MetricsWriter
-from megatron_rlt.parallel.platform import device_name, world
+from megatron_rlt.metrics.phases import PhaseTimer
+from megatron_rlt.parallel.collectives import broadcast_record
+from megatron_rlt.parallel.platform import world
+from megatron_rlt.store.parts import PartStore
 
 _ADDED_UP = ("seconds/", "tokens/")
 
-
 TakePart = Callable[[int, PhaseTimer], dict[str, float]]
-"""Does the part of a number (from 0), writes it, and returns its metrics, the same on every rank. Collective."""
-
+"""Computes and writes part `number` (from 0); returns its metrics, equal on every rank. Collective."""
 
 logger = logging.getLogger(__name__)
 
 
 class PartRun:
-    """One start of work in parts."""
+    """One process of a job that works in parts."""
 
-    def __init__(
-        self, title: str, folder: Path, metrics: MetricsConfig, *, heartbeat: Heartbeat, end: EndRequest
-    ) -> None:
+    def __init__(self, metrics: MetricsConfig, *, heartbeat: Heartbeat, end: EndRequest) -> None:
+        self._metrics, self._heartbeat, self._end = metrics, heartbeat, end
+        self.totals: Counter[str] = Counter()  # seconds and tokens by phase, named as in `PhaseTimer`
+
+    def begin(self, stores: Sequence[PartStore], report: RowReport, rejected: Path, *, asked: str) -> tuple[int, ...]:
+        """Write the rejected rows and create the part folders; returns the number of parts in each. Collective.
+
+        `asked` describes the work on the usable rows for the log.
         """
-        Args:
-            title: what runs, for people.
-            folder: where the metrics go, a line a part.
+        counts: tuple[int, ...] = ()
+        if dist.get_rank() == 0:
+            write_rejected(rejected, report)
+            logger.info("%s, %s", asked, report.describe_rejected(rejected))
+            counts = tuple(store.begin() for store in stores)
+            if any(counts):
+                done = (f"{count} parts in {store.folder}" for count, store in zip(counts, stores, strict=True))
+                logger.info("done already: %s", ", ".join(done))
+        return broadcast_record(counts, source_rank=0, group=world())
+
+    def run(
+        self, take_part: TakePart, *, title: str, folder: Path, num_done: int, num_parts: int, shown: tuple[str, ...]
+    ) -> bool:
+        """Do the remaining parts; returns False if the run was ended by request before the last. Collective.
+
+        `title`, `folder` and `shown` as in `RunFrame.pieces`.
         """
-        self._title, self._folder, self._metrics = title, folder, metrics
-        self._heartbeat, self._end = heartbeat, end
-        self._memory = MemoryLedger()
-        self.totals: Counter[str] = Counter()  # seconds and tokens of this start by phase, as `PhaseTimer` names them
-
-    def run(self, take_part: TakePart, *, num_done: int, num_parts: int, shown: tuple[str, ...]) -> bool:
-        """Do the parts that are not done yet; False if the run was asked to end before the last. Collective.
-
-        Args:
-            shown: metrics that a person watches.
-        """
-        is_reporter = dist.get_rank() == 0
-        writer = MetricsWriter(
-            self._folder,
-            is_writer=is_reporter,
-            resumed_step=num_done,
-            tensorboard=self._metrics.tensorboard,
-            wandb=self._metrics.wandb,
-        )
-        progress = Progress(
-            title=self._title,
-            first_step=num_done,
-            num_steps=num_parts,
-            console=Console() if self._metrics.progress else None,
-            is_reporter=is_reporter,
-        )
-
-        def begin_phase(name: str) -> None:
-            self._heartbeat.beat(name)
-            progress.show_phase(name)
-
-        timer = PhaseTimer(heartbeat=begin_phase, memory=self._memory)
-        with progress:
+        frame = RunFrame(self._metrics, self._heartbeat)
+        with frame.pieces(title, folder, num_done=num_done, count=num_parts, shown=shown) as record:
             for number in range(num_done, num_parts):
                 if self._end.agreed():
-                    writer.close()
                     logger.info("ended on request; the same command continues after part %d", number)
                     return False
-                metrics = take_part(number, timer)
-                metrics |= self._measured(timer)
+                metrics = record(number + 1, take_part(number, frame.timer))
                 self.totals.update({name: value for name, value in metrics.items() if name.startswith(_ADDED_UP)})
-                writer.log(number + 1, metrics)
-                progress.finish_step(number + 1, {name: metrics[name] for name in shown})
-        writer.close()
         return True
-
-    def _measured(self, timer: PhaseTimer) -> dict[str, float]:
-        """Times, work, rates and memory of the part that ended, of the slowest or fullest rank. Collective."""
-        measured = largest(timer.take() | self._memory.take(), world())
-        peak = peak_flops_per_second(self._metrics.peak_flops_per_second, device_name())
-        return measured | rates(measured, num_devices=dist.get_world_size(), peak_flops_per_second=peak)

@@ -1,4 +1,4 @@
-"""Ending a run politely: SIGTERM and SIGUSR1 are noted, and acted on together at the next step boundary."""
+"""Ends a run on SIGTERM or SIGUSR1, on all ranks at the same step boundary."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 
 class EndRequest:
-    """Whether this job was asked to end. Create one per process, before the first step."""
+    """Records signals that request the end of the job. Create one per process, before the first step."""
 
     def __init__(self) -> None:
         self._received = False
@@ -21,7 +21,7 @@ class EndRequest:
         self._received = True
 
     def agreed(self) -> bool:
-        """Whether any rank was asked to end. Collective, so that all ranks leave at the same step."""
+        """Whether any rank received a signal. Collective, so that all ranks end at the same step."""
         flag = torch.tensor([int(self._received)])
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag)

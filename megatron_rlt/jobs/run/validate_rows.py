@@ -1,14 +1,10 @@
-"""A pass over all rows of a job before a model loads: which can be used, and the others by row and reason.
-
-In: rows as they were read, and a check that knows formats and models. Out: a `Survey`, the same on every rank, and the
-file of rejected rows. Reading is `data/`'s; what is checked is the job's.
-"""
+"""Checks all rows of a job before a model loads, and reports the rejected ones by row and reason."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -17,25 +13,22 @@ import torch.distributed as dist
 
 from megatron_rlt.data.prepare import describe_counts
 from megatron_rlt.data.rejection import RejectedRow, UnusableRowError
+from megatron_rlt.whole_files import write_text
 
 _NUM_SHOWN = 3
 
 
 class NumberedRow(Protocol):
-    """A row that could be read."""
-
     @property
-    def row(self) -> int:
-        """1-based in its source."""
-        ...
+    def row(self) -> int: ...  # 1-based in its source
 
 
 Row = TypeVar("Row", bound=NumberedRow)
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What a pass over all rows found; the same on every rank."""
+class RowReport:
+    """Result of checking all rows; equal on every rank."""
 
     num_usable: int
     rejected: tuple[RejectedRow, ...]  # in the source's order
@@ -46,31 +39,33 @@ class Survey:
         return dict(Counter(rejected.reason.value for rejected in self.rejected))
 
     def describe_rejected(self, file: Path) -> str:
-        """How many rows were rejected and why, in words; `file` lists them."""
+        """Describe how many rows were rejected and why; `file` lists them."""
         if not self.rejected:
             return "none rejected"
         return f"{len(self.rejected)} rejected ({describe_counts(self.counts)}), listed in {file}"
 
+    def usable(self, rows: Iterable[Row | RejectedRow]) -> Iterator[Row]:
+        """Filter the checked rows to the usable ones, in order."""
+        rejected = {row.row for row in self.rejected}
+        return (row for row in rows if not isinstance(row, RejectedRow) and row.row not in rejected)
 
-def survey_rows(
-    source: str, rows: Iterable[Row | RejectedRow], check: Callable[[Row], None], on_row: Callable[[int], None]
-) -> Survey:
-    """Look at every row; the ranks share the costly check. Collective on the whole job.
+
+def validate_rows(
+    source: str, rows: Iterable[Row | RejectedRow], check: Callable[[Row], None], on_row: Callable[[str], None]
+) -> RowReport:
+    """Check every row; the ranks share the work. Collective on the whole job; raises ValueError if no row is usable.
 
     Args:
-        source: where the rows come from, for errors.
+        source: name of the rows' source in errors.
         check: raises UnusableRowError.
-        on_row: called with a row's number.
-
-    Raises:
-        ValueError: none of the rows is usable.
+        on_row: called before each row.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     unreadable: list[RejectedRow] = []
     mine: list[RejectedRow] = []
     num_readable = 0
     for row in rows:
-        on_row(row.row)
+        on_row(f"row {row.row}")
         if isinstance(row, RejectedRow):
             unreadable.append(row)
             continue
@@ -78,31 +73,29 @@ def survey_rows(
             try:
                 check(row)
             except UnusableRowError as error:
-                mine.append(RejectedRow(source, row.row, error.reason, error.column, error.detail))
+                mine.append(error.rejected(source, row.row))
         num_readable += 1
     everyone: list[list[RejectedRow]] = [[]] * world_size
     dist.all_gather_object(everyone, mine)
     refused = [rejected for part in everyone for rejected in part]
     rejected = tuple(sorted([*unreadable, *refused], key=lambda rejected: rejected.row))
-    survey = Survey(num_readable - len(refused), rejected)
-    _require_rows(source, survey)
-    return survey
+    report = RowReport(num_readable - len(refused), rejected)
+    _require_rows(source, report)
+    return report
 
 
-def write_rejected(file: Path, survey: Survey) -> None:
-    """One JSON line a rejected row, also none; what an earlier start wrote is replaced by the same."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text("".join(json.dumps(asdict(row)) + "\n" for row in survey.rejected), encoding="utf-8")
-    temporary.replace(file)
+def write_rejected(file: Path, report: RowReport) -> None:
+    """Write one JSON line per rejected row; replaces the file of an earlier start."""
+    write_text(file, "".join(json.dumps(asdict(row)) + "\n" for row in report.rejected))
 
 
-def _require_rows(source: str, survey: Survey) -> None:
-    if survey.num_usable > 0:
+def _require_rows(source: str, report: RowReport) -> None:
+    if report.num_usable > 0:
         return
-    if not survey.rejected:
+    if not report.rejected:
         raise ValueError(f"no usable row in {source}: it has no rows")
-    quoted = "".join(f"\n  {rejected}" for rejected in survey.rejected[:_NUM_SHOWN])
+    quoted = "".join(f"\n  {rejected}" for rejected in report.rejected[:_NUM_SHOWN])
     raise ValueError(
-        f"no usable row in {source}: all {len(survey.rejected)} rows were rejected "
-        f"({describe_counts(survey.counts)}); mend them{quoted}"
+        f"no usable row in {source}: all {len(report.rejected)} rows were rejected "
+        f"({describe_counts(report.counts)}); mend them{quoted}"
     )

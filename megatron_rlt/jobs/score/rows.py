@@ -1,90 +1,80 @@
-"""Which rows of `score`'s input can be scored: both prompt formats, and the models' longest sequences.
-
-The pass over all rows is `row_survey`'s, reading and the rules on text are `data/`'s; what is too long is known here.
-"""
+"""The explanations that `score` reads from its input, and which of its rows can be scored."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
-from megatron_rlt.config.sections import Placebo
-from megatron_rlt.data.rejection import RejectReason, UnusableRowError
+from megatron_rlt.config.reward import Control as Control
+from megatron_rlt.data.rejection import RejectReason, UnusableRowError, rejected_as
 from megatron_rlt.data.traces import Trace, read_traces
-from megatron_rlt.jobs.reward.placebos import placebo_ids, placebo_pair
-from megatron_rlt.jobs.run.validate_rows import Survey
+from megatron_rlt.jobs.collect.identity import Origin
+from megatron_rlt.jobs.collect.scoring import Explanation, pair_to_read
 from megatron_rlt.prompts.pairs import PairBuilder
-from megatron_rlt.rewards.placebo import other_questions
+from megatron_rlt.rewards.control import other_questions
 from megatron_rlt.rollout.sampling import completion_seed
-from megatron_rlt.types import ScoringPair
+from megatron_rlt.store.explanation_row import StoredExplanation
 
 
 @dataclass(frozen=True, eq=False)
-class TracePairs:
-    """The pair that is scored for a trace: of its explanation, or of a placebo in its place."""
+class TraceReader:
+    """Makes explanations that can be scored of the rows of a file."""
 
     pairs: PairBuilder
-    placebo: Placebo
+    control: Control
+    temperature: float
     seed: int
+    origin: Origin
     others: Mapping[int, str]  # by a trace's row: another question's explanation; only for `other_question`
 
-    def __call__(self, trace: Trace) -> ScoringPair:
+    @staticmethod
+    def numbered(traces: Iterable[Trace]) -> Iterator[tuple[Trace, int, int]]:
+        """Each trace with the index of its question in the file, and its own among those of that question."""
+        questions: dict[str, int] = {}
+        seen: Counter[int] = Counter()
+        for trace in traces:
+            question = questions.setdefault(trace.problem.question, len(questions))
+            yield trace, question, seen[question]
+            seen[question] += 1
+
+    def explanation(self, trace: Trace, question_index: int, explanation_index: int) -> Explanation:
         """Raise ValueError for a row that no prompt can be made of."""
-        own = self.pairs.pair_from_text(trace.problem, trace.explanation)
+        pair = self.pairs.pair_from_text(trace.problem, trace.explanation)
+        row = StoredExplanation.of_pair(
+            pair, question_index=question_index, explanation_index=explanation_index, temperature=self.temperature
+        )
         other = self.others.get(trace.row)
-        ids = placebo_ids(
-            self.placebo,
-            own.explanation_ids,
-            seed=completion_seed(self.seed, 0, trace.row, 0),
+        return Explanation(
+            replace(row, row=trace.row, **asdict(self.origin)),
+            pair,
+            control_seed=completion_seed(self.seed, 0, trace.row, 0),
             other_ids=None
             if other is None
             else torch.tensor(self.pairs.teacher.tokenizer.encode(other), dtype=torch.int64),
         )
-        return placebo_pair(self.pairs, own, ids)
 
 
-def trace_pairs(file: Path, pairs: PairBuilder, *, placebo: Placebo, seed: int) -> TracePairs:
-    """Pairs for the rows of a file; `other_question` keeps all its explanations in memory.
-
-    Raises:
-        ValueError: the file cannot be read, or there is no other question.
-    """
-    others: dict[int, str] = {}
-    if placebo == "other_question":
-        traces = [row for row in read_traces(file) if isinstance(row, Trace)]
-        places = other_questions([trace.problem.question for trace in traces], seed=seed)
-        others = {trace.row: traces[place].explanation for trace, place in zip(traces, places, strict=True)}
-    return TracePairs(pairs, placebo, seed, others)
+def other_explanations(file: Path, *, seed: int) -> dict[int, str]:
+    """Another question's explanation per trace's row, all in memory; ValueError if unreadable or there is no other."""
+    traces = [row for row in read_traces(file) if isinstance(row, Trace)]
+    places = other_questions([trace.problem.question for trace in traces], seed=seed)
+    return {trace.row: traces[place].explanation for trace, place in zip(traces, places, strict=True)}
 
 
-@dataclass(frozen=True, eq=False)
-class LengthCheck:
-    """Whether both models can read what becomes of a trace."""
+def check_lengths(reader: TraceReader, *, teacher: int, student: int) -> Callable[[Trace], None]:
+    """The check that both models, whose longest sequences are given in tokens, can read what becomes of a trace."""
 
-    pairs: TracePairs
-    max_teacher_tokens: int
-    max_student_tokens: int
-
-    def __call__(self, trace: Trace) -> None:
+    def check(trace: Trace) -> None:
         """Raise UnusableRowError for a row that no prompt can be made of, or that is too long for a model."""
-        try:
-            pair = self.pairs(trace)
-        except ValueError as error:
-            raise UnusableRowError(RejectReason.UNUSABLE_PROMPT, None, str(error)) from error
-        lengths = (
-            ("teacher", len(pair.teacher), self.max_teacher_tokens),
-            ("student", len(pair.student), self.max_student_tokens),
-        )
-        for name, length, limit in lengths:
-            if length > limit:
-                detail = f"the {name}'s sequence has {length} tokens, its model reads {limit} at most"
+        with rejected_as(RejectReason.UNUSABLE_PROMPT):
+            pair, _ = pair_to_read(reader.pairs, reader.control, reader.explanation(trace, 0, 0))
+        for name, sequence, limit in (("teacher", pair.teacher, teacher), ("student", pair.student, student)):
+            if len(sequence) > limit:
+                detail = f"the {name}'s sequence has {len(sequence)} tokens, its model reads {limit} at most"
                 raise UnusableRowError(RejectReason.TOO_LONG, None, detail)
 
-
-def usable_traces(file: Path, survey: Survey) -> Iterator[Trace]:
-    """The rows that passed, in their order."""
-    rejected = {row.row for row in survey.rejected}
-    return (row for row in read_traces(file) if isinstance(row, Trace) and row.row not in rejected)
+    return check

@@ -1,99 +1,79 @@
-"""A step's numbers and its rows for the completion store, from records that every rank holds."""
+"""A step's numbers, from records that every rank holds."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import fields
 
 import torch
 
 from megatron_rlt.algorithm.advantages import advantage_variance_shares
-from megatron_rlt.config.sections import GrpoConfig
-from megatron_rlt.jobs.rl.grpo import update_metrics
-from megatron_rlt.jobs.rl.mismatch import logprob_metrics
-from megatron_rlt.jobs.train.step import StepResult
+from megatron_rlt.config.reward import RewardConfig
+from megatron_rlt.jobs.rl.learner import LearnedStep, Learner
 from megatron_rlt.metrics.reduce import Tally
-from megatron_rlt.rewards.rlt import reward_terms, why_invalid
-from megatron_rlt.store.completions import CompletionRow
-from megatron_rlt.types import FormatFlag, LeakMetrics, RewardParts
-
-_PARTS = ("reward", "r_ss", "r_ss_mean", "r_ss_min", "r_kl", "r_kl_mean", "r_kl_max", "penalty")
+from megatron_rlt.rewards.rlt import contribution
+from megatron_rlt.rewards.terms import LABELS, TERMS
+from megatron_rlt.types import FormatFlag, Reward, ScoredExplanation
 
 
-_LEAKS = fields(LeakMetrics)
-
-
-def step_metrics(result: StepResult, grpo: GrpoConfig, *, lambda_kl: float) -> dict[str, float]:
+def step_metrics(result: LearnedStep[ScoredExplanation], learner: Learner, reward: RewardConfig) -> dict[str, float]:
     """Everything worth a curve, over the completions of all ranks. Means of rewards leave dropped completions out."""
-    kept = [parts for parts in result.rewards if parts.valid]
-    metrics = {name: Tally.of(getattr(parts, name) for parts in kept).mean for name in _PARTS}
-    metrics |= _rewards_by_student(result)
-    metrics |= {f"dropped/{reason}": float(count) for reason, count in _dropped(result.rewards).items()}
-    metrics["dropped_completions"] = float(len(result.rewards) - len(kept))
-    metrics["advantage_std"] = float(result.advantages.std())
-    metrics |= _variance_shares(result, grpo, lambda_kl=lambda_kl)
-    metrics |= {field.name: Tally.of(vars(leak)[field.name] for leak in result.leaks).mean for field in _LEAKS}
-    metrics |= _form(result) | logprob_metrics(result.old_policy, result.mismatch)
-    return metrics | update_metrics(result.updates)
-
-
-def completion_rows(result: StepResult, *, step: int) -> list[CompletionRow]:
-    """One row a completion, in the order they were sampled; `step` counts from 1."""
-    rows: list[CompletionRow] = []
-    for question, group in enumerate(result.groups):
-        for member, completion in enumerate(group.completions):
-            index = len(rows)
-            rows.append(
-                CompletionRow.of(
-                    group.prompt,
-                    completion,
-                    result.pairs[index],
-                    result.rewards[index],
-                    result.leaks[index],
-                    step=step,
-                    question_index=question,
-                    completion_index=member,
-                    advantage=float(result.advantages[index]),
-                    rewards_by_student={name: theirs[index].reward for name, theirs in result.by_student.items()},
-                    old_logprobs=result.old_policy.values[index],
-                )
-            )
-    return rows
-
-
-def _dropped(rewards: Sequence[RewardParts]) -> Counter[str]:
-    return Counter(reason for parts in rewards if (reason := why_invalid(parts)) is not None)
-
-
-def _rewards_by_student(result: StepResult) -> dict[str, float]:
-    """Each student's mean reward, a held-out one's too; nothing where there is only one."""
-    if len(result.by_student) == 1:
-        return {}
+    completions = result.completions
+    kept = [one.combined for one in completions if one.combined.dropped is None]
+    dropped = Counter(one.combined.dropped for one in completions if one.combined.dropped is not None)
     return {
-        f"reward/{name}": Tally.of(parts.reward for parts in rewards if parts.valid).mean
-        for name, rewards in result.by_student.items()
+        "reward": Tally.of(one.total for one in kept).mean,
+        **{name: Tally.of(one.terms[name] for one in kept).mean for name in LABELS},
+        **_rewards_by_student(completions),
+        **{f"dropped/{reason}": float(count) for reason, count in dropped.items()},
+        "dropped_completions": float(dropped.total()),
+        **_variance_shares(completions, learner, reward),
+        **{name: Tally.of(vars(one.leaks)[name] for one in completions).mean for name in vars(completions[0].leaks)},
+        **_form(completions),
+        **learner.metrics(result),
     }
 
 
-def _variance_shares(result: StepResult, grpo: GrpoConfig, *, lambda_kl: float) -> dict[str, float]:
+def _rewards_by_student(completions: Sequence[ScoredExplanation]) -> dict[str, float]:
+    """Each student's mean reward, a held-out one's too; nothing where there is only one."""
+    names = completions[0].rewards
+    if len(names) == 1:
+        return {}
+    rewards: dict[str, list[Reward]] = {name: [one.rewards[name] for one in completions] for name in names}
+    return {
+        f"reward/{name}": Tally.of(one.total for one in theirs if one.dropped is None).mean
+        for name, theirs in rewards.items()
+    }
+
+
+def _variance_shares(
+    completions: Sequence[ScoredExplanation], learner: Learner, reward: RewardConfig
+) -> dict[str, float]:
     shares = advantage_variance_shares(
-        reward_terms(result.rewards, lambda_kl=lambda_kl),
-        torch.arange(len(result.rewards)) // grpo.group_size,
-        torch.tensor([parts.valid for parts in result.rewards]),
-        normalize_std=grpo.normalize_std,
-        std_epsilon=grpo.std_epsilon,
+        {
+            term.name: torch.tensor(
+                [contribution(term, one.combined.terms, reward) for one in completions], dtype=torch.float64
+            )
+            for term in TERMS
+        },
+        torch.tensor([one.question_index for one in completions]),
+        torch.tensor([one.combined.dropped is None for one in completions]),
+        normalize_std=learner.grpo.normalize_std,
+        std_epsilon=learner.grpo.std_epsilon,
     )
     return {f"advantage_share/{name}": share for name, share in shares.items()}
 
 
-def _form(result: StepResult) -> dict[str, float]:
-    count = len(result.pairs)
-    flags = Counter(flag for pair in result.pairs for flag in pair.flags)
-    metrics = {f"flag_share/{flag.value}": flags[flag] / count for flag in FormatFlag}
-    lengths = Tally.of(len(completion.token_ids) for completion in result.completions)
-    metrics["completion_tokens"], metrics["completion_tokens_max"] = lengths.mean, lengths.maximum
-    metrics["explanation_tokens"] = Tally.of(pair.num_explanation_tokens for pair in result.pairs).mean
-    metrics["prompt_tokens"] = Tally.of(len(group.prompt.token_ids) for group in result.groups).mean
-    metrics["well_formed_share"] = sum(pair.well_formed for pair in result.pairs) / count
-    return metrics
+def _form(completions: Sequence[ScoredExplanation]) -> dict[str, float]:
+    count = len(completions)
+    flags = Counter(flag for one in completions for flag in one.pair.flags)
+    lengths = Tally.of(len(one.completion.token_ids) for one in completions)
+    prompts = {one.question_index: len(one.prompt.token_ids) for one in completions}
+    return {
+        **{f"flag_share/{flag.value}": flags[flag] / count for flag in FormatFlag},
+        "completion_tokens": lengths.mean,
+        "completion_tokens_max": lengths.maximum,
+        "explanation_tokens": Tally.of(one.pair.num_explanation_tokens for one in completions).mean,
+        "prompt_tokens": Tally.of(prompts.values()).mean,
+        "well_formed_share": sum(one.pair.well_formed for one in completions) / count,
+    }

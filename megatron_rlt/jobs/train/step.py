@@ -5,143 +5,81 @@ Every rank holds the whole batch; the engines split their work by their own layo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
-import torch
-from torch import Tensor
-
-from megatron_rlt.config.sections import GrpoConfig
-from megatron_rlt.jobs.reward.baselines import solution_baselines, student_work
-from megatron_rlt.jobs.reward.leaks import count_leaks
-from megatron_rlt.jobs.reward.score_pairs import reward_explanations
-from megatron_rlt.jobs.reward.student_panel import FIRST, StudentRewards
-from megatron_rlt.jobs.rl.grpo import UpdateBatch, compare_within_groups, follow_policy, update_policy
-from megatron_rlt.jobs.rl.mismatch import Mismatch
-from megatron_rlt.jobs.train.engines import RlRooms
-from megatron_rlt.jobs.train.rollouts import Explained
+from megatron_rlt.jobs.reward.scorer import FIRST
+from megatron_rlt.jobs.rl.learner import LearnedStep
+from megatron_rlt.jobs.train.engines import TrainContext
+from megatron_rlt.jobs.train.rollouts import RolloutPart
 from megatron_rlt.metrics.phases import PhaseTimer
-from megatron_rlt.policy.policy import Update
-from megatron_rlt.types import Completion, FormatFlag, LeakMetrics, Logprobs, RewardParts, RolloutGroup, ScoringPair
+from megatron_rlt.rewards.rlt import combine_students
+from megatron_rlt.types import RolloutGroup, ScoredCompletion, ScoredExplanation, StudentScores
+
+ByStudent = Mapping[str, Sequence[StudentScores]]
+"""Every student's scores of a step's completions, group by group."""
 
 
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """What the student says of explanations and solutions: log pi_S(e | q), log pi_S(s | q, e)."""
-
-    groups: tuple[RolloutGroup, ...]
-    pairs: tuple[ScoringPair, ...]  # one a completion, group by group
-    student: Logprobs  # of these
-    baselines: tuple[Tensor | None, ...]  # of these, see `baselines.solution_baselines`
-
-    @classmethod
-    def joined(cls, parts: Sequence[Reading]) -> Reading:
-        """Several as one, in their order."""
-        return cls(
-            tuple(group for part in parts for group in part.groups),
-            tuple(pair for part in parts for pair in part.pairs),
-            Logprobs.joined([part.student for part in parts]),
-            tuple(baseline for part in parts for baseline in part.baselines),
-        )
+def step(
+    context: TrainContext, rollouts: Iterable[RolloutPart], number: int, timer: PhaseTimer
+) -> LearnedStep[ScoredExplanation]:
+    """Let the students read explanations as they come, reward, compare within groups, update; `number` from 0."""
+    groups, students = read_explanations(context, rollouts, timer)
+    completions, gap = context.learner.score(groups, number, timer)
+    explanations = reward(context, completions, students, timer)
+    return context.learner.learn(explanations, gap, number, timer)
 
 
-@dataclass(frozen=True, eq=False)
-class StepResult:
-    """One step's batch with all that became of it, the same on every rank."""
-
-    groups: tuple[RolloutGroup, ...]
-    pairs: tuple[ScoringPair, ...]  # one a completion, group by group
-    old_policy: Logprobs  # of whole completions
-    mismatch: Mismatch  # of the sampling engine's log-probs with these
-    student: Logprobs  # of explanation, then solution, in the student's tokens
-    leaks: tuple[LeakMetrics, ...]
-    by_student: StudentRewards  # each student's own
-    rewards: tuple[RewardParts, ...]  # the first student's parts; the reward is that of all students that count
-    advantages: Tensor  # [N] float64
-    updates: tuple[Update[Tensor], ...]  # records are LossSums as vectors
-
-    @property
-    def completions(self) -> tuple[Completion, ...]:
-        return tuple(completion for group in self.groups for completion in group.completions)
-
-
-def step(rooms: RlRooms, explanations: Iterable[Explained], number: int, timer: PhaseTimer) -> StepResult:
-    """Let the student read explanations as they come, reward, compare within groups, update.
-
-    Args:
-        explanations: all parts of the step's batch, in any order.
-        number: of the step, from 0.
-    """
-    reading = read_explanations(rooms, explanations, timer)
-    groups, pairs, student = reading.groups, reading.pairs, reading.student
-    written = tuple(pair.teacher for pair in pairs)
-    num_tokens = sum(len(sequence) for sequence in written)
-    with timer.phase("old_policy") as phase:
-        old_policy = rooms.old_policy.logprobs(written)
-        phase.count(num_tokens, rooms.old_policy.model_flops(written))
-    mismatch = rooms.mismatch.compare(groups, old_policy, number, rooms.policy.num_updates)
-    with timer.phase("reward") as phase:
-        leaks = count_leaks(pairs, rooms.reward.leaks)
-        rewards = reward_explanations(
-            pairs,
-            old_policy,
-            student,
-            reading.baselines,
-            leaks,
-            divergence=rooms.divergence,
-            reward=rooms.reward,
-            penalties=rooms.penalties,
-        )
-        phase.model_flops = 0.0 if rooms.divergence is None else rooms.divergence.model_flops(pairs)
-    by_student = {FIRST: rewards} | rooms.panel.rewards(groups, old_policy, leaks, timer)
-    with timer.phase("reward"):
-        rewards = rooms.panel.combined(by_student)
-        advantages = compare(rewards, rooms.grpo)
-    with timer.phase("reference") as phase:
-        reference = None
-        if rooms.reference is not None:
-            reference = rooms.reference.logprobs(written)
-            phase.count(num_tokens, rooms.reference.model_flops(written))
-    with timer.phase("update") as phase:
-        batch = UpdateBatch(
-            sequences=written,
-            advantages=advantages,
-            valid=tuple(parts.valid for parts in rewards),
-            truncated=tuple(FormatFlag.TRUNCATED in pair.flags for pair in pairs),
-            old_policy=old_policy,
-            correction=mismatch.correction,
-            reference=reference,
-        )
-        updates = update_policy(rooms.policy, batch, rooms.grpo, max_completion_tokens=rooms.max_completion_tokens)
-        follow_policy(rooms.reference_model, rooms.policy, rooms.grpo, number)
-        phase.count(num_tokens, rooms.policy.model_flops(written))
-    return StepResult(groups, pairs, old_policy, mismatch, student, leaks, by_student, rewards, advantages, updates)
-
-
-def read_explanations(rooms: RlRooms, explanations: Iterable[Explained], timer: PhaseTimer) -> Reading:
-    """Let the student read each part as soon as it is there; returns all of it in the order of the batch.
+def read_explanations(
+    context: TrainContext, rollouts: Iterable[RolloutPart], timer: PhaseTimer
+) -> tuple[list[RolloutGroup], ByStudent]:
+    """Score each part with every student as soon as it is there; returns all of it in the order of the batch.
 
     What is read together does not depend on the order in which parts come, so neither do the log-probs.
     """
-    parts: dict[int, Reading] = {}
-    for explained in explanations:
-        pairs = tuple(rooms.pairs.pair(group.prompt, one) for group in explained.groups for one in group.completions)
-        with timer.phase("student") as phase:
-            reads, unit = rooms.pairs.student, rooms.reward.solution_unit
-            parts[explained.part] = Reading(
-                explained.groups,
-                pairs,
-                rooms.student.logprobs([pair.student for pair in pairs]),
-                solution_baselines(rooms.student, reads, pairs, unit),
+    read: dict[int, tuple[RolloutPart, ByStudent]] = {}
+    for part in rollouts:
+        written = [(group.prompt, completion) for group in part.groups for completion in group.completions]
+        read[part.index] = (
+            part,
+            {
+                name: student.read(
+                    [student.pairs.pair(*one) for one in written],
+                    timer,
+                    phase_name=FIRST if name == FIRST else f"{FIRST}_{name}",
+                )
+                for name, student in context.students.items()
+            },
+        )
+    in_order = [read[index] for index in sorted(read)]
+    groups = [group for part, _ in in_order for group in part.groups]
+    return groups, {name: [one for _, scores in in_order for one in scores[name]] for name in context.students}
+
+
+def reward(
+    context: TrainContext, completions: Sequence[ScoredCompletion], students: ByStudent, timer: PhaseTimer
+) -> tuple[ScoredExplanation, ...]:
+    """Every student's reward of every completion, and the one that the teacher is trained on. Collective."""
+    with timer.phase("reward") as phase:
+        old = [one.old_logprobs for one in completions]
+        rewards = {name: student.rewards(students[name], old) for name, student in context.students.items()}
+        phase.model_flops = sum(
+            (
+                student.divergence_flops([one.pair for one in students[name]])
+                for name, student in context.students.items()
+            ),
+            0.0,
+        )
+        explained = []
+        for index, completion in enumerate(completions):
+            by_student = {name: theirs[index] for name, theirs in rewards.items()}
+            combined = combine_students(by_student, context.reduction)
+            explained.append(
+                ScoredExplanation(
+                    **vars(replace(completion, reward=combined.total)),
+                    students={name: theirs[index] for name, theirs in students.items()},
+                    rewards=by_student,
+                    combined=combined,
+                )
             )
-            phase.count(*student_work(rooms.student, reads, pairs, unit))
-    return Reading.joined([parts[number] for number in sorted(parts)])
-
-
-def compare(rewards: Sequence[RewardParts], grpo: GrpoConfig) -> Tensor:
-    """`[N]` advantages; a completion without a reward takes no part in its group."""
-    return compare_within_groups(
-        torch.tensor([parts.reward for parts in rewards], dtype=torch.float64),
-        torch.tensor([parts.valid for parts in rewards]),
-        grpo,
-    )
+    return tuple(explained)

@@ -1,4 +1,4 @@
-"""Weights between Hugging Face folders and Megatron shards, through one table of names."""
+"""Converts weights between Hugging Face folders and Megatron shards by one table of names."""
 
 from megatron_rlt.models.weights.export import Destination, export_tensors, save_hf_folder
 from megatron_rlt.models.weights.load import load_hf_weights

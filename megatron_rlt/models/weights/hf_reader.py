@@ -1,7 +1,6 @@
-"""Reads tensors of a Hugging Face folder's safetensors files, whole or in slices, each at most once.
+"""Reads slices of tensors from a Hugging Face folder's safetensors files into the caller's tensors.
 
-In: a folder and what it should hold. Out: values copied into tensors of the caller. A census of names, shapes and
-dtypes, made from the files' headers, comes before any weight is read. Which slice a rank needs is left to `load`.
+Names, shapes and dtypes are checked from the files' headers before any weight is read. `load` chooses the slices.
 """
 
 from __future__ import annotations
@@ -16,32 +15,24 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 INDEX_FILE = "model.safetensors.index.json"
-
-
 SINGLE_FILE = "model.safetensors"
-
-
-_FLOAT_DTYPES = ("F32", "BF16", "F16")  # 8-bit and integer tensors need scales that stand elsewhere
-
-
-_ROTARY_BUFFER = ".rotary_emb.inv_freq"  # older Llama folders store what the model computes
-
-
-_MAX_NAMED = 8  # names listed in one line of an error; a wrong folder would list thousands
+_FLOAT_DTYPES = ("F32", "BF16", "F16")  # 8-bit and integer tensors would need scales
+_ROTARY_BUFFER = ".rotary_emb.inv_freq"  # older Llama folders store it; the model computes it
+_MAX_NAMED = 8  # names per line of an error; a wrong folder would list thousands
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies and what its header says."""
+    """A stored tensor's file and header."""
 
     file: Path
     shape: tuple[int, ...]
-    dtype: str  # safetensors' word: F32, BF16, ...
+    dtype: str  # safetensors' name: F32, BF16, ...
 
 
 @dataclass(frozen=True, eq=False)
 class SliceRead:
-    """Copy `[start, stop)` along `dim` of a stored tensor into `target`, which has as many elements in that order."""
+    """Copy `[start, stop)` along `dim` of a stored tensor into `target`, which has the same number of elements."""
 
     name: str
     dim: int
@@ -54,7 +45,7 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
     """List every tensor of the folder without reading values.
 
     Raises:
-        ValueError: no safetensors, a file of the index is missing or damaged, or the index names what no file holds.
+        ValueError: no safetensors, a file of the index is missing or damaged, or no file holds a tensor of the index.
     """
     index = _read_index(folder)
     if index is None:
@@ -73,28 +64,20 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
 
 
 def check_census(
-    folder: Path,
-    stored: Mapping[str, StoredTensor],
-    expected: Mapping[str, tuple[int, ...]],
-    *,
-    unused: Iterable[str],
+    folder: Path, stored: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]], *, unused: Iterable[str]
 ) -> None:
-    """Compare what the folder holds with what the model needs; all differences come in one error.
+    """Compare the folder's tensors with those that the model needs; one error names all differences.
 
     Args:
-        expected: name -> shape of every tensor the model reads.
-        unused: names that may also be there without being read; rotary buffers always may.
+        expected: shape of every tensor that the model reads, by name.
+        unused: names that may exist without being read; rotary buffers always may.
 
     Raises:
         ValueError: tensors are missing, surplus, of another shape or not floating point of 16 or 32 bits.
     """
-    allowed = set(unused)
+    known = {*expected, *unused}
     missing = [name for name in expected if name not in stored]
-    surplus = [
-        name
-        for name in sorted(stored)
-        if name not in expected and name not in allowed and not name.endswith(_ROTARY_BUFFER)
-    ]
+    surplus = [name for name in sorted(stored) if name not in known and not name.endswith(_ROTARY_BUFFER)]
     present = {name: stored[name] for name in expected if name in stored}
     shapes = [
         f"{name} is {list(tensor.shape)}, not {list(expected[name])}"
@@ -102,16 +85,9 @@ def check_census(
         if tensor.shape != expected[name]
     ]
     dtypes = [f"{name} is {tensor.dtype}" for name, tensor in present.items() if tensor.dtype not in _FLOAT_DTYPES]
-    faults = [
-        f"{title} ({len(names)}): {_some(names)}"
-        for title, names in (
-            ("missing tensors", missing),
-            ("surplus tensors", surplus),
-            ("wrong shapes", shapes),
-            (f"dtypes other than {', '.join(_FLOAT_DTYPES)}", dtypes),
-        )
-        if names
-    ]
+    other_dtypes = f"dtypes other than {', '.join(_FLOAT_DTYPES)}"
+    lists = {"missing tensors": missing, "surplus tensors": surplus, "wrong shapes": shapes, other_dtypes: dtypes}
+    faults = [f"{title} ({len(names)}): {_some(names)}" for title, names in lists.items() if names]
     if faults:
         raise ValueError(
             f"{folder}: the weights do not fit the model that config.json describes. {'. '.join(faults)}. Use a "
@@ -120,7 +96,7 @@ def check_census(
 
 
 def copy_slices(stored: Mapping[str, StoredTensor], reads: Iterable[SliceRead]) -> None:
-    """Fill every target, file by file; values are cast to the target's dtype and moved to its device."""
+    """Fill every target, file by file, cast to the target's dtype and moved to its device."""
     by_file: dict[Path, list[SliceRead]] = {}
     for read in reads:
         by_file.setdefault(stored[read.name].file, []).append(read)
@@ -135,15 +111,15 @@ def copy_slices(stored: Mapping[str, StoredTensor], reads: Iterable[SliceRead]) 
 
 
 def _read_index(folder: Path) -> dict[str, str] | None:
-    """Tensor name -> file name, or None where the folder holds a single file."""
+    """File name by tensor name, or None where the folder holds a single file."""
     path = folder / INDEX_FILE
-    if not path.is_file():
-        if not (folder / SINGLE_FILE).is_file():
-            raise ValueError(
-                f"{folder}: neither {SINGLE_FILE} nor {INDEX_FILE} is there; save the model with safetensors "
-                "(transformers: save_pretrained)"
-            )
+    if not path.is_file() and (folder / SINGLE_FILE).is_file():
         return None
+    if not path.is_file():
+        raise ValueError(
+            f"{folder}: neither {SINGLE_FILE} nor {INDEX_FILE} is there; save the model with safetensors "
+            "(transformers: save_pretrained)"
+        )
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -159,10 +135,8 @@ def _file_headers(file: Path) -> dict[str, StoredTensor]:
         raise ValueError(f"{file}: named by {INDEX_FILE} but not there; download the folder again")
     try:
         with safe_open(file, framework="pt") as tensors:
-            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - not a dictionary
-            return {
-                name: StoredTensor(file, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()
-            }
+            parts = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - not a dictionary
+            return {name: StoredTensor(file, tuple(one.get_shape()), one.get_dtype()) for name, one in parts.items()}
     except SafetensorError as error:
         raise ValueError(f"{file}: damaged or cut short ({error}); download the folder again") from error
 

@@ -1,13 +1,12 @@
-"""Writes a Hugging Face folder on one process so that a folder of the final name is always complete.
+"""Writes a Hugging Face folder from one process; a folder of the final name is always complete.
 
-In: a stream of named CPU tensors and the folder the model came from. Out: safetensors shards with their index,
-config.json with the tensors' dtype, tokenizer files. Collectives are left to `export`.
+In: named CPU tensors and the model's source folder. Out: safetensors shards with their index, config.json with the
+tensors' dtype, tokenizer files. `export` runs the collectives.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,21 +16,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron_rlt.models.weights.hf_reader import INDEX_FILE, SINGLE_FILE
+from megatron_rlt.whole_files import flush_to_disk
 
 _CONFIG_FILE = "config.json"
-
-
 _COPIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken")  # configuration, vocabularies, chat templates
-
-
 _COPIED_FOLDERS = ("additional_chat_templates",)
-
-
-_INDEX_SUFFIX = ".index.json"  # of the source's weights, in whatever format
+_INDEX_SUFFIX = ".index.json"  # the index of the source's weights, in any format
 
 
 def check_folders(source: Path, target: Path) -> str | None:
-    """What stops an export from `source`'s model to `target`, or None."""
+    """Why `source`'s model cannot be exported to `target`, or None."""
     if not (source / _CONFIG_FILE).is_file():
         return f"{source}: no {_CONFIG_FILE}; the source of an export must be the model's Hugging Face folder"
     if target.exists():
@@ -40,23 +34,22 @@ def check_folders(source: Path, target: Path) -> str | None:
 
 
 def write_folder(tensors: Iterable[tuple[str, Tensor]], source: Path, target: Path, *, max_shard_bytes: int) -> None:
-    """Write everything beside `target`, flush it to disk, then rename."""
+    """Write a folder beside `target`, flush it to disk, then rename it."""
     partial = target.with_name(f".{target.name}.partial")
     if partial.exists():
-        shutil.rmtree(partial)  # what an export that was killed left behind
+        shutil.rmtree(partial)  # from an export that was killed
     partial.mkdir(parents=True)
     dtype = _write_weights(tensors, partial, max_shard_bytes)
     _copy_side_files(source, partial)
     _write_config(source, partial, dtype)
-    for path in sorted(partial.rglob("*")):
-        _flush_to_disk(path)
-    _flush_to_disk(partial)
+    for path in (*sorted(partial.rglob("*")), partial):
+        flush_to_disk(path)
     partial.rename(target)
-    _flush_to_disk(target.parent)
+    flush_to_disk(target.parent)
 
 
 def _write_weights(tensors: Iterable[tuple[str, Tensor]], folder: Path, max_shard_bytes: int) -> torch.dtype:
-    """One shard in memory at a time; the number of shards, part of every file name, is known at the end."""
+    """Write shards one by one; file names include the number of shards, so files are renamed at the end."""
     dtypes: set[torch.dtype] = set()
     shards: list[list[str]] = []
     total_bytes = 0
@@ -66,12 +59,11 @@ def _write_weights(tensors: Iterable[tuple[str, Tensor]], folder: Path, max_shar
         dtypes |= {tensor.dtype for tensor in shard.values()}
         total_bytes += sum(tensor.nbytes for tensor in shard.values())
     assert len(dtypes) == 1, f"an export has one dtype, not {dtypes}"
-    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    if len(shards) == 1:
-        names = [SINGLE_FILE]
+    total = len(shards)
+    names = [f"model-{n:05d}-of-{total:05d}.safetensors" for n in range(1, total + 1)] if total > 1 else [SINGLE_FILE]
     for index, name in enumerate(names):
         (folder / f"shard-{index}").rename(folder / name)
-    if len(shards) > 1:
+    if total > 1:
         weight_map = {tensor: name for name, shard_names in zip(names, shards, strict=True) for tensor in shard_names}
         _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
     return dtypes.pop()
@@ -101,7 +93,7 @@ def _copy_side_files(source: Path, target: Path) -> None:
 
 
 def _write_config(source: Path, target: Path, dtype: torch.dtype) -> None:
-    """The source's config.json with the dtype of the weights, under transformers' older and newer key as found."""
+    """Write the source's config.json with the weights' dtype, under transformers' older or newer key as found."""
     config = json.loads((source / _CONFIG_FILE).read_text(encoding="utf-8"))
     word = str(dtype).removeprefix("torch.")
     if "dtype" in config:
@@ -113,12 +105,3 @@ def _write_config(source: Path, target: Path, dtype: torch.dtype) -> None:
 
 def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _flush_to_disk(path: Path) -> None:
-    """fsync a file, or a folder's list of names."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,7 +1,6 @@
-"""Hugging Face folder -> the shards of a Megatron model: every rank reads its own part only.
+"""Loads a Hugging Face folder into a Megatron model's shards; every rank reads only its own part. Not collective.
 
-In: a built model, its architecture and layout, a folder. Out: the model's parameters are filled. Names and rules
-come from `table`, file access from `hf_reader`. No collective runs here.
+Names and rules come from `table`, file access from `hf_reader`.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
 from megatron_rlt.config.architecture import Architecture
+from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.weights.hf_reader import SliceRead, StoredTensor, check_census, copy_slices, read_headers
 from megatron_rlt.models.weights.stage import stage_parameters
 from megatron_rlt.models.weights.table import Split, WeightPair, hf_shapes, hf_views
@@ -22,28 +21,27 @@ from megatron_rlt.parallel.layout import Layout
 _EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 
 
-def load_hf_weights(model: GPTModel, architecture: Architecture, folder: Path, layout: Layout) -> None:
-    """Fill this rank's parameters; call before an optimizer takes copies of them.
+def load_hf_weights(model: LanguageModel, folder: Path) -> None:
+    """Fill this rank's parameters, cast to their dtype; call before an optimizer copies them.
 
-    Values are cast to each parameter's dtype. Vocabulary rows beyond `architecture.vocab_size` become zero. A tied
-    model's last pipeline stage fills its own copy of the embedding.
+    Vocabulary rows beyond `architecture.vocab_size` become zero. A tied model's last pipeline stage fills its own copy
+    of the embedding.
 
     Raises:
-        ValueError: the folder's tensors differ from what the architecture needs (all differences at once, before a
-            value is read), a tied model's folder holds an output layer that differs from its embedding, or tp
-            would split a key-value head.
+        ValueError: the folder's tensors differ from those that the architecture needs (all differences at once), a tied
+            model's folder holds an output layer that differs from its embedding, or tp would split a key-value head.
     """
+    architecture, layout = model.architecture, model.layout
     if architecture.num_kv_heads % layout.tp != 0:
         raise ValueError(
             f"{folder}: num_key_value_heads must be a multiple of tp, got {architecture.num_kv_heads} and "
             f"tp={layout.tp}; choose a tp that divides {architecture.num_kv_heads}"
         )
     stored = read_headers(folder)
-    unused = (_OUTPUT,) if architecture.tied_embeddings else ()
-    check_census(folder, stored, hf_shapes(architecture), unused=unused)
-    embedding_copies = []
+    check_census(folder, stored, hf_shapes(architecture), unused=(_OUTPUT,) if architecture.tied_embeddings else ())
+    embedding_copies: list[SliceRead] = []
     reads: list[SliceRead] = []
-    for pair, parameter in stage_parameters(model, architecture).values():
+    for pair, parameter in stage_parameters(model).values():
         new_reads = list(_reads(pair, parameter.detach(), architecture, layout))
         reads += new_reads
         if pair.split is Split.VOCABULARY and architecture.tied_embeddings:
@@ -54,7 +52,7 @@ def load_hf_weights(model: GPTModel, architecture: Architecture, folder: Path, l
 
 
 def _reads(pair: WeightPair, shard: Tensor, architecture: Architecture, layout: Layout) -> Iterator[SliceRead]:
-    """What fills one parameter (`shard`: this rank's part of it)."""
+    """The reads that fill one parameter's `shard`."""
     dim = pair.split.dim
     for (name, shape), view in zip(pair.hf_shapes.items(), hf_views(pair, shard, architecture), strict=True):
         if pair.split is Split.REPLICATED:
@@ -71,7 +69,7 @@ def _reads(pair: WeightPair, shard: Tensor, architecture: Architecture, layout: 
 
 
 def _check_tied(folder: Path, stored: dict[str, StoredTensor], embedding: list[SliceRead]) -> None:
-    """Refuse an output layer that config.json ties but the file unties: transformers would use the file's."""
+    """Refuse a stored output layer that differs from its tied embedding: transformers would use the stored one."""
     outputs = [SliceRead(_OUTPUT, read.dim, read.start, read.stop, torch.empty_like(read.target)) for read in embedding]
     copy_slices(stored, outputs)
     for read, output in zip(embedding, outputs, strict=True):

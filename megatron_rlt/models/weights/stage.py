@@ -1,28 +1,24 @@
-"""Which entries of the weight table this rank's pipeline stage holds, and in which parameters.
-
-In: a Megatron GPT model (one pipeline stage). Out: its parameters by global name, each with its `WeightPair`.
-"""
+"""Finds the entries of the weight table that this rank's pipeline stage holds, and their parameters."""
 
 from __future__ import annotations
 
-from megatron.core.models.gpt.gpt_model import GPTModel
 from torch.nn import Parameter
 
-from megatron_rlt.config.architecture import Architecture
+from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.weights.table import WeightPair, weight_pairs
 
 _LAYERS = "decoder.layers."
 
 
-def stage_parameters(model: GPTModel, architecture: Architecture) -> dict[str, tuple[WeightPair, Parameter]]:
-    """Every parameter of this stage by its pair's name, in the table's order.
+def stage_parameters(model: LanguageModel) -> dict[str, tuple[WeightPair, Parameter]]:
+    """Every parameter of this stage with its pair, by the pair's name, in the table's order.
 
-    The model is not wrapped (no DistributedDataParallel): its parameters start with `decoder.` and the like.
+    The model must not be wrapped by DistributedDataParallel, which prefixes parameter names.
     """
     parameters = {_global_name(model, name): parameter for name, parameter in model.named_parameters()}
     layers = {layer.layer_number - 1 for layer in model.decoder.layers}
     held: dict[str, tuple[WeightPair, Parameter]] = {}
-    for pair in weight_pairs(architecture):
+    for pair in weight_pairs(model.architecture):
         names = [name for name in pair.megatron_names if name in parameters]
         if names:
             held[pair.name] = (pair, parameters.pop(names[0]))
@@ -32,8 +28,8 @@ def stage_parameters(model: GPTModel, architecture: Architecture) -> dict[str, t
     return held
 
 
-def _global_name(model: GPTModel, name: str) -> str:
-    """Replace a stage's own layer count by the layer's number in the whole model, from 0."""
+def _global_name(model: LanguageModel, name: str) -> str:
+    """Replace a stage's own layer index by the layer's index in the whole model, from 0."""
     if not name.startswith(_LAYERS):
         return name
     local, rest = name.removeprefix(_LAYERS).split(".", 1)

@@ -1,7 +1,7 @@
-"""Which Hugging Face tensors every Megatron tensor holds, in what order, and how tensor parallelism splits it.
+"""Maps every Megatron tensor to its Hugging Face tensors, their order, and its split under tensor parallelism.
 
 One table with three rules serves import, export and weight sync. In: an `Architecture`. Out: `WeightPair`s with
-global layer numbers. Reading files, gathering shards and which layer lives on which stage are left to others.
+global layer numbers.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Rule(StrEnum):
     """How the rows of a Megatron tensor are composed of Hugging Face tensors."""
 
     PLAIN = "plain"  # the same tensor under another name
-    FUSED_QKV = "fused_qkv"  # for every key-value head: the rows of its query heads, of its key, of its value
-    GATED_MLP = "gated_mlp"  # all gate rows, then all up rows; every tensor-parallel shard has this form
+    FUSED_QKV = "fused_qkv"  # per key-value head: the rows of its query heads, its key, its value
+    GATED_MLP = "gated_mlp"  # all gate rows, then all up rows, in each tensor-parallel shard
 
 
 class Split(StrEnum):
@@ -43,7 +43,7 @@ class WeightPair:
     """One Megatron tensor and the Hugging Face tensors it holds."""
 
     megatron_names: tuple[str, ...]  # the local layer spec's name, then Transformer Engine's where it differs
-    hf_shapes: Mapping[str, tuple[int, ...]]  # Hugging Face name -> its whole shape, in the rule's order
+    hf_shapes: Mapping[str, tuple[int, ...]]  # Hugging Face name -> whole shape, in the rule's order
     rule: Rule
     split: Split
     layer: int | None  # 0-based over all pipeline stages; None outside the layers
@@ -56,87 +56,64 @@ class WeightPair:
 @dataclass(frozen=True)
 class _Row:
     megatron: str | tuple[str, str]
-    hf: tuple[tuple[str, str], ...]  # (name, dimensions by name)
-    rule: Rule
-    split: Split
+    hf: dict[str, str]  # name -> dimensions by name
+    rule: Rule = Rule.PLAIN
+    split: Split = Split.REPLICATED
     only_if: Literal["always", "qkv_bias", "qk_norm", "tied", "untied"] = "always"
 
 
-_EMBEDDING = "model.embed_tokens.weight"
-
-
-_FIRST = (_Row("embedding.word_embeddings.weight", ((_EMBEDDING, "vocab hidden"),), Rule.PLAIN, Split.VOCABULARY),)
-
+_EMBEDDING = {"model.embed_tokens.weight": "vocab hidden"}
+_FIRST = (_Row("embedding.word_embeddings.weight", _EMBEDDING, split=Split.VOCABULARY),)
 
 _LAYER = (
     _Row(
         "self_attention.linear_qkv.weight",
-        (
-            ("self_attn.q_proj.weight", "query hidden"),
-            ("self_attn.k_proj.weight", "key hidden"),
-            ("self_attn.v_proj.weight", "key hidden"),
-        ),
+        {
+            "self_attn.q_proj.weight": "query hidden",
+            "self_attn.k_proj.weight": "key hidden",
+            "self_attn.v_proj.weight": "key hidden",
+        },
         Rule.FUSED_QKV,
         Split.COLUMN,
     ),
     _Row(
         "self_attention.linear_qkv.bias",
-        (("self_attn.q_proj.bias", "query"), ("self_attn.k_proj.bias", "key"), ("self_attn.v_proj.bias", "key")),
+        {"self_attn.q_proj.bias": "query", "self_attn.k_proj.bias": "key", "self_attn.v_proj.bias": "key"},
         Rule.FUSED_QKV,
         Split.COLUMN,
         only_if="qkv_bias",
     ),
-    _Row("self_attention.linear_proj.weight", (("self_attn.o_proj.weight", "hidden query"),), Rule.PLAIN, Split.ROW),
-    _Row(
-        "self_attention.q_layernorm.weight",
-        (("self_attn.q_norm.weight", "head"),),
-        Rule.PLAIN,
-        Split.REPLICATED,
-        only_if="qk_norm",
-    ),
-    _Row(
-        "self_attention.k_layernorm.weight",
-        (("self_attn.k_norm.weight", "head"),),
-        Rule.PLAIN,
-        Split.REPLICATED,
-        only_if="qk_norm",
-    ),
+    _Row("self_attention.linear_proj.weight", {"self_attn.o_proj.weight": "hidden query"}, split=Split.ROW),
+    _Row("self_attention.q_layernorm.weight", {"self_attn.q_norm.weight": "head"}, only_if="qk_norm"),
+    _Row("self_attention.k_layernorm.weight", {"self_attn.k_norm.weight": "head"}, only_if="qk_norm"),
     _Row(
         "mlp.linear_fc1.weight",
-        (("mlp.gate_proj.weight", "ffn hidden"), ("mlp.up_proj.weight", "ffn hidden")),
+        {"mlp.gate_proj.weight": "ffn hidden", "mlp.up_proj.weight": "ffn hidden"},
         Rule.GATED_MLP,
         Split.COLUMN,
     ),
-    _Row("mlp.linear_fc2.weight", (("mlp.down_proj.weight", "hidden ffn"),), Rule.PLAIN, Split.ROW),
+    _Row("mlp.linear_fc2.weight", {"mlp.down_proj.weight": "hidden ffn"}, split=Split.ROW),
     _Row(
-        ("input_layernorm.weight", "self_attention.linear_qkv.layer_norm_weight"),
-        (("input_layernorm.weight", "hidden"),),
-        Rule.PLAIN,
-        Split.REPLICATED,
+        ("input_layernorm.weight", "self_attention.linear_qkv.layer_norm_weight"), {"input_layernorm.weight": "hidden"}
     ),
     _Row(
-        ("pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight"),
-        (("post_attention_layernorm.weight", "hidden"),),
-        Rule.PLAIN,
-        Split.REPLICATED,
+        ("pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight"), {"post_attention_layernorm.weight": "hidden"}
     ),
 )
 
-
 _LAST = (
-    _Row("decoder.final_layernorm.weight", (("model.norm.weight", "hidden"),), Rule.PLAIN, Split.REPLICATED),
-    _Row("output_layer.weight", (("lm_head.weight", "vocab hidden"),), Rule.PLAIN, Split.VOCABULARY, only_if="untied"),
+    _Row("decoder.final_layernorm.weight", {"model.norm.weight": "hidden"}),
+    _Row("output_layer.weight", {"lm_head.weight": "vocab hidden"}, split=Split.VOCABULARY, only_if="untied"),
     # The last of several pipeline stages holds its own copy of a tied embedding.
-    _Row("output_layer.weight", ((_EMBEDDING, "vocab hidden"),), Rule.PLAIN, Split.VOCABULARY, only_if="tied"),
+    _Row("output_layer.weight", _EMBEDDING, split=Split.VOCABULARY, only_if="tied"),
 )
 
 
 def weight_pairs(architecture: Architecture) -> tuple[WeightPair, ...]:
     """All tensors of the model: embedding, layers in order, final norm, output layer (tied: the embedding again)."""
-    layers = (_pair(row, architecture, layer) for layer in range(architecture.num_layers) for row in _LAYER)
-    first = (_pair(row, architecture, None) for row in _FIRST)
-    last = (_pair(row, architecture, None) for row in _LAST)
-    return tuple(pair for pair in (*first, *layers, *last) if pair is not None)
+    layers = [(row, layer) for layer in range(architecture.num_layers) for row in _LAYER]
+    rows = [*((row, None) for row in _FIRST), *layers, *((row, None) for row in _LAST)]
+    return tuple(pair for row, layer in rows if (pair := _pair(row, architecture, layer)) is not None)
 
 
 def hf_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
@@ -145,10 +122,10 @@ def hf_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def hf_views(pair: WeightPair, tensor: Tensor, architecture: Architecture) -> tuple[Tensor, ...]:
-    """Views of a Megatron tensor or tensor-parallel shard, one for each of `pair.hf_shapes`, in that order.
+    """Views of a Megatron tensor or tensor-parallel shard, one per entry of `pair.hf_shapes`, in that order.
 
-    A view holds the Hugging Face tensor's rows (of this shard) in order; a fused QKV view has its leading
-    dimension split in heads, so it is reshaped to compare or copy. Writing to a view writes to `tensor`.
+    A view holds this shard's rows of the Hugging Face tensor in order; a fused QKV view has its leading dimension split
+    into heads, so reshape it to compare or copy.
     """
     if pair.rule is Rule.PLAIN:
         return (tensor,)
@@ -179,7 +156,7 @@ def _pair(row: _Row, architecture: Architecture, layer: int | None) -> WeightPai
     }
     names = (row.megatron,) if isinstance(row.megatron, str) else row.megatron
     megatron_prefix, hf_prefix = ("", "") if layer is None else (f"decoder.layers.{layer}.", f"model.layers.{layer}.")
-    shapes = {hf_prefix + name: tuple(sizes[size] for size in dims.split()) for name, dims in row.hf}
+    shapes = {hf_prefix + name: tuple(sizes[size] for size in dims.split()) for name, dims in row.hf.items()}
     return WeightPair(
         tuple(megatron_prefix + name for name in names), MappingProxyType(shapes), row.rule, row.split, layer
     )

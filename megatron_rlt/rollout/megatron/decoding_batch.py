@@ -1,9 +1,4 @@
-"""Completions that decode together on one replica of the policy: the rows, their cache, and the next token of each.
-
-All ranks of the replica (its tensor-parallel and pipeline ranks) hold equal rows and take equal branches; every
-method that runs the model is collective over them. Leaves to the engine: which requests come when, and other
-replicas.
-"""
+"""Completions that decode together on one replica, whose ranks have equal rows and take equal branches together."""
 
 from __future__ import annotations
 
@@ -17,15 +12,13 @@ from torch import Tensor
 from megatron_rlt.models.decoding import cached_forward, last_token_logits
 from megatron_rlt.models.kv_cache import KeyValueCache
 from megatron_rlt.models.language_model import LanguageModel
-from megatron_rlt.parallel.layout import Layout
 from megatron_rlt.parallel.platform import device
 from megatron_rlt.rollout.megatron.prefill import Prompts
 from megatron_rlt.rollout.requests import SampleRequest, StopCondition
 from megatron_rlt.types import FinishReason
 
-# Slots for sampled tokens that every row gets at first: most explanations fit, and the cache is never copied for them.
+# Initial KV-cache slots per row for sampled tokens: most explanations fit, so their cache is never copied.
 _FIRST_SLOTS = 512
-
 
 Draw = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Logits `[B, V]`, seeds `[B]` and token indices `[B]` to token ids `[B]` and their log-probs `[B]`."""
@@ -43,12 +36,11 @@ class Row:
 
 
 class DecodingBatch:
-    """The rows that are being sampled, grown by one token at each `step`. Use inside `models.decoding.decoding`."""
+    """Rows that grow by one token per `step`. Use inside `models.decoding.decoding`."""
 
     def __init__(
         self,
         model: LanguageModel,
-        layout: Layout,
         prompts: Prompts,
         *,
         draw: Draw,
@@ -59,7 +51,7 @@ class DecodingBatch:
     ) -> None:
         self.rows: list[Row] = []
         self.num_steps, self.num_decoded_rows = 0, 0
-        self._model, self._layout, self._prompts = model, layout, prompts
+        self._model, self._prompts = model, prompts
         self._draw, self._stop = draw, stop
         self._max_completion_tokens = max_completion_tokens
         self._cache = KeyValueCache(
@@ -72,11 +64,11 @@ class DecodingBatch:
 
     @property
     def cache_bytes(self) -> int:
-        """Of the keys and values of all rows."""
+        """Size of the KV cache of all rows."""
         return self._cache.num_bytes
 
     def admit(self, requests: Sequence[tuple[int, SampleRequest]]) -> None:
-        """Take in requests (with their indices) and sample their first tokens."""
+        """Add requests (with their indices) to the batch and sample their first tokens."""
         for prefilled, shares in self._prompts.serve([request for _, request in requests]):
             rows = [Row(*requests[place]) for place, _ in shares]
             copies = torch.tensor([prompt for _, prompt in shares])
@@ -89,8 +81,8 @@ class DecodingBatch:
         """Sample the next token of every row."""
         last = torch.tensor([[row.sampled_ids[-1]] for row in self.rows])
         ones = torch.ones(len(self.rows), dtype=torch.int64)
-        hidden = cached_forward(self._model, self._cache, last, ones, self._layout)
-        logits = None if hidden is None else last_token_logits(self._model, hidden, ones, self._layout)
+        hidden = cached_forward(self._model, self._cache, last, ones)
+        logits = None if hidden is None else last_token_logits(self._model, hidden, ones)
         self._grow(self.rows, logits)
         self.num_steps += 1
         self.num_decoded_rows += len(self.rows)
@@ -107,7 +99,7 @@ class DecodingBatch:
         return finished
 
     def _grow(self, rows: Sequence[Row], logits: Tensor | None) -> None:
-        """Append a token to each row and finish those that end with it."""
+        """Append one token per row, and finish the rows that end with it."""
         tokens, logprobs = self._next_tokens(rows, logits)
         for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
             row.sampled_ids.append(int(token))
@@ -120,16 +112,16 @@ class DecodingBatch:
     def _next_tokens(self, rows: Sequence[Row], logits: Tensor | None) -> tuple[list[float], list[float]]:
         """Token ids and log-probs on every rank of the replica.
 
-        The last stage's tensor-parallel ranks hold the same gathered logits, bit for bit, and draw the same tokens
-        each for itself; the other stages are told. float64 holds ids and float32 log-probs exactly, so one message
-        carries both.
+        The last stage's tensor-parallel ranks draw the same tokens from the same gathered logits; the other stages
+        receive them. float64 holds ids and float32 log-probs exactly, so one broadcast carries both.
         """
         drawn = torch.empty(2, len(rows), dtype=torch.float64, device=device())
         if logits is not None:
             seeds = torch.tensor([row.request.seed for row in rows], device=logits.device)
             positions = torch.tensor([len(row.sampled_ids) for row in rows], device=logits.device)
             drawn[0], drawn[1] = self._draw(logits, seeds, positions)
-        if self._layout.pp > 1:
-            dist.broadcast(drawn, src=self._layout.last_stage_rank, group=self._layout.pp_group)
+        layout = self._model.layout
+        if layout.pp > 1:
+            dist.broadcast(drawn, src=layout.last_stage_rank, group=layout.pp_group)
         tokens, logprobs = drawn.tolist()
         return tokens, logprobs

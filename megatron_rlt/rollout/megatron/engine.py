@@ -1,8 +1,7 @@
-"""The embedded sampling engine: Megatron's own shards of the policy continue prompts, under the policy's layout.
+"""The embedded sampling engine: continuous batching with Megatron's own shards of the policy, in the policy's layout.
 
-In: the step's requests, the same on every rank. Out: every completion, in request order, on every rank. A replica
-samples its share; requests that wait take the places of completions that have ended. Pipeline stages work in turn: an
-engine built for sampling is faster for large models, this one needs no weight sync and no second copy of the weights.
+Pipeline stages run one after the other, so vLLM is faster for large models; this engine needs no weight sync and no
+second copy of the weights.
 """
 
 from __future__ import annotations
@@ -12,46 +11,42 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from megatron_rlt.models.decoding import decoding
-from megatron_rlt.models.flops import sampling_flops
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.collectives import gather_by_index
 from megatron_rlt.parallel.layout import Layout
 from megatron_rlt.rollout.megatron.decoding_batch import DecodingBatch, Draw, Row
 from megatron_rlt.rollout.megatron.prefill import Prompts
-from megatron_rlt.rollout.requests import SampleRequest, StopCondition
+from megatron_rlt.rollout.requests import SampleRequest, SamplingEngine, StopCondition
 from megatron_rlt.rollout.sampling import most_probable, sample, uniforms
 from megatron_rlt.types import Completion, OnProgress, tell_nobody
 
-# Waiting requests join once a quarter of the batch is free: joining for every freed row would prefill prompts one by
-# one.
+# Waiting requests join once a quarter of the batch is free: joining at every freed row would prefill prompts singly.
 _ADMISSION_DIVISOR = 4
 
 
 @dataclass(frozen=True)
 class SamplingWork:
-    """What one call cost this replica."""
+    """The work of one `generate` on this replica."""
 
-    prompt_tokens: int  # that went through the model, padding not counted; each distinct prompt counts once
-    decoded_rows: int  # rows that went through the model one token long, summed over steps: none for finished ones
+    prompt_tokens: int  # prefilled tokens without padding; each distinct prompt counts once
+    decoded_rows: int  # unfinished rows, summed over decoding steps
     num_steps: int
     prefill_seconds: float
     decode_seconds: float
 
 
-class MegatronEngine:
-    """Samples completions from a model that lives on these ranks, with whatever weights it has at the call."""
+class MegatronEngine(SamplingEngine):
+    """Samples completions from a model on these ranks, with the weights that it has at the call."""
 
     def __init__(
         self,
         model: LanguageModel,
-        layout: Layout,
         *,
         temperature: float,
         top_p: float,
@@ -68,85 +63,65 @@ class MegatronEngine:
         Args:
             greedy: take the most probable token instead of sampling; log-probs are still at `temperature`.
             num_token_ids: only ids below it are sampled: models padded to different vocabulary sizes share a tokenizer,
-                and a student cannot score an id it does not have. Log-probs are over these ids.
-            max_completion_tokens: tokens after which a completion ends with `FinishReason.LENGTH`.
+                and a student cannot score an id that it does not have. Log-probs are over these ids.
+            max_completion_tokens: length at which a completion ends with `FinishReason.LENGTH`.
             max_batch_size: completions that decode together on one replica.
-            max_prefill_tokens: prompt tokens, padding included, of one prefill; a longer prompt goes alone.
-            on_progress: told of every token that the batch grows by.
+            max_prefill_tokens: prompt tokens per prefill, padding included; a longer prompt is prefilled alone.
             stop: ends a completion with `FinishReason.STOP`; the token that ends it belongs to it.
+            on_progress: called after every decoding step of the batch.
         """
-        self._model, self._layout = model, layout
+        self.architecture = model.architecture
+        self._model = model
         self._temperature = temperature
-        self._draw: Draw = (
-            partial(_draw_greedily, num_token_ids=num_token_ids, temperature=temperature)
-            if greedy
-            else partial(_draw_sample, num_token_ids=num_token_ids, temperature=temperature, top_p=top_p)
-        )
+
+        def draw(logits: Tensor, seeds: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+            if greedy:
+                return most_probable(logits[:, :num_token_ids], temperature=temperature)
+            uniform = uniforms(seeds, positions)
+            return sample(logits[:, :num_token_ids], temperature=temperature, top_p=top_p, uniforms=uniform)
+
+        self._draw: Draw = draw
         self._stop, self._on_progress = stop, on_progress
-        self._max_completion_tokens = max_completion_tokens
-        self._max_batch_size = max_batch_size
+        self._max_completion_tokens, self._max_batch_size = max_completion_tokens, max_batch_size
         self._max_prefill_tokens = max_prefill_tokens
-        self.work = SamplingWork(0, 0, 0, 0.0, 0.0)
-        """Of the last `generate`."""
+        self.work = SamplingWork(0, 0, 0, 0.0, 0.0)  # of the last `generate`
         self._peak_cache_bytes = 0
 
     def generate(self, requests: Sequence[SampleRequest], policy_version: int) -> list[Completion]:
-        """Continue every prompt. Collective: every rank passes the same requests.
-
-        A completion depends on the weights, its prompt and its seed, not on the requests beside it.
-
-        Args:
-            policy_version: recorded in the completions: which weights they come from.
-
-        Returns:
-            One completion a request, in order, tensors on the CPU.
-
-        Raises:
-            RuntimeError: the ranks of a replica sampled different tokens.
-        """
+        """As `SamplingEngine.generate`. Raises RuntimeError if the ranks of a replica sampled different tokens."""
         self.work = SamplingWork(0, 0, 0, 0.0, 0.0)
-        # A token cannot be cut over context-parallel ranks: each of them samples as a replica of its own.
-        num_replicas, replica = self._layout.dp_cp, self._layout.dp_cp_rank
+        # One token cannot be split over context-parallel ranks: each of them samples as a replica of its own.
+        layout = self._model.layout
+        num_replicas, replica = layout.dp_cp, layout.dp_cp_rank
         # Contiguous shares keep a group's equal prompts on one replica, where they are computed once.
         mine = range(len(requests) * replica // num_replicas, len(requests) * (replica + 1) // num_replicas)
         rows = self._decode([(index, requests[index]) for index in mine])
-        _require_agreement(rows, self._layout)
+        _require_agreement(rows, layout)
         completions = {row.index: self._completion(row, policy_version) for row in rows}
-        return gather_by_index(completions, len(requests), self._layout.dp_cp_group)
-
-    def model_flops(self, prompts: Sequence[Tensor], completions: Sequence[Completion]) -> float:
-        """What sampling these cost over all ranks, as `models.flops` counts: equal prompts count once.
-
-        Args:
-            prompts: `[P]` token ids, one prompt a completion.
-        """
-        lengths = [len(completion.token_ids) for completion in completions]
-        return sampling_flops(self._model.architecture, prompts, lengths)
+        return gather_by_index(completions, len(requests), layout.dp_cp_group)
 
     def take_peak_cache_bytes(self) -> int:
-        """Most that the keys and values of this rank took since the last call."""
+        """As `SamplingEngine.take_peak_cache_bytes`."""
         peak, self._peak_cache_bytes = self._peak_cache_bytes, 0
         return peak
 
     def take_metrics(self) -> dict[str, float]:
-        """None: it samples from the policy itself."""
+        """As `SamplingEngine.take_metrics`: none, since it samples from the policy itself."""
         return {}
 
     def _decode(self, requests: Sequence[tuple[int, SampleRequest]]) -> list[Row]:
-        """This replica's completions, in the order in which they ended."""
+        """This replica's completions, in the order in which they finished."""
         if not requests:
             return []
         longest = max(request.token_ids.numel() for _, request in requests)
         prompts = Prompts(
             self._model,
-            self._layout,
             [request for _, request in requests],
             max_prefill_tokens=self._max_prefill_tokens,
             max_length=longest + self._max_completion_tokens,
         )
         batch = DecodingBatch(
             self._model,
-            self._layout,
             prompts,
             draw=self._draw,
             stop=self._stop,
@@ -156,7 +131,7 @@ class MegatronEngine:
         )
         waiting, finished = deque(requests), list[Row]()
         seconds = {"prefill": 0.0, "decode": 0.0}
-        with self._model.on_device(), decoding(self._model, self._layout):
+        with self._model.onloaded(), decoding(self._model):
             while waiting or batch.rows:
                 self._on_progress(f"{len(batch.rows)} completions decode, {len(waiting)} wait")
                 start = time.perf_counter()
@@ -186,32 +161,17 @@ class MegatronEngine:
         )
 
 
-def _draw_sample(
-    logits: Tensor, seeds: Tensor, positions: Tensor, *, num_token_ids: int, temperature: float, top_p: float
-) -> tuple[Tensor, Tensor]:
-    uniform = uniforms(seeds, positions)
-    return sample(logits[:, :num_token_ids], temperature=temperature, top_p=top_p, uniforms=uniform)
-
-
-def _draw_greedily(
-    logits: Tensor, seeds: Tensor, positions: Tensor, *, num_token_ids: int, temperature: float
-) -> tuple[Tensor, Tensor]:
-    del seeds, positions  # nothing is random here
-    return most_probable(logits[:, :num_token_ids], temperature=temperature)
-
-
 def _require_agreement(rows: Sequence[Row], layout: Layout) -> None:
-    """Each tensor-parallel rank drew its tokens for itself: a rank that computes wrongly must not go unnoticed."""
+    """Raise if tensor-parallel ranks, which sample independently from the same logits, have different tokens."""
     if layout.tp == 1:
         return
     ids = sorted((row.index, row.sampled_ids) for row in rows)
     digests: list[str] = [""] * layout.tp
     dist.all_gather_object(digests, hashlib.sha256(repr(ids).encode()).hexdigest(), group=layout.tp_group)
-    different = [
-        dist.get_global_rank(layout.tp_group, rank) for rank, digest in enumerate(digests) if digest != digests[0]
-    ]
+    ranks = dist.get_process_group_ranks(layout.tp_group)
+    different = [rank for rank, digest in zip(ranks, digests, strict=True) if digest != digests[0]]
     if different:
-        first = dist.get_global_rank(layout.tp_group, 0)
+        first = ranks[0]
         raise RuntimeError(
             f"ranks {different} sampled other tokens than rank {first} from the same logits, so one of their devices "
             "computes wrongly: run again without them"

@@ -1,8 +1,4 @@
-"""Prompts of one call of the engine: each goes through the model once, however its completions reach the batch.
-
-Rows that are about to decode come in, their prompts' caches and first logits go out. What a prompt left behind is
-held until the last of its completions has joined, and not longer. Leaves to the batch: sampling and its own cache.
-"""
+"""Prefill: runs each distinct prompt once; its KV cache is kept until the last of its completions joined the batch."""
 
 from __future__ import annotations
 
@@ -16,16 +12,15 @@ from torch import Tensor
 from megatron_rlt.models.decoding import cached_forward, last_token_logits
 from megatron_rlt.models.kv_cache import KeyValueCache
 from megatron_rlt.models.language_model import LanguageModel
-from megatron_rlt.parallel.layout import Layout
 from megatron_rlt.parallel.platform import device
 from megatron_rlt.rollout.requests import SampleRequest
 
 
 @dataclass(frozen=True, eq=False)
 class Prefilled:
-    """Prompts that ran through the model together."""
+    """Prompts that were prefilled together."""
 
-    cache: KeyValueCache  # one row a prompt
+    cache: KeyValueCache  # one row per prompt
     logits: Tensor | None  # [prompts, V] fp32 after each prompt's last token; last stage only
 
 
@@ -33,29 +28,22 @@ class Prompts:
     """The distinct prompts of a replica's requests. Collective over the replica; use inside `decoding`."""
 
     def __init__(
-        self,
-        model: LanguageModel,
-        layout: Layout,
-        requests: Sequence[SampleRequest],
-        *,
-        max_prefill_tokens: int,
-        max_length: int,
+        self, model: LanguageModel, requests: Sequence[SampleRequest], *, max_prefill_tokens: int, max_length: int
     ) -> None:
-        """Take note of what will be asked for.
-
-        Args:
-            requests: all that `serve` will be given, in any order and in any parts.
-            max_prefill_tokens: prompt tokens, padding included, that run together; a longer prompt goes alone.
-            max_length: of a whole row, prompt and completion.
         """
-        self.num_tokens = 0  # that went through the model so far, padding not counted
-        self._model, self._layout = model, layout
+        Args:
+            requests: all requests of later `serve` calls, in any order.
+            max_prefill_tokens: prompt tokens per prefill, padding included; a longer prompt is prefilled alone.
+            max_length: tokens per row at most, prompt and completion together.
+        """
+        self.num_tokens = 0  # prefilled so far, without padding
+        self._model = model
         self._max_prefill_tokens, self._max_length = max_prefill_tokens, max_length
         self._still_wanted = Counter(_key(request) for request in requests)
         self._held: dict[bytes, tuple[Prefilled, int]] = {}
 
     def serve(self, requests: Sequence[SampleRequest]) -> Iterator[tuple[Prefilled, list[tuple[int, int]]]]:
-        """For each prefill that has a part in it, pairs of a request's place in `requests` and its prompt's row."""
+        """Yield each prefill with pairs of a request's index in `requests` and its prompt's row in the prefill."""
         prompts = {_key(request): request.token_ids for request in requests}
         held = {key for key in prompts if key in self._held}
         missing = [key for key in prompts if key not in held]
@@ -68,7 +56,7 @@ class Prompts:
     def _share(
         self, requests: Sequence[SampleRequest], keys: set[bytes]
     ) -> Iterator[tuple[Prefilled, list[tuple[int, int]]]]:
-        """Hand out held prompts, and let go of those that nobody else waits for."""
+        """Yield held prompts, and drop those that no later request needs."""
         shares: dict[Prefilled, list[tuple[int, int]]] = {}
         for place, request in enumerate(requests):
             key = _key(request)
@@ -91,8 +79,8 @@ class Prompts:
             max_length=self._max_length,
             device=device(),
         )
-        hidden = cached_forward(self._model, cache, padded, counts, self._layout)
-        logits = None if hidden is None else last_token_logits(self._model, hidden, counts, self._layout)
+        hidden = cached_forward(self._model, cache, padded, counts)
+        logits = None if hidden is None else last_token_logits(self._model, hidden, counts)
         self.num_tokens += int(counts.sum())
         return Prefilled(cache, logits)
 
@@ -102,7 +90,7 @@ def _key(request: SampleRequest) -> bytes:
 
 
 def _chunks(prompts: list[tuple[bytes, Tensor]], max_tokens: int) -> Iterator[list[tuple[bytes, Tensor]]]:
-    """Cut prompts into batches of at most `max_tokens` tokens with padding, longest first."""
+    """Split prompts into batches of at most `max_tokens` tokens with padding, longest first."""
     prompts = sorted(prompts, key=lambda prompt: -prompt[1].numel())
     start = 0
     while start < len(prompts):

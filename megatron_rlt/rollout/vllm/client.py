@@ -1,7 +1,7 @@
-"""One vLLM server: started and watched by this process, or found at an address; and what it is asked over HTTP.
+"""HTTP client of one vLLM server, which this process started or which runs at an address.
 
-Token ids go in and come out. Everything that can mean that the server is gone or wrong (no connection, a time-out, a
-status of 500, a completion it gave up) is an `EngineLostError`: the caller knows whether to ask again.
+Token ids go in and come out. Everything that can mean that the server is gone or broken (no connection, a time-out, a
+status of 500, an aborted completion) is an `EngineLostError`: the caller knows whether to ask again.
 """
 
 from __future__ import annotations
@@ -22,33 +22,17 @@ import torch
 from megatron_rlt.parallel.environment import server_environment
 
 MODEL_NAME = "policy"
-
-
 _CONNECT_SECONDS = 5.0
-
-
 _HEALTH_SECONDS = 10.0
-
-
 _POLL_SECONDS = 0.5
-
-
-_LEAVE_SECONDS = 60.0  # until a server whose sender has hung up notices, in the middle of a bucket
-
-
+_LEAVE_SECONDS = 60.0  # until a server notices, in the middle of a bucket, that its sender has hung up
 _LEAVING: tuple[tuple[str, Any], ...] = (
     ("/shutdown_weight_transfer_engine", None),
     ("/update_weights", {"update_info": {}}),
     ("/shutdown_weight_transfer_engine", None),
 )
-
-
 _PORTS = {"http": 80, "https": 443}
-
-
 _LOG_LINES = 5  # of a dead server, in the error
-
-
 _LOG_BYTES = 20_000
 
 
@@ -57,8 +41,8 @@ class EngineLostError(RuntimeError):
 
 
 @dataclass(frozen=True, eq=False)
-class ServedChoice:
-    """One completion as a server gave it."""
+class ServerCompletion:
+    """One completion in a server's answer."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -66,13 +50,13 @@ class ServedChoice:
 
 
 class ServerProcess:
-    """A server that this process starts and ends; nothing else is ever ended."""
+    """A server that this process started, and may therefore end."""
 
     def __init__(self, command: Sequence[str], *, log_file: Path, devices: str, unpickles: bool) -> None:
         """
         Args:
-            devices: its CUDA_VISIBLE_DEVICES; empty: as here.
-            unpickles: whether it takes Python objects from whoever reaches it, which lets them run anything.
+            devices: its CUDA_VISIBLE_DEVICES; empty: this process's.
+            unpickles: whether it accepts pickled objects, with which whoever reaches it can run any code.
         """
         log_file.parent.mkdir(parents=True, exist_ok=True)
         self.log_file = log_file
@@ -96,18 +80,18 @@ class ServerProcess:
         with self.log_file.open("rb") as log:
             log.seek(max(0, self.log_file.stat().st_size - _LOG_BYTES))
             lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-        told = [line for line in lines if "Error" in line] or lines
-        return " | ".join(told[-_LOG_LINES:])
+        errors = [line for line in lines if "Error" in line] or lines
+        return " | ".join(errors[-_LOG_LINES:])
 
     def stop(self) -> None:
-        """End it with all its processes, and wait until they are gone."""
+        """End the server with all its processes, and wait until they are gone."""
         assert self._guard.stdin is not None, "the guard was started with a pipe"
         self._guard.stdin.close()
         self._guard.wait()
 
 
-class VllmServer:
-    """What a server can be asked."""
+class ServerClient:
+    """The requests that a server answers."""
 
     def __init__(
         self, address: str, *, api_key: str | None, timeout_seconds: float, process: ServerProcess | None
@@ -116,16 +100,18 @@ class VllmServer:
         Args:
             address: such as `http://127.0.0.1:20000`.
             timeout_seconds: of one request.
-            process: the server's, if it belongs to this job.
+            process: None: the server runs at an address and is not this job's.
         """
         self.address, self.process, self._timeout_seconds = address, process, timeout_seconds
+        self.is_lost = False
+        """Whether it failed and must restart before it is asked again, whatever it says of itself."""
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-        # The address is the job's own or the user's word: no proxy of the environment stands between.
+        # The address is the job's or the user's: no proxy of the environment stands between.
         self._client = httpx2.Client(base_url=address, headers=headers, limits=limits, trust_env=False)
 
     def wait_until_ready(self, timeout_seconds: float) -> None:
-        """Return once it answers; raises EngineLostError if it dies first or takes too long."""
+        """Return once the server answers; raises EngineLostError if it dies first or takes too long."""
         deadline = time.monotonic() + timeout_seconds
         while True:
             if self.process is not None and not self.process.is_alive:
@@ -142,7 +128,7 @@ class VllmServer:
             time.sleep(_POLL_SECONDS)
 
     def answers(self) -> bool:
-        """Whether it is alive and well now."""
+        """Whether the server is alive and healthy now."""
         if self.process is not None and not self.process.is_alive:
             return False
         try:
@@ -152,7 +138,7 @@ class VllmServer:
         return True
 
     def check_model(self, max_tokens: int) -> None:
-        """Raise ValueError if it serves nothing that reads `max_tokens` tokens."""
+        """Raise ValueError unless it serves the policy with a context of `max_tokens` tokens."""
         models = self._send("GET", "/v1/models", None)["data"]
         fitting = [model for model in models if model["id"] == MODEL_NAME and model["max_model_len"] >= max_tokens]
         if not fitting:
@@ -162,11 +148,13 @@ class VllmServer:
                 f" `--served-model-name {MODEL_NAME}` with --max-model-len of at least {max_tokens}"
             )
 
-    def complete(self, prompt: Sequence[int], settings: Mapping[str, Any], *, n: int, seed: int) -> list[ServedChoice]:
-        """`n` completions of one prompt, in the server's order of their seeds.
+    def complete(
+        self, prompt: Sequence[int], settings: Mapping[str, Any], *, n: int, seed: int
+    ) -> list[ServerCompletion]:
+        """`n` completions of one prompt, in the order of the seeds that the server derives from `seed`.
 
         Raises:
-            EngineLostError: also if the server gave one up (`abort`), which it does with status 200.
+            EngineLostError: also if the server aborted one, which it reports with status 200.
         """
         body = {"model": MODEL_NAME, "prompt": list(prompt), "n": n, "seed": seed, "return_token_ids": True}
         answer = self._send("POST", "/v1/completions", body | dict(settings))
@@ -175,49 +163,47 @@ class VllmServer:
         if len(choices) != n or any(reason not in ("stop", "length") for reason in ended):
             raise EngineLostError(f"{self.address} gave {len(choices)} of {n} completions, which ended with {ended}")
         return [
-            ServedChoice(
-                tuple(choice["token_ids"]),
-                tuple(choice["logprobs"]["token_logprobs"]),
-                choice["finish_reason"],
+            ServerCompletion(
+                tuple(choice["token_ids"]), tuple(choice["logprobs"]["token_logprobs"]), choice["finish_reason"]
             )
             for choice in choices
         ]
 
     def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
-        """Log-probs of all tokens but the first, at temperature 1."""
+        """`T - 1` log-probs of all tokens but the first, at temperature 1."""
         body = {"model": MODEL_NAME, "prompt": list(token_ids), "max_tokens": 1, "temperature": 0.0}
         (choice,) = self._send("POST", "/v1/completions", body | {"prompt_logprobs": 0})["choices"]
         rows = choice["prompt_logprobs"][1:]
         return [float(row[str(token)]["logprob"]) for row, token in zip(rows, token_ids[1:], strict=True)]
 
     def load_folder(self, folder: Path, version: int) -> None:
-        """Replace the weights by those of a Hugging Face folder that the server can read; nothing runs meanwhile."""
+        """Replace the weights by those of a Hugging Face folder that the server can read; sampling pauses meanwhile."""
         self.pause()
         self.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder.resolve())}})
         self.resume(version)
 
     def pause(self) -> None:
-        """Let what runs end, and begin nothing."""
+        """Let running requests end, and begin no others."""
         self.post("/pause?mode=wait", None)
 
     def resume(self, version: int) -> None:
-        """Forget what other weights cached, take the version of these, and go on."""
+        """Drop the prefix cache of the old weights, record the version of the new ones, and resume sampling."""
         self.post("/reset_prefix_cache", None)
         self.post("/update_weight_version", {"new_version": str(version)})
         self.post("/resume", None)
 
     def post(self, path: str, body: Any, *, timeout_seconds: float | None = None) -> None:  # noqa: ANN401
-        """Have something done whose answer says nothing. Raises as `complete`, and ValueError if it is refused."""
+        """Send a request whose answer has no content. Raises as `complete`, and ValueError if it is refused."""
         self._send("POST", path, body, timeout_seconds=timeout_seconds)
 
     def num_workers(self) -> int:
-        """That hold its weights together."""
+        """Number of workers that hold the server's weights together."""
         return int(self._send("GET", "/get_world_size", None)["world_size"])
 
     def leave_transfer(self) -> bool:
-        """End a weight transfer that broke, on the server's side; False: it cannot, and must start again."""
+        """End a broken weight transfer on the server's side; False: the server cannot, and must restart."""
         seconds = min(self._timeout_seconds, _LEAVE_SECONDS)
-        # A server in the middle of an update does not let go. An update of nothing fails, and ends it.
+        # A server in the middle of an update refuses to shut the transfer down. An empty update fails, which ends it.
         for path, body in _LEAVING:
             try:
                 self.post(path, body, timeout_seconds=seconds)
@@ -229,7 +215,7 @@ class VllmServer:
         return False
 
     def local_host(self) -> str:
-        """This machine's address on the way to the server, by which the server finds it, too."""
+        """This machine's address on its route to the server, at which the server can reach it."""
         url = urlsplit(self.address)
         port = url.port or _PORTS[url.scheme]
         try:
@@ -239,22 +225,22 @@ class VllmServer:
             raise EngineLostError(f"{self.address}: {error}") from error
 
     def checksums_held(self, names: Sequence[str]) -> list[dict[str, str]]:
-        """What `ShownWeights.checksums_held` says on each of its workers; only of a server started with that class."""
+        """For each worker, `WeightInspector.checksums_held`; only a server started with that extension has it."""
         rpc = {"method": "checksums_held", "args": [list(names)]}
         return list(self._send("POST", "/collective_rpc", rpc)["results"])
 
     def weight_version(self) -> str:
-        """What the last sync called the weights."""
+        """The version that the last sync recorded."""
         return str(self._send("GET", "/weight_info", None)["weight_version"])
 
     def close(self) -> None:
-        """Hang up, and end the server if it is this job's."""
+        """Close the connections, and end the server if it is this job's."""
         self._client.close()
         if self.process is not None:
             self.process.stop()
 
     def _send(self, method: str, path: str, body: Any, *, timeout_seconds: float | None = None) -> Any:  # noqa: ANN401
-        """The answer's JSON."""
+        """Send a request and return the answer's JSON."""
         seconds = self._timeout_seconds if timeout_seconds is None else timeout_seconds
         try:
             response = self._client.request(
@@ -262,12 +248,12 @@ class VllmServer:
             )
         except httpx2.TransportError as error:
             raise EngineLostError(f"{self.address}{path}: {type(error).__name__} {error}") from error
-        told = " ".join(response.text.split())[:500]
+        text = " ".join(response.text.split())[:500]
         if response.status_code >= 500:
-            raise EngineLostError(f"{self.address}{path}: status {response.status_code}: {told}")
+            raise EngineLostError(f"{self.address}{path}: status {response.status_code}: {text}")
         if response.status_code >= 400:
             raise ValueError(
-                f"rollout.vllm.server: {self.address}{path} refuses (status {response.status_code}): {told}. A server"
+                f"rollout.vllm.server: {self.address}{path} refuses (status {response.status_code}): {text}. A server"
                 " at an address must run with VLLM_SERVER_DEV_MODE=1, and api_key_file hold its key if it has one"
             )
         return response.json() if response.content else None

@@ -1,8 +1,4 @@
-"""Sampling with vLLM in the trainer's ranks: requests in, completions out, as the embedded engine does it.
-
-Every engine (`tp` neighbouring ranks) samples its share of the requests. A completion's randomness comes from its seed
-alone.
-"""
+"""Sampling with vLLM inside the trainer's ranks: sync the weights if the policy changed, then sample."""
 
 from __future__ import annotations
 
@@ -14,21 +10,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_rlt.config.architecture import Architecture
-from megatron_rlt.models.flops import sampling_flops
-from megatron_rlt.parallel.collectives import gather_by_index
+from megatron_rlt.parallel.collectives import broadcast_record, gather_by_index
 from megatron_rlt.parallel.platform import world
-from megatron_rlt.rollout.requests import SampleRequest
+from megatron_rlt.rollout.requests import SampleRequest, SamplingEngine
 from megatron_rlt.rollout.vllm.model import VllmModel
 from megatron_rlt.rollout.vllm.settings import Sampling
+from megatron_rlt.rollout.weight_sync.sync import WeightSync
 from megatron_rlt.types import Completion, OnProgress, tell_nobody
 
 
-class VllmEngine:
-    """Samples completions from whatever weights its `VllmModel` has at the call."""
+class ColocatedEngine(SamplingEngine):
+    """vLLM in the trainer's ranks; asleep while the trainer works."""
 
     def __init__(
         self,
         model: VllmModel,
+        sync: WeightSync,
         architecture: Architecture,
         sampling: Sampling,
         *,
@@ -36,18 +33,25 @@ class VllmEngine:
     ) -> None:
         """
         Args:
-            on_progress: told of every token that the batch grows by.
+            model: still without weights: the first `generate` sends them.
+            on_progress: called after every decoding step of the batch.
         """
-        self._model, self._architecture, self._sampling = model, architecture, sampling
-        self._on_progress = on_progress
+        self.architecture = architecture
+        self._model, self._sync, self._sampling, self._on_progress = model, sync, sampling, on_progress
+        model.sleep()
 
     def generate(self, requests: Sequence[SampleRequest], policy_version: int) -> list[Completion]:
-        """Continue every prompt; as `SamplingEngine.generate`.
+        """As `SamplingEngine.generate`.
 
         Raises:
-            RuntimeError: the ranks of an engine sampled different tokens, or vLLM ended a completion for no reason that
-                this project knows.
+            StoppedError: the engine does not have the policy's weights.
+            RuntimeError: the ranks of an engine sampled different tokens, or vLLM ended a completion where this
+                project's stop condition would go on.
         """
+        self._model.wake()
+        if not self._model.keeps_weights:
+            self._sync.invalidate()
+        self._sync.ensure(policy_version)
         num_engines, engine = dist.get_world_size() // self._model.tp, dist.get_rank() // self._model.tp
         # Contiguous shares keep a group's equal prompts on one engine, whose prefix cache holds them.
         mine = range(len(requests) * engine // num_engines, len(requests) * (engine + 1) // num_engines)
@@ -57,15 +61,27 @@ class VllmEngine:
             for index, output in zip(mine, outputs, strict=True)
         }
         _require_agreement(completions, self._model.tp)
+        self._model.sleep()
         is_first = dist.get_rank() % self._model.tp == 0
         return gather_by_index(completions if is_first else {}, len(requests), world())
 
-    def model_flops(self, prompts: Sequence[Tensor], completions: Sequence[Completion]) -> float:
-        """As `SamplingEngine.model_flops`."""
-        return sampling_flops(self._architecture, prompts, [len(completion.token_ids) for completion in completions])
+    def prompt_logprobs(self, token_ids: Tensor) -> Tensor:
+        """`[T - 1]` log-probs of all tokens but the first, at temperature 1, by the first rank's engine. Collective."""
+        self._model.wake()
+        found = self._model.prompt_logprobs(token_ids.tolist())[0]
+        self._model.sleep()
+        return broadcast_record(found, source_rank=0, group=world())
+
+    def take_peak_cache_bytes(self) -> int:
+        """As `SamplingEngine.take_peak_cache_bytes`: the KV cache is one block of constant size."""
+        return self._model.cache_bytes
+
+    def take_metrics(self) -> dict[str, float]:
+        """Metrics of the weight sync since the previous call; empty if the policy did not change."""
+        return self._sync.take_metrics()
 
     def _sample(self, requests: Sequence[SampleRequest]) -> list[Any]:
-        """vLLM's output of each request of this engine, in order."""
+        """vLLM's output for each request of this engine, in order."""
         settings = self._sampling.settings()
         params = [self._model.sampling_params(**settings, seed=request.seed) for request in requests]
         if requests:
@@ -85,7 +101,7 @@ class VllmEngine:
 
 
 def _require_agreement(completions: dict[int, Completion], tp: int) -> None:
-    """The ranks of an engine draw their tokens each for itself: one that computes wrongly must not go unnoticed."""
+    """Each rank of an engine draws the same tokens by itself; one that computes wrongly must not go unnoticed."""
     ids = [(index, completion.token_ids.tolist()) for index, completion in sorted(completions.items())]
     digests: list[str] = [""] * dist.get_world_size()
     dist.all_gather_object(digests, hashlib.sha256(repr(ids).encode()).hexdigest())

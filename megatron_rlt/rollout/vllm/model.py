@@ -1,15 +1,14 @@
-"""vLLM's copy of the policy in these ranks: built without weights, filled from outside, put to sleep and woken.
+"""vLLM's copy of the policy inside the trainer's ranks: built without weights, loaded by a weight sync, put to sleep.
 
 One engine spans `tp` neighbouring ranks (vLLM's `external_launcher`: every rank runs the same scheduler and its own
-shard); a job has `world size / tp` of them. What is sampled with it stands in `vllm_engine.py`, where its weights come
-from in `weight_sync/`.
+shard); a job has `world size / tp` of them. `colocated.py` samples with it.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -24,21 +23,24 @@ if TYPE_CHECKING:
 
 
 class VllmModel:
-    """vLLM's model, key-value cache and scheduler on this rank. Collective over all ranks, like all its methods."""
+    """vLLM's model, KV cache and scheduler on this rank. All methods are collective over all ranks."""
 
     def __init__(self, shape: EngineShape) -> None:
         """Start the engine; its weights are random until `load_weights`.
 
         Raises:
-            ValueError: vLLM refuses the model or the memory; its own words follow.
+            ValueError: vLLM refuses the model or the memory; with vLLM's message.
         """
         self.tp = shape.tp
         self._sleep_level = shape.settings.sleep_level
         prepare_vllm(dist.get_rank(), dist.get_world_size(), on_cpu=not shape.on_gpu)
         import vllm
+        from vllm.v1.engine import core
 
+        # An engine that is garbage-collected would destroy the process group of the whole job with its own.
+        core.cleanup_dist_env_and_memory = torch.cuda.empty_cache
         if not shape.on_gpu:
-            torch._dynamo.config.disable = True  # log-probs would wait for a C++ compiler
+            torch._dynamo.config.disable = True  # else log-probs wait for a C++ compiler
 
         logging.getLogger("vllm").setLevel(logging.ERROR)
         try:
@@ -49,8 +51,8 @@ class VllmModel:
                 enable_sleep_mode=shape.on_gpu and self._sleep_level > 0,
             )
         except ValueError as error:
-            told = " ".join(str(error).split())
-            raise ValueError(f"rollout.engine=vllm: vLLM does not start: {told}") from error
+            message = " ".join(str(error).split())
+            raise ValueError(f"rollout.engine=vllm: vLLM does not start: {message}") from error
         self.sampling_params = vllm.SamplingParams
 
     @property
@@ -60,25 +62,23 @@ class VllmModel:
 
     @property
     def cache_bytes(self) -> int:
-        """Of the key-value cache on this rank."""
-        runner = self._llm.llm_engine.model_executor.driver_worker.worker.model_runner
-        caches: Sequence[Tensor] = runner.kv_caches
+        """Size of the KV cache on this rank."""
+        caches: Sequence[Tensor] = self._runner.kv_caches
         return sum(cache.nbytes for cache in caches)
 
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Replace all weights by whole tensors under their Hugging Face names, and forget what the old ones cached.
+        """Replace all weights by whole tensors under their Hugging Face names, and drop the caches of the old ones.
 
-        A CPU build packs linear weights while it loads them, so nothing but vLLM's own reload may write to them.
+        The CPU build packs linear weights while it loads them, so only vLLM's own reload may write to them.
         """
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors)})
         self._llm.update_weight_version(str(version))
         if not self._llm.reset_prefix_cache():
-            raise RuntimeError("vLLM did not drop what its prefix cache keeps of the old weights")
+            raise RuntimeError("vLLM did not drop the prefix cache of the old weights")
 
     def checksums_held(self, names: Sequence[str]) -> list[dict[str, str]]:
-        """Of those of the named weights that this rank holds whole and as they came."""
-        runner = self._llm.llm_engine.model_executor.driver_worker.worker.model_runner
-        return [checksums_held(runner.model, list(names))]
+        """One entry: checksums of the named weights that this rank holds whole, in the form in which they were sent."""
+        return [checksums_held(self._runner.model, list(names))]
 
     def prompt_logprobs(self, token_ids: Sequence[int]) -> Tensor:
         """`[1, T - 1]` float32: log-probs of all tokens but the first, at temperature 1 over all ids."""
@@ -88,23 +88,27 @@ class VllmModel:
         return torch.tensor([[row[token].logprob for row, token in zip(rows, token_ids[1:], strict=True)]])
 
     def enqueue(self, prompts: Sequence[Sequence[int]], params: Sequence[object]) -> None:
-        """Hand requests to the scheduler."""
+        """Add requests to the scheduler."""
         self._llm.enqueue([{"prompt_token_ids": list(ids)} for ids in prompts], params, use_tqdm=False)
 
     def has_unfinished(self) -> bool:
-        """Whether `step` has something to do."""
+        """Whether `step` has work to do."""
         return bool(self._llm.llm_engine.has_unfinished_requests())
 
     def step(self) -> list[object]:
-        """One token of every running request; returns vLLM's outputs of those that ended."""
+        """Sample one token per running request; returns vLLM's outputs of the requests that ended."""
         return [output for output in self._llm.llm_engine.step() if output.finished]
 
     def wake(self) -> None:
-        """Bring weights and cache back on the device."""
+        """Bring weights and KV cache back to the device."""
         if self._sleep_level > 0:
             self._llm.wake_up()
 
     def sleep(self) -> None:
-        """Give the device's memory to the trainer."""
+        """Free the device's memory for the trainer."""
         if self._sleep_level > 0:
             self._llm.sleep(level=self._sleep_level)
+
+    @property
+    def _runner(self) -> Any:  # noqa: ANN401
+        return self._llm.llm_engine.model_executor.driver_worker.worker.model_runner

@@ -1,8 +1,4 @@
-"""Questions that vLLM servers work on while this process does something else.
-
-A question is a group: one prompt, several completions. Questions belong to parts, and a part is given once, when all of
-its questions are answered. Everything happens on the rank that asks.
-"""
+"""Requests that vLLM servers work on meanwhile; a part is popped once, when all of its requests are answered."""
 
 from __future__ import annotations
 
@@ -12,117 +8,117 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-from megatron_rlt.rollout.vllm.client import EngineLostError, ServedChoice
+from megatron_rlt.rollout.vllm.client import EngineLostError, ServerCompletion
 
-Ask = Callable[[int], list[ServedChoice]]
-"""The answer to the question of a number; raises EngineLostError."""
+Send = Callable[[int], list[ServerCompletion]]
+"""Sends the request of a number and returns its answer; raises EngineLostError."""
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """One question's completions."""
+    """The completions of one request."""
 
-    choices: list[ServedChoice]
+    completions: list[ServerCompletion]
     policy_version: int
 
 
-class WorkClock:
-    """Seconds in which at least one question was open."""
+class BusyClock:
+    """Seconds in which at least one request was pending."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._num_open = 0
+        self._num_pending = 0
         self._since = 0.0
         self._seconds = 0.0
 
     def begin(self) -> None:
-        """A question is asked."""
+        """A request is sent."""
         with self._lock:
-            if self._num_open == 0:
+            if self._num_pending == 0:
                 self._since = time.monotonic()
-            self._num_open += 1
+            self._num_pending += 1
 
     def end(self) -> None:
-        """A question is answered, or failed."""
+        """A request is answered, or failed."""
         with self._lock:
-            self._num_open -= 1
-            if self._num_open == 0:
+            self._num_pending -= 1
+            if self._num_pending == 0:
                 self._seconds += time.monotonic() - self._since
 
-    def take(self) -> float:
-        """Seconds since the last call."""
+    def pop(self) -> float:
+        """Busy seconds since the previous call; resets them."""
         with self._lock:
             now = time.monotonic()
             seconds, self._seconds = self._seconds, 0.0
-            if self._num_open > 0:
+            if self._num_pending > 0:
                 seconds += now - self._since
                 self._since = now
             return seconds
 
 
-class OpenQuestions:
-    """One rollout: asked at once, answered part by part."""
+class PendingRequests:
+    """The requests of one rollout: sent at once, popped part by part."""
 
-    def __init__(self, ask: Ask, parts: Sequence[range], clock: WorkClock, *, max_concurrent: int) -> None:
+    def __init__(self, send: Send, parts: Sequence[range], clock: BusyClock, *, max_concurrent: int) -> None:
         """
         Args:
-            parts: numbers of the questions of each part; together 0, 1, 2, ...
-            max_concurrent: questions asked at the same time.
+            parts: numbers of the requests of each part; together 0, 1, 2, ...
+            max_concurrent: requests that are pending at the same time.
         """
-        self._ask, self._parts, self._clock = ask, parts, clock
+        self._send, self._parts, self._clock = send, parts, clock
         self._pool = ThreadPoolExecutor(max_concurrent)
-        self._waiting: dict[Future[list[ServedChoice]], int] = {}
+        self._pending: dict[Future[list[ServerCompletion]], int] = {}
         self._answers: dict[int, Answer] = {}
-        self._given: set[int] = set()
+        self._popped: set[int] = set()
         self._error: EngineLostError | None = None
         self.policy_version = -1
-        """Of the weights that the questions asked last are answered with."""
+        """Version of the weights that answer the requests sent last."""
 
-    def ask(self, policy_version: int) -> None:
-        """Ask all that have no answer, and return at once."""
+    def send(self, policy_version: int) -> None:
+        """Send all requests that have no answer, and return at once."""
         self.policy_version, self._error = policy_version, None
         for number in (number for part in self._parts for number in part if number not in self._answers):
             self._clock.begin()
-            future = self._pool.submit(self._ask, number)
+            future = self._pool.submit(self._send, number)
             future.add_done_callback(lambda _: self._clock.end())
-            self._waiting[future] = number
+            self._pending[future] = number
 
     def wait(self) -> list[int]:
-        """Wait for a complete part that was not given; returns all that there are, none once all were given.
+        """Wait for a complete part that was not popped; returns all that there are, none once all were popped.
 
         Raises:
-            EngineLostError: the questions still open failed. What was answered stays, and `ask` asks for the rest.
+            EngineLostError: the pending requests failed. Answers are kept, and `send` sends the rest again.
         """
         while True:
             complete = [
                 index
                 for index, part in enumerate(self._parts)
-                if index not in self._given and all(number in self._answers for number in part)
+                if index not in self._popped and all(number in self._answers for number in part)
             ]
-            if complete or len(self._given) == len(self._parts):
+            if complete or len(self._popped) == len(self._parts):
                 return complete
-            if not self._waiting:
-                assert self._error is not None, "a question that is neither open nor answered has failed"
+            if not self._pending:
+                assert self._error is not None, "a request that is neither pending nor answered has failed"
                 raise self._error
-            self._take_answers()
+            self._collect_answers()
 
-    def give(self, index: int) -> list[Answer]:
-        """A part's answers, in the order of its questions; it is not given again."""
-        self._given.add(index)
+    def pop(self, index: int) -> list[Answer]:
+        """A part's answers, in the order of its requests."""
+        self._popped.add(index)
         return [self._answers[number] for number in self._parts[index]]
 
-    def forget(self, indices: Sequence[int]) -> None:
-        """Drop the answers of parts that were not given, so that they are asked again."""
+    def discard(self, indices: Sequence[int]) -> None:
+        """Drop the answers of parts that were not popped, so that their requests are sent again."""
         for number in (number for index in indices for number in self._parts[index]):
             del self._answers[number]
 
     def close(self) -> None:
-        """Wait for what is still open, and forget it."""
+        """Wait for pending requests and drop their answers."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _take_answers(self) -> None:
-        for future in wait(self._waiting, return_when=FIRST_COMPLETED).done:
-            number = self._waiting.pop(future)
+    def _collect_answers(self) -> None:
+        for future in wait(self._pending, return_when=FIRST_COMPLETED).done:
+            number = self._pending.pop(future)
             error = future.exception()
             if error is None:
                 self._answers[number] = Answer(future.result(), self.policy_version)

@@ -1,7 +1,7 @@
-"""Runs a server in a session of its own and ends all of it: with its parent, with the server, or when told.
+"""Runs a server in a session of its own, and ends all its processes when the trainer or the server ends.
 
 A killed vLLM server leaves its engine and worker processes behind, and so does a killed trainer its servers. This
-small process adopts them and outlives neither: its standard input is a pipe that ends when the trainer does, however
+small process adopts them and outlives neither: its standard input is a pipe that closes when the trainer ends, however
 it dies. Started as `python -m megatron_rlt.rollout.vllm.server_guard COMMAND...`.
 """
 
@@ -16,13 +16,11 @@ import threading
 import psutil
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
-
-
 _PATIENCE_SECONDS = 5.0  # between asking to end and killing
 
 
 def main() -> int:
-    """Returns the server's exit status."""
+    """Run the server; returns its exit status."""
     command = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the trainer's; then the pipe ends
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -43,7 +41,7 @@ def _end_with_parent(server: subprocess.Popen[bytes]) -> None:
 
 
 def _end_descendants() -> None:
-    """What the server left: orphans are this process's children now."""
+    """End the processes that the server left behind: orphans are this process's children now."""
     left = psutil.Process().children(recursive=True)
     for process in left:
         process.terminate()

@@ -1,4 +1,4 @@
-"""What vLLM is told, in whichever process it runs: how to sample, and how to start."""
+"""vLLM's settings, in whichever process it runs: how it starts, and how it samples."""
 
 from __future__ import annotations
 
@@ -12,22 +12,16 @@ import torch
 
 from megatron_rlt.config.rollout import VllmConfig
 from megatron_rlt.rollout.requests import KnownStopCondition, SampleRequest
+from megatron_rlt.rollout.vllm.weight_inspector import WeightInspector
 from megatron_rlt.types import Completion, FinishReason
 
-# vLLM 0.32 asks for most of a CPU's memory where none is named, and fails to start if that is not free.
+# Without a size, vLLM 0.32 claims most of a CPU's memory, and fails to start if that is not free.
 _CPU_CACHE_BYTES = 2**30
-
-
-# What a server's workers load beside vLLM's own.
-SHOWN_WEIGHTS = "megatron_rlt.rollout.shown_weights.ShownWeights"
-
-
-GLOO_RECEIVER = "megatron_rlt.rollout.gloo_transfer.GlooReceiver"  # shows its weights, too
 
 
 @dataclass(frozen=True)
 class EngineShape:
-    """A vLLM engine beside the policy."""
+    """Model, size and layout of a vLLM engine."""
 
     folder: Path  # Hugging Face folder of architecture and tokenizer
     dtype: str
@@ -39,7 +33,7 @@ class EngineShape:
     on_gpu: bool
 
     def options(self) -> dict[str, Any]:
-        """Of an engine's start, by the names that vLLM's LLM class and, with dashes, its server share."""
+        """Start options, by the names that vLLM's LLM class and (with dashes) its server share."""
         cache_bytes = self.settings.kv_cache_bytes
         batched_tokens = max(self.max_prefill_tokens, self.max_batch_size)
         if not self.on_gpu:
@@ -52,7 +46,7 @@ class EngineShape:
             "max_model_len": self.max_tokens,
             "max_num_seqs": self.max_batch_size,
             "max_num_batched_tokens": batched_tokens,
-            # A request with a seed whose prompt comes in pieces takes back a random number: no CPU generator can.
+            # A seeded request whose prompt is prefilled in pieces rewinds its generator, which no CPU generator can.
             "enable_chunked_prefill": self.on_gpu,
             "enable_prefix_caching": True,
             "gpu_memory_utilization": self.settings.gpu_memory_share,
@@ -64,23 +58,20 @@ class EngineShape:
 
     @property
     def transfer_backend(self) -> str | None:
-        """What vLLM calls the way by which weights reach its servers; None: it has no part in it."""
-        transport = self.settings.server.transport
-        if transport == "broadcast":
-            return "nccl" if self.on_gpu else "gloo"
-        return "ipc" if transport == "ipc" else None
+        """vLLM's name of the weight transfer engine of its servers; None: weights travel as files."""
+        return {"files": None, "broadcast": "nccl", "ipc": "ipc"}[self.settings.server.transport]
 
     def server_options(self) -> dict[str, Any]:
-        """As `options`, of a server."""
+        """As `options`, for a server."""
         backend = self.transfer_backend
-        extension = GLOO_RECEIVER if backend == "gloo" else SHOWN_WEIGHTS
+        extension = f"{WeightInspector.__module__}.{WeightInspector.__qualname__}"
         transfer = {} if backend is None else {"weight_transfer_config": json.dumps({"backend": backend})}
         return self.options() | {"worker_extension_cls": extension} | transfer
 
 
 @dataclass(frozen=True, eq=False)
 class Sampling:
-    """How completions are drawn and where they end; vLLM only has to stop early enough."""
+    """How completions are drawn and where they end; vLLM may stop later, and its ids are cut."""
 
     temperature: float
     top_p: float
@@ -90,13 +81,13 @@ class Sampling:
     stop: KnownStopCondition
 
     def settings(self) -> dict[str, Any]:
-        """Of one request, by the names that vLLM's SamplingParams and its server share; without n and seed."""
+        """Settings of one request, by the names that vLLM's SamplingParams and its server share; no n, no seed."""
         return {
             "temperature": self.temperature,
             "top_p": self.top_p,
             "max_tokens": self.max_completion_tokens,
             "logprobs": 0,  # of the sampled token alone
-            "ignore_eos": True,  # the stop ids below are what ends a turn, whatever the folder calls its end
+            "ignore_eos": True,  # a completion ends at the stop ids below, whatever the folder names as its end
             "stop_token_ids": sorted(self.stop.stop_ids),
             "stop": [] if self.stop.end_tag is None else [self.stop.end_tag],
             "skip_special_tokens": False,  # an end tag may be one
@@ -111,7 +102,7 @@ class Sampling:
         request: SampleRequest,
         policy_version: int,
     ) -> Completion:
-        """What vLLM gave for a request, as a completion that ends where this project ends it; raises as `cut`."""
+        """vLLM's answer to a request as a completion, cut by this project's stop condition; raises as `cut`."""
         length, reason = self.cut(list(token_ids), finish_reason)
         return Completion(
             token_ids=torch.tensor(token_ids[:length], dtype=torch.int64),
@@ -123,12 +114,8 @@ class Sampling:
         )
 
     def cut(self, token_ids: list[int], finish_reason: str) -> tuple[int, FinishReason]:
-        """How many of vLLM's ids belong to the completion by this project's own stop condition, and why it ends there.
-
-        Raises:
-            RuntimeError: vLLM stopped where the completion would go on.
-        """
-        # A token writes at least one byte of the tag: vLLM's text shows it no later than so many tokens after ours.
+        """Number of vLLM's ids up to this project's stop, and the reason; RuntimeError if vLLM stopped before it."""
+        # A token writes at least one byte of the tag, so vLLM's text shows the tag at most this many tokens later.
         reach = 1 if self.stop.end_tag is None else len(self.stop.end_tag.encode()) + 1
         for length in range(max(1, len(token_ids) - reach), len(token_ids) + 1):
             if self.stop(token_ids[:length]):

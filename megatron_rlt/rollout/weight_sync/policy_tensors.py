@@ -1,7 +1,7 @@
-"""The policy's weights as a sampling engine wants them: whole tensors under Hugging Face names, one after another.
+"""The policy's weights in the form that sampling engines load: whole tensors under Hugging Face names, one by one.
 
-The names come from the table that import and export use. Collective over all ranks; the engine reads the stream while
-it is made, so no second copy of the model exists at any time.
+The names come from the table that import and export use. Iterating is collective over all ranks; the engine reads each
+tensor as it is gathered, so no second copy of the model exists at any time.
 """
 
 from __future__ import annotations
@@ -14,37 +14,29 @@ from torch import Tensor
 from megatron_rlt.models.checksum import checksum
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.weights import Destination, export_tensors
-from megatron_rlt.parallel.layout import Layout
 
 _EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
-
-
 _SEEN_WHOLE = "norm.weight"  # ends the names of weights that no engine splits, joins or packs
 
 
 class PolicyTensors:
-    """A passage of all weights: iterate, then ask what went by. Iterated again, it is made again."""
+    """Iterates over all weights; each iteration gathers them again and records their size and checksums."""
 
-    def __init__(self, model: LanguageModel, layout: Layout) -> None:
-        """
-        Args:
-            model: this rank's stage of the policy, not wrapped by DistributedDataParallel.
-        """
-        self._model, self._layout = model, layout
+    def __init__(self, model: LanguageModel) -> None:
+        """`model`: this rank's stage of the policy, not wrapped by DistributedDataParallel."""
+        self._model = model
         self.num_bytes = 0
-        """Of the last passage."""
+        """Size of all weights, from the last iteration."""
         self.checksums: dict[str, str] = {}
-        """Of the weights that an engine holds as they are: the norms, by name."""
+        """By name, checksums of the weights that an engine holds in the form in which they are sent: the norms."""
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         self.num_bytes = 0
-        architecture = self._model.architecture
-        exported = export_tensors(self._model, architecture, self._layout, destination=Destination.ALL_RANKS)
-        for name, tensor in exported:
+        for name, tensor in export_tensors(self._model, destination=Destination.ALL_RANKS):
             self.num_bytes += tensor.nbytes
             if name.endswith(_SEEN_WHOLE):
                 self.checksums[name] = checksum(tensor)
             yield name, tensor
-            if name == _EMBEDDING and architecture.tied_embeddings and not torch.cuda.is_available():
-                # vLLM's CPU build packs the output layer apart from the embedding, and keeps the old one otherwise.
-                yield _OUTPUT, tensor.clone()  # files do not take two names for one memory
+            if name == _EMBEDDING and self._model.architecture.tied_embeddings and not torch.cuda.is_available():
+                # vLLM's CPU build packs the output layer apart from the embedding, and would keep the old one.
+                yield _OUTPUT, tensor.clone()  # safetensors refuses two names for one storage

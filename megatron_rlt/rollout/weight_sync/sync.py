@@ -1,8 +1,8 @@
-"""Brings a sampling engine to the policy's weights, and proves after every sync that it is there.
+"""Weight sync: copies the policy's weights to a sampling engine and verifies that they arrived.
 
-Two proofs. The weights that the engine holds as they were sent (the norms) must have the sender's checksums. And the
-engine's log-probs of a fixed token sequence must be the trainer's: within a bound, and nearer to the trainer's of now
-than to those of the version before, which a sync that did nothing would still give.
+Weights that the engine holds as they were sent (the norms) must have the sender's checksums. The engine's log-probs of
+a probe sequence must be within a bound of the trainer's, and nearer to its current ones than to those of the version
+before, which an engine that kept its weights would return.
 """
 
 from __future__ import annotations
@@ -17,37 +17,34 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_rlt.models.language_model import LanguageModel
-from megatron_rlt.parallel.layout import Layout
 from megatron_rlt.parallel.platform import device
 from megatron_rlt.rollout.weight_sync.policy_tensors import PolicyTensors
 from megatron_rlt.types import StoppedError
 
 _PROBE_TOKENS = 32
-
-
 _PROBE_STRIDE = 7919  # a prime: the probe's ids are spread over the vocabulary
 
 
 class Receiver(Protocol):
-    """An engine that holds a copy of the policy."""
+    """Copies of the policy in one or several sampling engines, in this process or in others."""
 
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Replace all weights, and forget what the old ones cached. Every rank must exhaust the iterator."""
+        """Replace all weights and drop the caches of the old ones. Every rank must exhaust the iterator."""
 
     def checksums_held(self, names: Sequence[str]) -> Sequence[Mapping[str, str]]:
-        """Of each copy that shows its weights, `checksum` of those of the named ones that it holds as they came."""
+        """For each copy that can be inspected, `checksum` of each named weight that it holds as it was sent."""
 
     def prompt_logprobs(self, token_ids: Sequence[int]) -> Tensor:
-        """`[S, T - 1]` log-probs of all tokens but the first, at temperature 1, of each of S copies."""
+        """`[S, T - 1]` log-probs of all tokens but the first, at temperature 1, from each of S copies."""
 
 
 @dataclass(frozen=True)
 class SyncReport:
-    """One sync that was verified."""
+    """One verified weight sync."""
 
-    seconds: float  # transfer, on the slowest rank; without the proofs
+    seconds: float  # transfer on the slowest rank, without the checks
     num_bytes: int  # of the whole model
-    probe_gap: float  # largest difference of a probe token's log-prob, engine against trainer, in nats
+    probe_gap: float  # largest difference between engine and trainer in a probe token's log-prob, in nats
 
     def metrics(self) -> dict[str, float]:
         """For the log."""
@@ -59,12 +56,11 @@ class SyncReport:
 
 
 class WeightSync:
-    """The way from the policy's shards to an engine's copies, in this process or another."""
+    """Keeps a receiver at the policy's version."""
 
     def __init__(
         self,
         model: LanguageModel,
-        layout: Layout,
         receiver: Receiver,
         *,
         trainer_logprobs: Callable[[Tensor], Tensor],
@@ -73,15 +69,32 @@ class WeightSync:
     ) -> None:
         """
         Args:
-            trainer_logprobs: `[T]` token ids to the trainer's own `[T - 1]`; collective.
+            trainer_logprobs: `[T]` token ids to the trainer's own `[T - 1]` log-probs at temperature 1; collective.
             num_token_ids: the probe's ids are below it.
             max_probe_gap: in nats.
         """
-        self._model, self._layout, self._receiver = model, layout, receiver
+        self._model, self._receiver = model, receiver
         self._trainer_logprobs, self._max_probe_gap = trainer_logprobs, max_probe_gap
         length = min(_PROBE_TOKENS, model.architecture.max_positions)
         self._probe = torch.arange(1, length + 1) * _PROBE_STRIDE % num_token_ids
-        self._before: Tensor | None = None
+        self._previous: Tensor | None = None  # the trainer's log-probs of the probe at the last sync
+        self._report: SyncReport | None = None
+        self.version: int | None = None
+        """Policy version of the receiver's weights; None: it has none, or lost them."""
+
+    def ensure(self, policy_version: int) -> None:
+        """Sync unless the receiver has this version. Collective over all ranks; raises as `push`."""
+        if self.version != policy_version:
+            self._report = self.push(policy_version)
+
+    def invalidate(self) -> None:
+        """The receiver lost its weights: the next `ensure` sends them whatever the version."""
+        self.version = None
+
+    def take_metrics(self) -> dict[str, float]:
+        """Metrics of the last sync since the previous call; empty if nothing was sent."""
+        report, self._report = self._report, None
+        return {} if report is None else report.metrics()
 
     def push(self, policy_version: int) -> SyncReport:
         """Send all weights and verify. Collective over all ranks.
@@ -89,21 +102,21 @@ class WeightSync:
         Raises:
             StoppedError: on every rank, if the engine has other weights than the policy.
         """
-        tensors = PolicyTensors(self._model, self._layout)
+        tensors = PolicyTensors(self._model)
         start = time.perf_counter()
-        with self._model.on_device():
+        with self._model.onloaded():
             self._receiver.load_weights(tensors, policy_version)
         seconds = time.perf_counter() - start
-        now = self._trainer_logprobs(self._probe)
+        trainer = self._trainer_logprobs(self._probe)
         engine = self._receiver.prompt_logprobs(self._probe.tolist())
-        gap = float((engine - now).abs().max())
+        gap = float((engine - trainer).abs().max())
         fault = self._altered(tensors) or self._too_far(gap) or self._stale(engine, gap)
         faults: list[str | None] = [None] * dist.get_world_size()
         dist.all_gather_object(faults, fault)
-        told = next((one for one in faults if one is not None), None)
-        if told is not None:
-            raise StoppedError(f"weight sync to policy version {policy_version}: {told}; no completion was sampled")
-        self._before = now
+        first = next((one for one in faults if one is not None), None)
+        if first is not None:
+            raise StoppedError(f"weight sync to policy version {policy_version}: {first}; no completion was sampled")
+        self._previous, self.version = trainer, policy_version
         slowest = torch.tensor([seconds, gap], dtype=torch.float64, device=device())
         dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
         return SyncReport(float(slowest[0]), tensors.num_bytes, float(slowest[1]))
@@ -118,8 +131,8 @@ class WeightSync:
         return None
 
     def _stale(self, engine: Tensor, gap: float) -> str | None:
-        # Rounding alone leaves the engine as far from the one as from the other.
-        if self._before is None or gap <= 2 * float((engine - self._before).abs().max()):
+        # Rounding alone leaves the engine as far from one version as from the other.
+        if self._previous is None or gap <= 2 * float((engine - self._previous).abs().max()):
             return None
         return (
             f"the engine's log-probs of the probe are those of the version before ({gap:.3g} nats from the trainer's):"
@@ -127,7 +140,7 @@ class WeightSync:
         )
 
     def _too_far(self, gap: float) -> str | None:
-        if gap <= self._max_probe_gap:  # not so for nan
+        if gap <= self._max_probe_gap:  # false for nan
             return None
         return (
             f"engine and trainer differ by {gap:.3g} nats in the log-prob of a probe token, more than"

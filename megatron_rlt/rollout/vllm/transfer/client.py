@@ -1,7 +1,7 @@
-"""vLLM's calls of a weight transfer, to several servers as if they were one.
+"""vLLM's client calls of a weight transfer, addressed to several servers as if they were one.
 
-Has the shape of vLLM's `VLLMWeightSyncClient`. Its calls never raise: the ranks beside the sender would wait in a
-collective for a sender that left. The first failure is kept, and nothing is asked after it.
+Has the methods of vLLM's `VLLMWeightSyncClient`. They never raise: the other ranks would wait in a collective for a
+sender that left. The first failure is kept, and nothing is sent after it.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from megatron_rlt.rollout.vllm.client import EngineLostError, VllmServer
+from megatron_rlt.rollout.vllm.client import EngineLostError, ServerClient
 
 
 class TransferClient:
-    """The servers' side of a transfer, over HTTP; a call returns when all servers have answered."""
+    """Drives the servers' side of a transfer over HTTP; a call returns when all servers have answered."""
 
-    def __init__(self, servers: Sequence[VllmServer], on_failure: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, servers: Sequence[ServerClient], on_failure: Callable[[], None] = lambda: None) -> None:
         """
         Args:
-            on_failure: called in the thread that saw it, once.
+            on_failure: called once, in the thread that saw the failure.
 
         Raises:
             EngineLostError: a server does not say how many workers it has.
@@ -33,7 +33,7 @@ class TransferClient:
 
     @property
     def num_workers(self) -> int:
-        """Of all servers together."""
+        """Workers of all servers together."""
         return sum(self._num_workers)
 
     def check(self) -> None:
@@ -42,7 +42,7 @@ class TransferClient:
             raise self.failure
 
     def init_weight_transfer_engine(self, init_info: Mapping[str, Any]) -> None:
-        """Each server's workers follow those of the servers before it."""
+        """Connect all workers: the ranks of a server's workers follow those of the servers before it."""
         bodies = []
         for number in range(len(self.servers)):
             info = dict(init_info)
@@ -52,20 +52,20 @@ class TransferClient:
         self._all("/init_weight_transfer_engine", bodies)
 
     def start_weight_update(self) -> None:
-        """Parameters may not be used from now on."""
+        """Tell the workers that parameters must not be used from now on."""
         self._all("/start_weight_update", [None] * len(self.servers))
 
     def update_weights(self, update_info: Mapping[str, Any]) -> None:
-        """Receive what the information describes."""
+        """Tell the workers to receive the tensors that `update_info` describes."""
         self._all("/update_weights", [{"update_info": _as_json(update_info)}] * len(self.servers))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """All weights have arrived."""
-        assert weight_version is None, "the version is told when the caches of the old one are dropped"
+        """Tell the workers that all weights have arrived."""
+        assert weight_version is None, "the version is recorded when the caches of the old one are dropped"
         self._all("/finish_weight_update", [None] * len(self.servers))
 
     def shutdown_weight_transfer_engine(self) -> None:
-        """Leave a trainer that was connected before; without one nothing happens."""
+        """Disconnect the workers from an earlier trainer, if there was one."""
         self._all("/shutdown_weight_transfer_engine", [None] * len(self.servers))
 
     def _all(self, path: str, bodies: Sequence[Any]) -> None:
@@ -75,7 +75,7 @@ class TransferClient:
             for server, body in zip(self.servers, bodies, strict=True):
                 pool.submit(self._ask, server, path, body)
 
-    def _ask(self, server: VllmServer, path: str, body: Any) -> None:  # noqa: ANN401
+    def _ask(self, server: ServerClient, path: str, body: Any) -> None:  # noqa: ANN401
         try:
             server.post(path, body)
         except (EngineLostError, ValueError) as error:
@@ -85,10 +85,10 @@ class TransferClient:
 
 
 def _as_json(update_info: Mapping[str, Any]) -> dict[str, Any]:
-    """Handles of GPU memory are objects of Python: vLLM's servers take them pickled, where they are allowed to."""
+    """Handles of GPU memory are Python objects: vLLM's servers accept them pickled, if they were started for it."""
     info = dict(update_info)
     handles = info.pop("ipc_handles", None)
     if handles is None:
         return info
-    # The other form of the same field, None in what the sender made.
+    # The pickled form of the same field, which the sender leaves None.
     return info | {"ipc_handles_pickled": base64.b64encode(pickle.dumps(handles)).decode()}

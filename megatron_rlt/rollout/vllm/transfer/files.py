@@ -1,14 +1,10 @@
-"""How weights travel to vLLM servers: what every way must do, and the way through files.
-
-The ways without files stand in `direct_transport.py`.
-"""
+"""Weight transport through files: a Hugging Face folder that every server can read."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import torch.distributed as dist
 from torch import Tensor
@@ -16,49 +12,22 @@ from torch import Tensor
 from megatron_rlt.models.weights.hf_writer import write_folder
 from megatron_rlt.parallel.collectives import on_first_rank
 from megatron_rlt.parallel.platform import world
-from megatron_rlt.rollout.vllm.client import VllmServer
+from megatron_rlt.rollout.vllm.client import ServerClient
+from megatron_rlt.rollout.vllm.servers import WeightTransport
 from megatron_rlt.types import OnProgress
 
 DOING = "weights to vLLM's servers"
-
-
 _MAX_SHARD_BYTES = 5 * 2**30
 
 
-class WeightTransport(Protocol):
-    """One way of weights to servers."""
-
-    def send(
-        self, tensors: Iterable[tuple[str, Tensor]], servers: Sequence[VllmServer], lost: set[int], version: int
-    ) -> None:
-        """Replace the weights of every server, and forget what the old ones cached. Collective over all ranks.
-
-        Every rank exhausts the tensors, also where the transfer fails.
-
-        Args:
-            servers: on the first rank; empty on the others.
-            lost: there: numbers of servers that must start again before they are asked are added.
-
-        Raises:
-            EngineLostError: on every rank: some server may have weights of two versions.
-            ValueError: a server was not started for this way.
-        """
-
-
-class FileTransport:
-    """Through a Hugging Face folder that every server can read."""
+class FileTransport(WeightTransport):
+    """Writes the weights of each version to a folder, which every server loads and which is then removed."""
 
     def __init__(self, policy: Path, folder: Path, on_progress: OnProgress) -> None:
-        """
-        Args:
-            policy: Hugging Face folder whose other files are copied.
-            folder: where weights pass through.
-        """
+        """`policy`: Hugging Face folder, copied without its weights; `folder`: temporary folders are made in it."""
         self._policy, self._folder, self._on_progress = policy, folder, on_progress
 
-    def send(
-        self, tensors: Iterable[tuple[str, Tensor]], servers: Sequence[VllmServer], lost: set[int], version: int
-    ) -> None:
+    def send(self, tensors: Iterable[tuple[str, Tensor]], servers: Sequence[ServerClient], version: int) -> None:
         """As `WeightTransport.send`."""
         target = self._folder / f"version-{version}"
         if dist.get_rank() == 0:
@@ -69,10 +38,10 @@ class FileTransport:
                 pass
 
         def load() -> None:
-            for number, one in enumerate(servers):
-                lost.add(number)  # half a sync leaves a server that must not be asked
+            for one in servers:
+                one.is_lost = True  # half a sync leaves a server that must not be asked
                 one.load_folder(target, version)
-                lost.remove(number)
+                one.is_lost = False
 
         try:
             on_first_rank(load, world(), self._on_progress, DOING)

@@ -1,14 +1,13 @@
-"""The policy's tensors as vLLM's transfer engines take them: told in advance, then one after another.
+"""The policy's tensors in the form that vLLM's transfer engines read: metadata first, then one tensor after another.
 
-Has the shape of vLLM's `WeightSource`. Making the tensors is collective, so every rank must take part in every passage
-to its end, whatever becomes of the transfer: `drain` takes the rest.
+Has the methods of vLLM's `WeightSource`. Gathering the tensors is collective, so every rank must complete every pass,
+even if the transfer fails: `exhaust` reads the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TensorMeta:
-    """What one tensor of a passage will be; the fields of vLLM's `ParamMeta`."""
+    """Metadata of one tensor; the fields of vLLM's `ParamMeta`."""
 
     name: str
     dtype: torch.dtype
@@ -24,49 +23,48 @@ class TensorMeta:
 
     @property
     def num_bytes(self) -> int:
-        """Of its values."""
+        """Size of its values."""
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
 
 class TensorSource:
-    """Passages of all weights, one each sync; which tensors they bring is recorded once."""
+    """Iterates over all policy weights once per sync; names, shapes and dtypes are cached after the first pass."""
 
     def __init__(self, check: Callable[[], None], on_tensor: Callable[[], None]) -> None:
         """
         Args:
-            check: called before each tensor goes out; what it raises ends the sending, not the passage.
-            on_tensor: called for each tensor of every passage.
+            check: called before each tensor is sent; an exception from it ends the sending, not the pass.
+            on_tensor: called for each tensor of every pass.
         """
         self._check, self._on_tensor = check, on_tensor
         self._tensors: Iterable[tuple[str, Tensor]] = ()
-        self._passage: Iterator[tuple[str, Tensor]] | None = None
+        self._pass: Iterator[tuple[str, Tensor]] | None = None
         self._metadata: list[TensorMeta] | None = None
         self.is_broken = False
-        """Whether the tensors themselves failed, not who took them."""
+        """Whether gathering the tensors failed, rather than sending them."""
 
-    def follow(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """The next passage is of these."""
-        self._tensors, self._passage, self.is_broken = tensors, None, False
+    def set_source(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Set the tensors of the next pass."""
+        self._tensors, self._pass, self.is_broken = tensors, None, False
 
     def metadata(self) -> list[TensorMeta]:
-        """Of every tensor, in order. Collective, and at first a passage of its own: shapes are not known before."""
+        """Metadata of every tensor, in order. Collective; the first call makes a pass to learn the shapes."""
         if self._metadata is None:
-            passage = self._one_passage()
-            self._metadata = [TensorMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in passage]
+            self._metadata = [TensorMeta(name, one.dtype, tuple(one.shape)) for name, one in self._one_pass()]
         return self._metadata
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        self._passage = self._one_passage()
-        for item in self._passage:
+        self._pass = self._one_pass()
+        for item in self._pass:
             self._check()
             yield item
 
-    def drain(self) -> None:
-        """Take what is left of the passage, all of it if nobody began."""
-        for _ in self._one_passage() if self._passage is None else self._passage:
+    def exhaust(self) -> None:
+        """Read the rest of the pass, or all of it if nobody began."""
+        for _ in self._one_pass() if self._pass is None else self._pass:
             pass
 
-    def _one_passage(self) -> Iterator[tuple[str, Tensor]]:
+    def _one_pass(self) -> Iterator[tuple[str, Tensor]]:
         try:
             for item in self._tensors:
                 self._on_tensor()
@@ -74,22 +72,3 @@ class TensorSource:
         except Exception:
             self.is_broken = True
             raise
-
-
-# Cuts a stream of tensors into buckets; sender and receiver cut alike, so sizes alone need not travel.
-T = TypeVar("T")
-
-
-def cut_into_buckets(items: Iterable[T], num_bytes: Callable[[T], int], bucket_bytes: int) -> Iterator[list[T]]:
-    """Neighbours that fit together, in order; what is larger than a bucket has one for itself."""
-    bucket: list[T] = []
-    filled = 0
-    for item in items:
-        size = num_bytes(item)
-        if bucket and filled + size > bucket_bytes:
-            yield bucket
-            bucket, filled = [], 0
-        bucket.append(item)
-        filled += size
-    if bucket:
-        yield bucket

@@ -1,0 +1,42 @@
+"""The text around question, solution and explanation: tags, system prompts, the longest prompt."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from megatron_rlt.config.section import NonEmptyText, PositiveInt, Section
+
+
+class TagsConfig(Section):
+    """Custom tags; the closing tags of thought and solution may be empty, the others may not."""
+
+    thought_open: NonEmptyText
+    """Before the explanation in the student's text."""
+    thought_close: str = ""
+    """After the explanation in the student's text."""
+    solution_open: NonEmptyText
+    """Before the solution, in the teacher's and the student's text."""
+    solution_close: str = ""
+    """After the solution, in the teacher's and the student's text."""
+    explanation_open: NonEmptyText
+    """Ends the teacher's prompt: its explanation begins here."""
+    explanation_close: NonEmptyText
+    """The end tag that the teacher writes."""
+    separator: str = "\n\n"
+    """Text after a closing tag and around the teacher's explanation."""
+
+
+class PromptConfig(Section):
+    """Text around question, solution and explanation."""
+
+    tags: Literal["stratos", "r1"] = "stratos"
+    """Tag set: `stratos` writes <|begin_of_thought|>, `r1` writes <think>."""
+    custom_tags: TagsConfig | None = None
+    """Tags that replace the set named by `tags`; None keeps that set."""
+    teacher_system: str | None = None
+    """The teacher's system prompt; None uses the tag set's, an empty string sends none."""
+    student_system: str | None = None
+    """The student's system prompt; None uses the tag set's, an empty string sends none."""
+    max_prompt_tokens: PositiveInt = 16384
+    """Longest prompt in tokens (the teacher's; in `evaluate` and `rlvr` the student's). A longer row is rejected by
+    its id."""

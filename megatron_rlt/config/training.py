@@ -1,0 +1,153 @@
+"""Training: rows and their order, GRPO, optimizer and schedule, checkpoints; with the rules within these sections.
+
+A rule is a function that returns one line per fault, naming key, value and remedy.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from megatron_rlt.config.section import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
+
+
+class DataConfig(Section):
+    """Where training rows come from and in which order."""
+
+    path: Path
+    """Folder of webdataset shards written by `prepare`, or one JSONL file (sharded into the run folder first)."""
+    shuffle_buffer_size: PositiveInt = 4096
+    """Rows held per rank for shuffling; 1 keeps the shards' order."""
+    num_workers: NonNegativeInt = 0
+    """Loader processes per rank; 0 loads in the trainer's own process."""
+
+
+class ReferenceConfig(Section):
+    """The reference model: the policy's start, frozen, updated by an exponential moving average of the policy."""
+
+    beta: PositiveFloat = 0.04
+    """Weight of the k3 KL to the reference in the loss."""
+    sync_steps: PositiveInt | None = 32
+    """RL steps between two updates of the reference; None: never updated."""
+    mix: Fraction = 0.9
+    """Share of the policy when the reference is updated: reference = mix x policy + (1 - mix) x reference."""
+    offload: bool = False
+    """Offload the reference's weights to host memory while unused; each use then costs a copy to the GPU."""
+
+
+class GrpoConfig(Section):
+    """Group-relative policy optimisation; the defaults are the paper's."""
+
+    questions_per_step: PositiveInt = 16
+    """Questions per RL step, over all ranks."""
+    group_size: Annotated[int, Field(ge=2)] = 64
+    """Completions sampled per question."""
+    micro_batch_size: PositiveInt = 1
+    """Most completions packed into one forward-backward pass."""
+    updates_per_batch: PositiveInt = 1
+    """Optimizer steps per RL step, each on an equal share of the groups."""
+    clip_low: PositiveFloat | None = None
+    """Lower clip: the ratio is clamped to >= 1 - clip_low; None: not clamped."""
+    clip_high: PositiveFloat | None = None
+    """Upper clip: the ratio is clamped to <= 1 + clip_high; None: not clamped. DAPO sets it above clip_low (0.28)."""
+    reference: ReferenceConfig | None = ReferenceConfig()
+    """KL to a reference model in the loss; null: no KL and no reference model."""
+    aggregation: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean"
+    """Loss over tokens: mean per completion, then over completions (paper); mean over all tokens of the batch (DAPO);
+    or sum per completion over the token budget (Dr.GRPO, with normalize_std false)."""
+    mask_truncated: bool = False
+    """Leave completions that ran out of tokens out of the loss (DAPO); they still count in their group's mean."""
+    normalize_std: bool = True
+    """Divide advantages by the group's standard deviation."""
+    std_epsilon: PositiveFloat = 1e-4
+    """Added to the standard deviation before dividing."""
+
+    @property
+    def beta(self) -> float:
+        """Weight of the KL to the reference in the loss; 0 without a reference."""
+        return 0.0 if self.reference is None else self.reference.beta
+
+
+class OptimizerConfig(Section):
+    """AdamW on Megatron's distributed optimizer."""
+
+    lr: PositiveFloat = 1e-6
+    """Peak learning rate."""
+    min_lr: NonNegativeFloat = 0.0
+    """Learning rate at the end of a decaying schedule."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Shape after the warm-up."""
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of all optimizer steps during which the rate rises from 0."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the first moment."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the second moment."""
+    epsilon: PositiveFloat = 1e-8
+    """Added to the denominator of Adam."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay."""
+    clip_grad: PositiveFloat = 1.0
+    """Largest global gradient norm; larger gradients are scaled down to it."""
+    max_skipped_steps: PositiveInt = 5
+    """Consecutive steps with a non-finite gradient after which the run stops."""
+
+
+class CheckpointConfig(Section):
+    """When training state is saved and how much of it is kept."""
+
+    interval_steps: PositiveInt = 25
+    """Steps between checkpoints; the last step is always saved."""
+    keep_last: PositiveInt = 2
+    """Newest checkpoints kept; an older one is removed once a newer one is complete."""
+    export_hf: bool = True
+    """Export the final weights as a Hugging Face folder (`hf/` in the run folder)."""
+    max_shard_bytes: PositiveInt = 5_000_000_000
+    """Largest safetensors file of that folder, in bytes."""
+
+
+def grpo_faults(grpo: GrpoConfig) -> list[str]:
+    """Faults within the section `grpo`."""
+    faults = []
+    if grpo.clip_low is not None and grpo.clip_low >= 1:
+        faults.append(
+            f"grpo.clip_low={grpo.clip_low:g}: the lower ratio bound 1 - clip_low must stay above 0;"
+            " use a value below 1, such as 0.2, or null for no clipping"
+        )
+    reference = grpo.reference
+    if reference is not None and reference.sync_steps is None and reference.mix != ReferenceConfig().mix:
+        faults.append(
+            f"grpo.reference.mix={reference.mix:g}: has no effect with sync_steps=null, which never updates the"
+            " reference; set sync_steps, or leave mix out"
+        )
+    return faults
+
+
+def optimizer_faults(optimizer: OptimizerConfig) -> list[str]:
+    """Faults within the section `optimizer`."""
+    faults = []
+    if optimizer.min_lr > optimizer.lr:
+        faults.append(
+            f"optimizer.min_lr={optimizer.min_lr:g}: must not exceed optimizer.lr={optimizer.lr:g};"
+            f" nearest valid: {optimizer.lr:g}"
+        )
+    if optimizer.min_lr > 0 and optimizer.schedule == "constant":
+        faults.append(
+            f"optimizer.min_lr={optimizer.min_lr:g}: has no effect with optimizer.schedule=constant;"
+            " use cosine or linear, or leave min_lr out"
+        )
+    return faults
+
+
+def num_warmup_updates(settings: OptimizerConfig, updates: int) -> int:
+    """Optimizer steps with a rising rate, of `updates` in all; at least one step runs at the peak."""
+    return min(round(settings.warmup_fraction * updates), updates - 1)
