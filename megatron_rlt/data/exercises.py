@@ -11,6 +11,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 
 from megatron_rlt.config.commands.evaluation_sets import QuestionColumnConfig
@@ -22,8 +23,8 @@ from megatron_rlt.data.validation import RowValidator
 from megatron_rlt.types import Problem
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-StateCountdown = Callable[[Sequence[int], int], str]
-"""(numbers, target) -> text of the question."""
+StateCountdown = Callable[[Sequence[int], int, bool | None, object], str]
+"""(numbers, target, whether all must be used, question), the last two None if absent -> the task in words."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def read_exercises(
 ) -> Iterator[Exercise | RejectedRow]:
     """Read every row of a source. Raises ValueError if it cannot be read at all or lacks a column.
 
-    `state_countdown` writes the question of a countdown row that has numbers and a target but no question.
+    `state_countdown` words the task of a countdown row that has numbers and a target.
     """
     reader = _ExerciseReader(kind, columns, state_countdown)
     rows = read_columns(source, partial(_wanted_columns, source, kind, columns), streaming=False)
@@ -64,9 +65,9 @@ class _ExerciseReader:
             choices = self._choices(values)
             answer = _letter(answer, choices, columns.answer)
         if self._kind == "countdown" and values.get(columns.numbers) is not None:
-            numbers, target = self._task(values)
-            question = self._state_countdown(numbers, target) if question is None else question
-            answer = str(target) if answer is None else answer
+            # Judged by the columns, whatever the question's wording is taken for.
+            answer = self._state_countdown(*self._task(values), question)
+            question = answer if question is None else question
         cells = {columns.question: question, columns.answer: answer, columns.problem_id: values.get(columns.problem_id)}
         return Exercise(row, self._validator.problem(cells, position=row), choices)
 
@@ -88,7 +89,7 @@ class _ExerciseReader:
             raise UnusableRowError(RejectReason.WRONG_TYPE, columns.choices, detail)
         return choices
 
-    def _task(self, values: Mapping[str, object]) -> tuple[list[int], int]:
+    def _task(self, values: Mapping[str, object]) -> tuple[list[int], int, bool | None]:
         numbers, target = values[self._columns.numbers], values.get(self._columns.target)
         if not isinstance(numbers, list) or not numbers or not all(_is_whole(number) for number in numbers):
             detail = f"{str(numbers)[:80]!r} instead of a list of whole numbers"
@@ -97,14 +98,18 @@ class _ExerciseReader:
             detail = f"{str(target)[:80]!r} instead of a whole number"
             raise UnusableRowError(RejectReason.WRONG_TYPE, self._columns.target, detail)
         assert isinstance(target, int)
-        return numbers, target
+        use_all = values.get(self._columns.use_all)
+        if not isinstance(use_all, bool | None):
+            detail = f"{str(use_all)[:80]!r} instead of true or false"
+            raise UnusableRowError(RejectReason.WRONG_TYPE, self._columns.use_all, detail)
+        return numbers, target, use_all
 
 
 def _as_text(value: object) -> object:
-    """Format numbers as text; return any other value unchanged."""
+    """Format numbers as text without an exponent; return any other value unchanged."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    return repr(value) if isinstance(value, float) and math.isfinite(value) else value
+    return f"{Decimal(repr(value)):f}" if isinstance(value, float) and math.isfinite(value) else value
 
 
 def _is_whole(value: object) -> bool:
@@ -142,5 +147,5 @@ def _wanted_columns(source: str, kind: AnswerKind, columns: QuestionColumnConfig
             f"data {source!r} lacks the columns {', '.join(missing)} and has {', '.join(present)}; name yours under"
             " `columns`"
         )
-    optional = {columns.problem_id, columns.choices, columns.numbers, columns.target}
+    optional = {columns.problem_id, columns.choices, columns.numbers, columns.target, columns.use_all}
     return [name for name in present if name in needed | optional]

@@ -10,6 +10,9 @@ import re
 from dataclasses import dataclass
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+# Between boxes that are one answer: `\boxed{5} or \boxed{7}`, `$x = \boxed{5}$ and $y = \boxed{7}$`.
+_JOINT = re.compile(r"(?:[\s$,;&/]|\\[()\[\]]|\\text\{|\}|\b(?:and|or)\b)*(?:[A-Za-z]\w*\s*=\s*)?")
+_ANSWER_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -25,15 +28,17 @@ class AnswerTags:
 def answer_text(completion: str, tags: AnswerTags | None) -> str | None:
     r"""The part of a completion from which its answer is read; None if there is no such part.
 
-    The first of these that exists: the last \boxed{} of the solution section; the last \boxed{} anywhere; the solution
-    section. A box comes back as `\boxed{...}`. Without tags the whole completion is the section.
+    The first of these that exists: the last \boxed{} of the solution section; the last \boxed{} anywhere; what stands
+    between the section's last <answer> and </answer>; the solution section. A box comes back as `\boxed{...}`, boxes
+    joined by "and", "or" or a comma as one. Without tags the whole completion is the section.
     """
     section = completion if tags is None else solution_section(completion, tags)
     for text in (section, completion):
-        box = None if text is None else last_boxed(text)
+        box = None if text is None else joined_box(text)
         if box is not None:
             return f"\\boxed{{{box}}}"
-    return section
+    named = [] if section is None else _ANSWER_TAG.findall(section)
+    return str(named[-1]) if named else section
 
 
 def solution_section(completion: str, tags: AnswerTags) -> str | None:
@@ -44,13 +49,34 @@ def solution_section(completion: str, tags: AnswerTags) -> str | None:
     return rest.partition(tags.solution_close)[0] if tags.solution_close else rest
 
 
+def boxes(text: str) -> list[tuple[int, int, str]]:
+    r"""Start, stop and content of each \boxed{} or \fbox{} whose brace is closed, without white space around it."""
+    closing = _closing_braces(text)
+    stops = ((box, closing.get(box.end() - 1)) for box in _BOX.finditer(text))
+    return [(box.start(), stop + 1, text[box.end() : stop].strip()) for box, stop in stops if stop is not None]
+
+
 def last_boxed(text: str) -> str | None:
-    r"""Content of the last \boxed{} (or \fbox{}) whose brace is closed, white space around it taken off."""
-    for box in reversed(list(_BOX.finditer(text))):
-        stop = _closing_brace(text, box.end())
-        if stop is not None:
-            return text[box.end() : stop].strip()
-    return None
+    r"""Content of the last \boxed{}."""
+    return next((content for *_, content in reversed(boxes(text))), None)
+
+
+def joined_box(text: str) -> str | None:
+    r"""Contents of the boxes that are the answer, with commas between them; None without a box."""
+    contents = final_boxes(text)
+    return ", ".join(contents) if contents else None
+
+
+def final_boxes(text: str) -> list[str]:
+    r"""Contents of the last \boxed{} and of those before it that are one answer with it, in their order."""
+    contents: list[str] = []
+    begin = 0
+    for start, stop, content in reversed(boxes(text)):
+        if contents and not (stop <= begin and _JOINT.fullmatch(text, stop, begin)):
+            break
+        contents.insert(0, content)
+        begin = start
+    return list(dict.fromkeys(contents))
 
 
 def is_well_formed(completion: str, tags: AnswerTags, *, thought_is_open: bool) -> bool:
@@ -74,15 +100,13 @@ def is_well_formed(completion: str, tags: AnswerTags, *, thought_is_open: bool) 
     return must_be_blank != bool(rest.strip())
 
 
-def _closing_brace(text: str, start: int) -> int | None:
-    """Position of the brace that closes the one before `start`; escaped braces are ordinary signs."""
-    depth, at = 1, start
-    while at < len(text):
-        if text[at] == "\\":
-            at += 1
-        elif text[at] in "{}":
-            depth += 1 if text[at] == "{" else -1
-            if depth == 0:
-                return at
-        at += 1
-    return None
+def _closing_braces(text: str) -> dict[int, int]:
+    """Position of each opening brace to that of its closing one; escaped braces are ordinary signs."""
+    opened: list[int] = []
+    closing: dict[int, int] = {}
+    for sign in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+        if sign[0] == "{":
+            opened.append(sign.start())
+        elif sign[0] == "}" and opened:
+            closing[opened.pop()] = sign.start()
+    return closing

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import resource
 import signal
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 # Parsing and comparing ordinary answers stays below 0.3 GiB; a tower of powers wants more than any machine has.
 MEMORY_BYTES = 4 * 2**30
+# Numbers below 10^-10000 are all equal: more digits would take minutes.
+MAX_PLACES = 10_000
 _JOB_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -41,13 +46,58 @@ def main(timeout_seconds: float) -> None:
 
 
 def _reader(math_verify: Any) -> Any:  # noqa: ANN401 - an untyped package
+    # Of a box all counts or nothing, and its units are gone: math-verify would take the t of 2t for one.
+    defaults = math_verify.LatexExtractionConfig()
+    whole = replace(
+        defaults,
+        try_extract_without_anchor=False,
+        normalization_config=replace(defaults.normalization_config, units=False),
+    )
+
     def read(text: str) -> tuple[list[Any], str | None]:
-        """The last expression of a text, and how it is written there."""
-        found = math_verify.parse(text, parsing_timeout=None, fallback_mode="first_match")
-        expressions = [each for each in found if not isinstance(each, str)]
+        """The boxed or else the last expression of a text, and how it is written there."""
+        configs = (whole,) if text.startswith("\\boxed{") else (defaults, math_verify.ExprExtractionConfig())
+        found = math_verify.parse(text, configs, parsing_timeout=None, fallback_mode="first_match")
+        expressions = [_rounded(each) for each in found if not isinstance(each, str)]
         return expressions, next((each for each in found if isinstance(each, str)), None)
 
     return read
+
+
+def _numbers(expression: Any) -> Iterator[Any]:  # noqa: ANN401
+    """The largest parts that are numbers."""
+    if getattr(expression, "is_number", False):
+        yield expression
+    else:
+        for part in getattr(expression, "args", ()):
+            yield from _numbers(part)
+
+
+def _rounded(expression: Any) -> Any:  # noqa: ANN401
+    """Decimal numbers, also such as 6.63 * 10^-34, as one number each, exact where they are whole."""
+    import sympy
+
+    def rounded(number: Any) -> Any:  # noqa: ANN401
+        exact = number.xreplace({each: sympy.Rational(str(each)) for each in number.atoms(sympy.Float)}).doit()
+        return exact if exact.is_Integer else exact.evalf(30)
+
+    decimals = (each for each in _numbers(expression) if each.has(sympy.Float) and not each.has(sympy.UnevaluatedExpr))
+    try:
+        return expression.xreplace({each: rounded(each) for each in decimals})
+    except Exception:  # noqa: BLE001 - sympy raises anything for odd expressions; they stay as they are
+        return expression
+
+
+def _first_digit(expression: Any) -> int:  # noqa: ANN401
+    """Decimal place of the first digit of the smallest number: 1 for 0.2, 34 for 6.63e-34, 0 or less from 1 on."""
+    import sympy
+
+    try:
+        values = [abs(each.doit().evalf(5)) for each in _numbers(expression)]
+        places = [-math.floor(float(sympy.log(value, 10).evalf())) for value in values if value.is_Float and value > 0]
+    except Exception:  # noqa: BLE001 - as above; they have the ordinary precision
+        return 0
+    return max(places, default=0)
 
 
 def _compare(
@@ -59,7 +109,15 @@ def _compare(
         return {"outcome": "unreadable reference", "answer": answer[1]}
     if not answer[0]:
         return {"outcome": "unreadable answer", "answer": answer[1]}
-    equal = math_verify.verify(reference[0], answer[0], timeout_seconds=None)
+    place = min(_first_digit(reference[0][0]), MAX_PLACES)
+    equal = math_verify.verify(
+        reference[0],
+        answer[0],
+        float_rounding=max(6, place + 5),
+        numeric_precision=15 + max(0, place),
+        allow_set_relation_comp=True,
+        timeout_seconds=None,
+    )
     return {"outcome": "equal" if equal else "different", "answer": answer[1]}
 
 

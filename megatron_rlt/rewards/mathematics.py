@@ -9,7 +9,6 @@ its place. Which text of a completion is its answer is left to `answers`.
 from __future__ import annotations
 
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -17,15 +16,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self, get_args
 
+from megatron_rlt.rewards.notation import common_notation, read_whole, statements
+from megatron_rlt.rewards.units import latex_fraction
+
 Outcome = Literal["equal", "different", "unreadable answer", "unreadable reference", "timed out", "crashed"]
-
-_COMMANDS = re.compile(
-    r"\\(?:text|textbf|textrm|mathrm|mbox|begin|end|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+"
-    r"|\b(?:sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp|sqrt|pi|gcd|lcm|min|max|mod)\b"
-)
-
-_DELIMITER = re.compile(r"\\boxed|(?<!\\)\$|\\\(|\\\[")
-_PROSE = re.compile(r"[A-Za-z]{2,}[.,:;]?\s|\s[A-Za-z]{2,}")
 
 
 @dataclass(frozen=True)
@@ -39,10 +33,10 @@ class Comparison:
 class MathJudge:
     """Compares mathematics; owns one process, which starts with the first comparison and ends with `close`.
 
-    Numbers count as equal up to 6 decimal places, expressions if sympy can show it. The time limit is processor time,
-    so a busy machine changes no verdict; still, whether a comparison just below the limit ends is not exactly
-    repeatable: in a distributed job let one rank judge a completion and tell the others. Not for several threads at
-    once.
+    Numbers count as equal up to 6 decimal places, below 0.1 up to 6 significant digits, expressions if sympy can show
+    it. The time limit is processor time, so a busy machine changes no verdict; still, whether a comparison just below
+    the limit ends is not exactly repeatable: in a distributed job let one rank judge a completion and tell the others.
+    Not for several threads at once.
     """
 
     def __init__(self, *, timeout_seconds: float) -> None:
@@ -59,16 +53,31 @@ class MathJudge:
         self.close()
 
     def compare(self, answer: str, reference: str) -> Comparison:
-        """Compare two texts, each with or without mathematics delimiters; never raises for what they say.
+        r"""Compare two texts, each with or without mathematics delimiters; never raises for what they say.
+
+        The reference must be understood as a whole. Of an answer in prose, the part counts that math-verify finds.
+        Units are compared where both have them; a number without one counts as having the other's.
 
         Raises:
             RuntimeError: math-verify cannot be started.
         """
-        reply = self._ask({"answer": math_text(answer), "reference": math_text(reference)})
+        wanted = read_whole(next(statements(common_notation(reference))))
+        if wanted is None:
+            return Comparison("unreadable reference", None)
+        plain = common_notation(answer)
+        found = next(filter(None, map(read_whole, statements(plain))), None)
+        latex = None if found is None else found.latex
+        if found is not None and found.unit is not None and wanted.unit is not None:
+            if found.unit.measured != wanted.unit.measured:
+                return Comparison("different", answer)
+            if found.unit.size != wanted.unit.size:
+                latex = f"({latex})\\cdot{latex_fraction(found.unit.size / wanted.unit.size)}"
+        boxed = plain if latex is None else f"\\boxed{{{latex}}}"
+        reply = self._ask({"answer": boxed, "reference": f"\\boxed{{{wanted.latex}}}"})
         if isinstance(reply, str):
-            found = json.loads(reply)
-            assert found["outcome"] in get_args(Outcome), f"unknown outcome {found['outcome']!r}"
-            return Comparison(found["outcome"], found["answer"])
+            judged = json.loads(reply)
+            assert judged["outcome"] in get_args(Outcome), f"unknown outcome {judged['outcome']!r}"
+            return Comparison(judged["outcome"], judged["answer"])
         if reply > 0:
             raise RuntimeError(f"math-verify ended with status {reply}; its traceback stands above, in standard error")
         return Comparison("timed out" if -reply == signal.SIGPROF else "crashed", None)
@@ -101,15 +110,3 @@ class MathJudge:
         self._process = None
         process.communicate()
         return process.returncode
-
-
-def math_text(text: str) -> str:
-    r"""The text as math-verify should read it: bare mathematics is put into a \boxed{}, which tells it from prose.
-
-    A text that has a \boxed{}, a dollar sign that is no currency (`\$`), \( or \[, or words beside each other, stays as
-    it is, and its last expression counts. `\frac{1}{2}`, `sqrt(2)` and `x^2 - 1` are bare. They get a box and no dollar
-    signs because math-verify then reads the whole of it or nothing: `$0.\overline{3}$` would be read as 0.
-    """
-    if _DELIMITER.search(text) or _PROSE.search(_COMMANDS.sub("0", text.strip())):
-        return text
-    return f"\\boxed{{{text.strip()}}}"

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
-from megatron_rlt.rewards.answers import AnswerTags, answer_text, last_boxed, solution_section
+from megatron_rlt.rewards.answers import AnswerTags, answer_text, boxes, final_boxes, last_boxed, solution_section
 from megatron_rlt.rewards.choice import choice_letter
-from megatron_rlt.rewards.countdown import expression_of, read_task, why_wrong
+from megatron_rlt.rewards.countdown import CountdownTask, expression_of, read_task, why_wrong
 from megatron_rlt.rewards.mathematics import MathJudge
 from megatron_rlt.types import Problem
 
@@ -38,8 +38,8 @@ class Verifier:
     math: the answer equals that of the solution, by math-verify (`mathematics.MathJudge`, also for what several ranks
       have to keep in mind). Both are read by `answers.answer_text`: the last \boxed{}, else the last expression.
     choice: the answer names the letter that the solution names (`choice.choice_letter`).
-    countdown: the expression solves the question's task in exact arithmetic (`countdown.why_wrong`); the solution
-      is not looked at, since other expressions are right, too.
+    countdown: the expression solves the task in exact arithmetic (`countdown.why_wrong`). The task is the solution, if
+      that is a task in the words of `CountdownTask.question`, else the question's; no other solution is looked at.
     exact: the last words of the solution section, as many as the solution has, are the solution's words.
     """
 
@@ -81,15 +81,27 @@ class Verifier:
     def _fault(self, problem: Problem) -> str | None:
         shown = repr(problem.solution[-80:])
         if self._kind == "countdown":
-            stated = read_task(problem.question) is not None
-            return None if stated else "its question does not state numbers and a target as in `CountdownTask.question`"
+            if _task(problem) is not None:
+                return None
+            return (
+                "its question does not state numbers, a target and which numbers to use in a way that is surely"
+                " understood; word it as `CountdownTask.question` does, or give the columns numbers, target, use_all"
+            )
         if self._kind == "choice":
             return None if choice_letter(problem.solution) else f"its solution {shown} names no single letter A to Z"
         if self._kind == "exact":
             return None if problem.solution.strip() else "its solution is empty"
         reference = _reference(problem)
         outcome = self._mathematics.compare(reference, reference).outcome
-        return None if outcome == "equal" else f"math-verify cannot use its solution {shown} ({outcome})"
+        others = {content for *_, content in boxes(problem.solution)}.difference(final_boxes(problem.solution))
+        if outcome == "equal" and not others:
+            return None
+        if others:
+            return f"its solution has boxes that are not one answer, such as {min(others)[:80]!r}; keep the answer's"
+        return (
+            f"math-verify cannot use its solution {shown} ({outcome}): all of it must be mathematics; write the answer"
+            " alone, or all of it in one \\boxed{}"
+        )
 
     def _math(self, problem: Problem, text: str) -> Verdict:
         found = self._mathematics.compare(text, _reference(problem))
@@ -131,9 +143,15 @@ def _choice(problem: Problem, text: str) -> Verdict:
     return Verdict(correct, letter, "correct" if correct else "wrong")
 
 
+def _task(problem: Problem) -> CountdownTask | None:
+    stated = read_task(problem.solution)
+    return stated if stated is not None and stated.question == problem.solution else read_task(problem.question)
+
+
 def _countdown(problem: Problem, text: str) -> Verdict:
-    task, expression = read_task(problem.question), expression_of(text)
-    assert task is not None, f"problem {problem.problem_id} was not checked: its question states no task"
+    task, expression = _task(problem), expression_of(text)
+    if task is None:
+        return Verdict(False, expression, "unreadable question")
     if not expression:
         return NO_ANSWER
     fault = why_wrong(expression, task)

@@ -19,8 +19,9 @@ from megatron_rlt.types import Problem
 from tests.data.sources import write_lines
 
 
-def _state(numbers: Sequence[int], target: int) -> str:
-    return f"reach {target} with {list(numbers)}"
+def _state(numbers: Sequence[int], target: int, use_all: bool | None, question: object) -> str:
+    rule = "as asked" if question is not None else "as configured"
+    return f"reach {target} with {list(numbers)}, {rule if use_all is None else ('all' if use_all else 'any')}"
 
 
 def _read(file: Path, kind: AnswerKind, **columns: Any) -> list[Exercise | RejectedRow]:
@@ -37,11 +38,15 @@ def test_answers_may_be_numbers_and_ids_may_be_absent(tmp_path: Path) -> None:
         {"id": "a", "question": "1+2?", "answer": "3", "level": 5},
         {"question": "2*3?", "answer": 6},
         {"id": 7, "question": "1/2?", "answer": 0.5},
+        {"question": "Small?", "answer": 0.00001},
+        {"question": "Large?", "answer": 1e16},
     )
     assert _read(file, "math") == [
         Exercise(1, Problem("a", "1+2?", "3"), ()),
         Exercise(2, Problem("row-2", "2*3?", "6"), ()),
         Exercise(3, Problem("7", "1/2?", "0.5"), ()),
+        Exercise(4, Problem("row-4", "Small?", "0.00001"), ()),  # not 1e-05, whose e would be Euler's
+        Exercise(5, Problem("row-5", "Large?", "10000000000000000"), ()),
     ]
 
 
@@ -127,18 +132,22 @@ def test_a_countdown_row_states_its_task_or_has_it_stated(tmp_path: Path) -> Non
         {"numbers": [3, "5"], "target": 16},
         {"numbers": [3, 5], "target": None},
         {"target": 16},
+        {"numbers": [3, 5], "target": 15, "use_all": "yes"},
+        {"question": "Reach it.", "answer": "3 * 5", "numbers": [3, 5], "target": 15, "use_all": False},
     )
     rows = _read(file, "countdown")
     kept = [(row.problem.question, row.problem.solution) for row in rows if isinstance(row, Exercise)]
     assert kept == [
-        ("reach 16 with [3, 5, 2]", "16"),
+        ("reach 16 with [3, 5, 2], as configured", "reach 16 with [3, 5, 2], as configured"),
         ("Use the numbers 1, 2 to make 3.", "1 + 2"),
-        ("Use the numbers 1, 2 to make 3.", "3"),
+        ("Use the numbers 1, 2 to make 3.", "reach 3 with [1, 2], as asked"),
+        ("Reach it.", "reach 15 with [3, 5], any"),
     ]
     assert _rejections(rows) == [
         (4, "wrong_type", "numbers"),
         (5, "wrong_type", "target"),
         (6, "missing", "question"),
+        (7, "wrong_type", "use_all"),
     ]
 
 
@@ -151,7 +160,8 @@ def test_a_parquet_file_without_a_needed_column_is_refused_as_a_whole(tmp_path: 
     with pytest.raises(ValueError, match="lacks the columns answer, wrong and has"):
         _read(file, "choice", wrong_answers=["wrong"])
     pq.write_table(pa.table({"nums": [[3, 5]], "target": [8]}), file)
-    assert _read(file, "countdown", numbers="nums") == [Exercise(1, Problem("row-1", "reach 8 with [3, 5]", "8"), ())]
+    task = "reach 8 with [3, 5], as configured"
+    assert _read(file, "countdown", numbers="nums") == [Exercise(1, Problem("row-1", task, task), ())]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="needs the package datasets")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from megatron_rlt.rewards.mathematics import MathJudge, math_text
+from megatron_rlt.rewards.mathematics import MathJudge
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def judge() -> Iterator[MathJudge]:
         (r"\boxed{\frac{1}{}", "5", "unreadable answer"),
         ("", "5", "unreadable answer"),
         ("5", "no number in here", "unreadable reference"),
-        ("0", r"0.\overline{3}", "unreadable reference"),  # and not zero, which math-verify makes of it in dollar signs
+        ("0", r"0.\overline{3}", "different"),  # and not zero, which math-verify makes of it in dollar signs
         ("32348", r"\$32,\!348", "equal"),
     ],
 )
@@ -53,23 +53,6 @@ def test_the_answer_comes_back_as_it_was_read(judge: MathJudge) -> None:
 def test_line_breaks_and_control_characters_stay_in_their_request(judge: MathJudge) -> None:
     assert judge.compare('one\n\x00\u2028 "$7$"\n', "7").outcome == "equal"
     assert judge.compare("8", "8").outcome == "equal"
-
-
-@pytest.mark.parametrize(
-    ("text", "read_as"),
-    [
-        (" 1/2 ", r"\boxed{1/2}"),
-        (r"\frac{1}{2} \text{of the cake}", r"\boxed{\frac{1}{2} \text{of the cake}}"),
-        ("2 sin x", r"\boxed{2 sin x}"),
-        (r"\$32,\!348", r"\boxed{\$32,\!348}"),
-        ("about 5", "about 5"),
-        ("4 cm", "4 cm"),
-        (r"\boxed{5}", r"\boxed{5}"),
-        ("$5$", "$5$"),
-    ],
-)
-def test_bare_mathematics_gets_a_box(text: str, read_as: str) -> None:
-    assert math_text(text) == read_as
 
 
 def test_an_endless_comparison_times_out_and_the_next_one_works() -> None:

@@ -32,9 +32,12 @@ class QuestionColumnConfig(Section):
     """Columns of wrong choices (kind choice); they are shuffled with `answer`, in an order that depends on the question
     alone."""
     numbers: str = "numbers"
-    """Column of a list of numbers (kind countdown); where the question is absent, one is made of numbers and target."""
+    """Column of a list of numbers (kind countdown); answers are judged by it and `target`, and where the question is
+    absent, one is made of them."""
     target: str = "target"
     """Column of the target (kind countdown)."""
+    use_all: str = "use_all"
+    """Column of whether every number must be used (kind countdown); where absent, the question or `countdown` says."""
 
 
 class CountdownConfig(Section):

@@ -12,7 +12,7 @@ from megatron_rlt.data.exercises import Exercise, read_exercises
 from megatron_rlt.data.rejection import RejectedRow, RejectReason, UnusableRowError, rejected_as
 from megatron_rlt.jobs.run.validate_rows import RowReport, validate_rows
 from megatron_rlt.prompts.student import StudentFormat, asked_text
-from megatron_rlt.rewards.countdown import CountdownTask
+from megatron_rlt.rewards.countdown import CountdownTask, asks_for_all
 from megatron_rlt.rewards.countdown_problems import draw_countdown
 from megatron_rlt.types import OnProgress, Problem
 
@@ -70,8 +70,13 @@ def _rows(asked: EvaluationSet, countdown: CountdownConfig) -> Iterator[Exercise
     if asked.source is None:
         return _generated(asked, countdown)
 
-    def state_countdown(numbers: Sequence[int], target: int) -> str:
-        return CountdownTask(tuple(numbers), target, use_all=countdown.use_all).question
+    def state_countdown(numbers: Sequence[int], target: int, use_all: bool | None, question: object) -> str:
+        if use_all is None:
+            use_all = asks_for_all(question) if isinstance(question, str) else countdown.use_all
+        if use_all is None:
+            detail = "the question does not say clearly whether every number must be used; say it in this column"
+            raise UnusableRowError(RejectReason.UNREADABLE_ANSWER, asked.columns.use_all, detail)
+        return CountdownTask(tuple(numbers), target, use_all).question
 
     return read_exercises(asked.source, asked.kind, asked.columns, state_countdown=state_countdown)
 
