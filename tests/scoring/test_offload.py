@@ -112,7 +112,7 @@ def test_scores_are_bit_equal_over_calls_and_syncs_with_tp_sp_and_pp(folders: tu
 
 def _offload_a_trained_model(folder: Path) -> str:
     model = loaded_model(folder, build_layout(LayoutConfig()), torch.float32)
-    with pytest.raises(AssertionError, match="trained stay on the device"):
+    with pytest.raises(AssertionError, match="a trained model stay on the device"):
         model.offload()
     return "refused"
 

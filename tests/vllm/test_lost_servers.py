@@ -42,7 +42,7 @@ def act_during(beside: Served, method: str, act: Callable[[], None]) -> None:
 
     def ask(*args: Any, **kwargs: Any) -> Any:
         setattr(server, method, asked)
-        threading.Timer(0.05, act).start()
+        threading.Timer(0.005, act).start()  # a tiny model answers within some 50 ms
         return asked(*args, **kwargs)
 
     setattr(server, method, ask)
@@ -92,8 +92,8 @@ def _step(beside: Served) -> tuple[list[Completion], dict[str, float]]:
 
 
 def lose_it_again_and_again(beside: Served) -> str:
-    """Its engine core is killed whenever it is asked."""
-    core_killed_during(beside)
+    """It is killed before it is asked, and after every restart."""
+    killed_before(beside)
     restart = beside.servers.restart
 
     def restart_and_lose_again() -> None:
