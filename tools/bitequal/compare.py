@@ -15,9 +15,15 @@ from pathlib import Path
 from typing import Any
 
 # Names of BEFORE that AFTER calls otherwise: pattern (re.sub on the whole name) and replacement.
-RENAMED: dict[str, str] = {}
-# Names of either that the other no longer has, or not yet, and that are left out: patterns of re.match.
-LEFT_OUT: tuple[str, ...] = ()
+RENAMED: dict[str, str] = {
+    "groups_with_spread$": "groups_with_signal",
+    "/teacher_prompt_ids$": "/prompt_ids",
+    "/placebo_ids$": "/control_ids",
+    "/dropped_rows$": "/dropped",
+    "placebo_": "control_",
+}
+# Names of BEFORE that AFTER no longer has: patterns of re.match. Names that only AFTER has are not compared.
+LEFT_OUT: tuple[str, ...] = (r"metrics/.*/tokens/(baseline|student)$",)
 _ABSENT = "(absent)"
 
 
@@ -46,8 +52,7 @@ def main() -> int:
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """One line per name whose values differ; floats are equal only with all their bits."""
-    names = dict.fromkeys((*before, *after))
-    pairs = ((name, before.get(name, _ABSENT), after.get(name, _ABSENT)) for name in names)
+    pairs = ((name, old, after.get(name, _ABSENT)) for name, old in before.items())
     return [f"{name}: {old!r} -> {new!r}" for name, old, new in pairs if repr(old) != repr(new)]
 
 
