@@ -23,7 +23,7 @@ RENAMED: dict[str, str] = {
     "placebo_": "control_",
 }
 # Names of BEFORE that AFTER no longer has: patterns of re.match. Names that only AFTER has are not compared.
-LEFT_OUT: tuple[str, ...] = (r"metrics/.*/tokens/(baseline|student)$",)
+LEFT_OUT: tuple[str, ...] = (r"metrics/.*/(tokens|model_flops)/(baseline|student)$",)
 _ABSENT = "(absent)"
 
 
@@ -33,7 +33,8 @@ def main() -> int:
     parser.add_argument("after", type=Path)
     parser.add_argument("--show", type=int, default=5, help="differences shown per run")
     arguments = parser.parse_args()
-    before, after = _runs(arguments.before), _runs(arguments.after)
+    before = {re.sub("placebo", "control", name): run for name, run in _runs(arguments.before).items()}
+    after = _runs(arguments.after)
     num_different = 0
     for name in dict.fromkeys((*before, *after)):
         if name not in before or name not in after:

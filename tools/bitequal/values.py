@@ -186,7 +186,7 @@ def _by_step(rows: dict[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _first(cells: dict[str, Any], words: tuple[str, ...], default: Any) -> Any:  # noqa: ANN401 - a cell
-    return next((cells[word] for word in words if word in cells), default)
+    return next((cells[word] for word in words if cells.get(word) is not None), default)
 
 
 def _sha(content: bytes) -> str:
