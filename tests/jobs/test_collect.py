@@ -23,7 +23,6 @@ from tests.jobs.tiny_collect import (
     NUM_PARTS,
     NUM_QUESTIONS,
     CollectInputs,
-    collect_inputs,
     collect_on_ranks,
     rows_of,
 )
@@ -39,20 +38,6 @@ PER_TOKEN = (
     "kl_per_token",
 )
 PARTS = ("reward", "r_ss", "r_ss_mean", "r_ss_min", "r_kl", "r_kl_mean", "r_kl_max", "penalty")
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> CollectInputs:
-    return collect_inputs(tmp_path_factory.mktemp("collect"))
-
-
-@pytest.fixture(scope="module")
-def collected(inputs: CollectInputs, tmp_path_factory: pytest.TempPathFactory) -> CollectConfig:
-    """A run on one rank that nobody interrupted."""
-    config = inputs.config(tmp_path_factory.mktemp("collected"))
-    ((status, phases),) = run_ranks(collect_on_ranks, 1, config)
-    assert (status, phases.count("rollout"), phases.count("student")) == (0, NUM_PARTS, NUM_PARTS)
-    return config
 
 
 def _copy(config: CollectConfig, folder: Path, **changes: Any) -> CollectConfig:

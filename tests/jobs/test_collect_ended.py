@@ -6,7 +6,6 @@ import os
 import signal
 from pathlib import Path
 
-import pytest
 import torch.distributed as dist
 
 from megatron_rlt.config.commands.collect import CollectConfig
@@ -18,25 +17,10 @@ from tests.jobs.tiny_collect import (
     NUM_QUESTIONS,
     QUESTIONS_PER_PART,
     CollectInputs,
-    collect_inputs,
     collect_on_ranks,
     rows_of,
 )
 from tests.ranks import run_ranks
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> CollectInputs:
-    return collect_inputs(tmp_path_factory.mktemp("collect"))
-
-
-@pytest.fixture(scope="module")
-def collected(inputs: CollectInputs, tmp_path_factory: pytest.TempPathFactory) -> CollectConfig:
-    """A run on one rank that nobody interrupted."""
-    config = inputs.config(tmp_path_factory.mktemp("collected"))
-    ((status, phases),) = run_ranks(collect_on_ranks, 1, config)
-    assert (status, phases.count("rollout"), phases.count("student")) == (0, NUM_PARTS, NUM_PARTS)
-    return config
 
 
 def _told_to_end(config: CollectConfig, phase: str, count: int) -> tuple[int, list[str]]:
