@@ -54,7 +54,8 @@ VAGUE_CASE = Case(
     [GOOD, VAGUE],
     [
         "FILE: problem row-2: math-verify cannot use its solution 'it depends' (unreadable",
-        "); correct the row or drop it",
+        "all of it must be mathematics",
+        "; correct the row or drop it",
     ],
 )
 
