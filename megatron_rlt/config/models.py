@@ -51,10 +51,10 @@ class ScoringConfig(Section):
 
     max_tokens_per_pack: PositiveInt = 16384
     """Tokens packed into one forward pass; a longer sequence gets a pass of its own."""
-    vocab_block: PositiveInt = 1024
-    """Vocabulary entries whose logits exist at one time."""
-    row_block: PositiveInt = 1024
-    """Tokens whose logits exist at one time."""
+    vocab_block: PositiveInt | None = None
+    """Vocabulary entries whose logits exist at one time; null: 1024 on a CPU, 16384 on a GPU."""
+    row_block: PositiveInt | None = None
+    """Tokens whose logits exist at one time; null: 1024 on a CPU, 4096 on a GPU."""
 
 
 def offload_faults(name: str, trained: ModelConfig) -> list[str]:

@@ -80,8 +80,8 @@ def target_logprobs(
     batch: PackedBatch,
     *,
     temperature: float,
-    row_block: int,
-    vocab_block: int,
+    row_block: int | None,
+    vocab_block: int | None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probs of a batch's targets and the entropy of their distributions, both `[R]` fp32. Last stage only.
 

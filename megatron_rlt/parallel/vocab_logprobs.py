@@ -19,6 +19,16 @@ from torch import Tensor
 # Stands for "no entry seen yet". Not -inf: the difference of two of them would be nan.
 LOWEST = torch.finfo(torch.float32).min
 
+# Rows and vocabulary entries of a block, by device: a CPU's cache holds 4 MiB of logits; on a GPU every block costs a
+# dozen kernel launches, and 256 MiB of logits make them cheap.
+_BLOCKS = {"cpu": (1024, 1024), "cuda": (4096, 16384)}
+
+
+def block_sizes(device: torch.device, row_block: int | None, vocab_block: int | None) -> tuple[int, int]:
+    """Rows and vocabulary entries of a block of logits; None stands for the device's own."""
+    rows, entries = _BLOCKS[device.type]
+    return row_block or rows, vocab_block or entries
+
 
 def vocab_parallel_logprobs(
     hidden: Tensor,
@@ -28,8 +38,8 @@ def vocab_parallel_logprobs(
     temperature: float,
     vocab_size: int,
     tp_group: dist.ProcessGroup | None,
-    row_block: int,
-    vocab_block: int,
+    row_block: int | None,
+    vocab_block: int | None,
 ) -> tuple[Tensor, Tensor]:
     """`log softmax(hidden @ weight.T / temperature)[targets]` and the entropy of that softmax.
 
@@ -40,7 +50,8 @@ def vocab_parallel_logprobs(
         temperature: divides the logits.
         vocab_size: later entries are padding and have no probability.
         tp_group: ranks that hold the shards; None: `weight` is whole.
-        row_block, vocab_block: at most `row_block x vocab_block` logits exist at one time (two float32 copies).
+        row_block, vocab_block: at most `row_block x vocab_block` logits exist at one time (two float32 copies); None:
+            `block_sizes` of the device.
 
     Returns:
         Log-probs `[R]` and entropy `[R]` in nats, float32. Log-probs are differentiable in `weight` and `hidden` (this
@@ -49,7 +60,8 @@ def vocab_parallel_logprobs(
     assert hidden.dtype == weight.dtype, f"hidden is {hidden.dtype}, weight {weight.dtype}"
     assert bool(((targets >= 0) & (targets < vocab_size)).all()), f"a target lies outside 0..{vocab_size - 1}"
     start = 0 if tp_group is None else weight.shape[0] * dist.get_rank(tp_group)
-    blocks = _Blocks(start, min(max(vocab_size - start, 0), weight.shape[0]), row_block, vocab_block)
+    num_entries = min(max(vocab_size - start, 0), weight.shape[0])
+    blocks = _Blocks(start, num_entries, *block_sizes(hidden.device, row_block, vocab_block))
     outputs: tuple[Tensor, Tensor] = _VocabLogprobs.apply(  # type: ignore[no-untyped-call]
         hidden, weight, targets, temperature, blocks, tp_group
     )

@@ -22,6 +22,7 @@ from megatron_rlt.parallel.vocab_divergence import (
     pair_weight_blocks,
     vocab_divergence,
 )
+from megatron_rlt.parallel.vocab_logprobs import block_sizes
 from megatron_rlt.scoring.engine import LogprobEngine
 from megatron_rlt.types import ScoringPair, Span, SpannedSequence
 
@@ -48,7 +49,7 @@ class DivergenceEngine:
         self._teacher, self._student = teacher, student
         self._teacher_owners, self._student_owners = _owners(teacher.model.layout), _owners(student.model.layout)
         self._max_rows = scoring.max_tokens_per_pack * dist.get_world_size()
-        self._row_block, self._vocab_block = scoring.row_block, scoring.vocab_block
+        self._row_block, self._vocab_block = block_sizes(device(), scoring.row_block, scoring.vocab_block)
 
     def per_token(self, pairs: Sequence[ScoringPair]) -> tuple[Tensor, ...]:
         """KL at every explanation token, `[E]` float32 nats per pair, on the CPU of every rank. Collective.

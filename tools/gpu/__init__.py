@@ -1,0 +1,1 @@
+"""What needs a GPU: `tools/gpu/check.sh OUT` runs all of it on one card."""

@@ -1,0 +1,123 @@
+"""Update and rollout with 7B-shaped layers on one GPU: `python -m tools.gpu.training OUT.json`.
+
+The update is forward, backward and the distributed optimizer's step on packs of completions; the rollout is the
+embedded engine's, by how many completions decode together. Peak memory of the update stands beside what the plan says
+of weights, gradients and optimizer; the difference is activations and logits. Every result is written at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+
+from megatron_rlt.config.models import LayoutConfig, ModelConfig, ScoringConfig
+from megatron_rlt.config.plan import model_plan
+from megatron_rlt.config.training import OptimizerConfig
+from megatron_rlt.metrics.phases import peak_flops_per_second
+from megatron_rlt.models.language_model import LanguageModel
+from megatron_rlt.parallel.layout import build_layout
+from megatron_rlt.parallel.packed_batch import PackedBatch
+from megatron_rlt.parallel.platform import device_name
+from megatron_rlt.policy.policy import Policy
+from megatron_rlt.rollout.megatron.engine import MegatronEngine
+from megatron_rlt.rollout.requests import SampleRequest
+from tools.bench.machine import describe_machine
+from tools.bench.workload import NeverStop, start_single_rank
+from tools.gpu.shapes import median_seconds, peak_bytes, random_model, random_sequences, reset_peak, with_layers
+
+TEMPERATURE = 0.7
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--length", type=int, default=2048, help="tokens of a completion in the update")
+    parser.add_argument("--tokens", type=int, default=32768, help="tokens of an update")
+    parser.add_argument("--micro-batch", type=int, nargs="+", default=[1, 4], help="completions per pass")
+    parser.add_argument("--decode", type=int, nargs="+", default=[16, 128], help="completions that decode together")
+    parser.add_argument("--decode-tokens", type=int, default=64, help="tokens of each")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dry", action="store_true", help="tiny sizes, for a machine without a GPU")
+    arguments = parser.parse_args()
+    if arguments.dry:
+        arguments.length, arguments.tokens, arguments.rounds, arguments.decode_tokens = 64, 256, 1, 4
+    start_single_rank()
+    record: dict[str, Any] = {"command": "python -m tools.gpu.training", "machine": describe_machine()}
+    record |= {"device": device_name(), "arguments": {k: v for k, v in vars(arguments).items() if k != "out"}}
+    before = reset_peak()
+    model = random_model(with_layers(arguments.layers, dry=arguments.dry), build_layout(LayoutConfig()))
+    for count in arguments.decode:
+        record[f"rollout of {count}"] = _rollout(model, count, arguments)
+        _write(arguments.out, record)
+    for size in arguments.micro_batch:
+        record[f"update by {size}"] = _update(model, size, before, arguments)
+        _write(arguments.out, record)
+
+
+def _rollout(model: LanguageModel, count: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    engine = MegatronEngine(
+        model,
+        temperature=TEMPERATURE,
+        top_p=1.0,
+        greedy=False,
+        num_token_ids=model.unpadded_vocab_size,
+        max_completion_tokens=arguments.decode_tokens,
+        max_batch_size=count,
+        max_prefill_tokens=16384,
+        stop=NeverStop(),
+    )
+    prompt = random_sequences(1, 256, model.unpadded_vocab_size)[0].token_ids
+    requests = [SampleRequest(prompt, seed) for seed in range(count)]
+    model.eval()
+    seconds = median_seconds(lambda: engine.generate(requests, 0), rounds=arguments.rounds)
+    work = engine.work
+    return {
+        "tokens_per_second": count * arguments.decode_tokens / seconds,
+        "seconds_per_token": work.decode_seconds / arguments.decode_tokens,
+        "work": asdict(work),
+    }
+
+
+def _update(model: LanguageModel, micro_batch: int, before: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    model.train()
+    policy = Policy(
+        model,
+        optimizer=OptimizerConfig(lr=1e-6),
+        blocks=ScoringConfig(),
+        temperature=TEMPERATURE,
+        micro_batch_size=micro_batch,
+        num_updates=100,
+    )
+    sequences = random_sequences(arguments.tokens // arguments.length, arguments.length, model.unpadded_vocab_size)
+    num_rows = sum(one.num_targets for one in sequences)
+
+    def loss(batch: PackedBatch, logprobs: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        del batch
+        return -logprobs.sum() / num_rows, None
+
+    reset_peak()
+    seconds = median_seconds(lambda: policy.update(sequences, loss), rounds=arguments.rounds)
+    flops, peak = policy.model_flops(sequences), peak_flops_per_second(None, device_name())
+    planned = model_plan("policy", ModelConfig(model=Path("-")), model.architecture, 1, use="trained")
+    return {
+        "seconds": seconds,
+        "tokens_per_second": arguments.tokens / seconds,
+        "tflops_per_second": flops / seconds / 1e12,
+        "share_of_bf16_peak": None if peak is None else flops / seconds / peak,
+        "peak_bytes": peak_bytes() - before,
+        "planned_bytes": planned.weight_bytes + planned.gradient_bytes + planned.optimizer_bytes,
+    }
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(dict(list(record.items())[-1:])), flush=True)
+
+
+if __name__ == "__main__":
+    main()
