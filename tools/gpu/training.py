@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 
 from megatron_rlt.config.models import LayoutConfig, ModelConfig, ScoringConfig
 from megatron_rlt.config.plan import model_plan
