@@ -98,6 +98,15 @@ def frozen_plans(models: Mapping[str, ModelConfig], shapes: Shapes, world_size: 
     return tuple(model_plan(name, model, shapes[name], world_size, use="frozen") for name, model in models.items())
 
 
+def most_packs(num_sequences: int, *, longest: int, max_tokens: int, max_sequences: int | None) -> int:
+    """Packs that first-fit needs at most for sequences of up to `longest` tokens.
+
+    A pack takes any further sequence until it holds this many, so only one pack can stay below.
+    """
+    fitting = max(1, max_tokens // longest)
+    return math.ceil(num_sequences / (fitting if max_sequences is None else min(fitting, max_sequences)))
+
+
 def replicas(model: ModelConfig, world_size: int) -> int:
     dp = data_parallel_size(model.layout, world_size)
     assert dp is not None, "the rules check layouts before anything is planned"

@@ -51,8 +51,11 @@ class GrpoConfig(Section):
     """Questions per RL step, over all ranks."""
     group_size: Annotated[int, Field(ge=2)] = 64
     """Completions sampled per question."""
-    micro_batch_size: PositiveInt = 1
-    """Most completions packed into one forward-backward pass."""
+    max_tokens_per_pack: PositiveInt = 16384
+    """Tokens packed into one forward-backward pass; a longer completion gets a pass of its own. Memory depends on it,
+    the loss does not."""
+    micro_batch_size: PositiveInt | None = None
+    """Most completions packed into one forward-backward pass; null: as many as fit the tokens."""
     updates_per_batch: PositiveInt = 1
     """Optimizer steps per RL step, each on an equal share of the groups."""
     clip_low: PositiveFloat | None = None

@@ -44,6 +44,7 @@ def run_sft(config: SftConfig, heartbeat: Heartbeat) -> int:
             optimizer=config.optimizer,
             blocks=config.scoring,
             temperature=_TEMPERATURE,
+            max_tokens_per_pack=config.max_tokens_per_pack,
             micro_batch_size=config.micro_batch_size,
             num_updates=num_steps,
             on_progress=run.on_progress,

@@ -52,7 +52,8 @@ class Policy:
         optimizer: OptimizerConfig,
         blocks: ScoringConfig,
         temperature: float,
-        micro_batch_size: int,
+        max_tokens_per_pack: int,
+        micro_batch_size: int | None,
         num_updates: int,
         on_progress: OnProgress = tell_nobody,
     ) -> None:
@@ -60,7 +61,8 @@ class Policy:
         Args:
             blocks: block sizes of the output layer.
             temperature: temperature of the losses' log-probs.
-            micro_batch_size: sequences per forward-backward pass at most.
+            max_tokens_per_pack: tokens per forward-backward pass; a longer sequence gets a pass of its own.
+            micro_batch_size: sequences per forward-backward pass at most; None: no limit.
             num_updates: optimizer steps of the whole run, for the schedule.
             on_progress: called for every micro-batch.
         """
@@ -72,7 +74,8 @@ class Policy:
         self.skipped_in_a_row = 0
         self.num_updates = 0  # optimizer steps that could change the weights
         self._max_skipped = optimizer.max_skipped_steps
-        self._blocks, self._temperature, self._micro_batch_size = blocks, temperature, micro_batch_size
+        self._blocks, self._temperature = blocks, temperature
+        self._max_tokens, self._max_sequences = max_tokens_per_pack, micro_batch_size
 
     def update(self, sequences: Sequence[SpannedSequence], loss: RowLoss[T]) -> Update[T]:
         """Take one optimizer step on the whole batch. Collective.
@@ -120,7 +123,9 @@ class Policy:
         layout = self.model.layout
         mine = partition_by_flops(sequences, layout.dp, self.model.architecture)[layout.dp_rank]
         alignment = alignment_of(layout, token_multiple=self.model.token_multiple)
-        batches = pack(sequences, mine, max_tokens=None, max_sequences=self._micro_batch_size, alignment=alignment)
+        batches = pack(
+            sequences, mine, max_tokens=self._max_tokens, max_sequences=self._max_sequences, alignment=alignment
+        )
         return batches or [empty_batch(alignment)]
 
     def _loss(self, batch: PackedBatch, output: Tensor, loss: RowLoss[T]) -> tuple[Tensor, T]:

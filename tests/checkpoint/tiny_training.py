@@ -95,6 +95,7 @@ def tiny_training(model: Path, layout: Layout, dtype: torch.dtype = torch.float3
         optimizer=OPTIMIZER,
         blocks=ScoringConfig(),
         temperature=0.7,
+        max_tokens_per_pack=16384,
         micro_batch_size=2,
         num_updates=10,
     )

@@ -13,7 +13,7 @@ from megatron_rlt.config.commands.score import ScoreConfig
 from megatron_rlt.config.commands.sft import SftConfig
 from megatron_rlt.config.commands.train import TrainConfig
 from megatron_rlt.config.loading import load_config
-from megatron_rlt.config.plan import max_rank_parameters, num_parameters
+from megatron_rlt.config.plan import max_rank_parameters, most_packs, num_parameters
 from megatron_rlt.config.training import OptimizerConfig, num_warmup_updates
 
 
@@ -36,7 +36,7 @@ def test_the_numbers_of_an_rl_run(workplace: Path) -> None:
         "completions per optimizer step": 16,
         "teacher sequences per data-parallel rank and step, at most": 11,  # 32 / 3
         "student sequences per data-parallel rank and step, at most": 16,
-        "micro-batches per rank and step": 4,  # 16 / 3 -> 6 completions a rank, in packs of 4: 2, for 2 updates
+        "micro-batches per rank and step, at most": 4,  # 16 / 3 -> 6 completions a rank, in packs of 4: 2, for 2 updates
         "optimizer steps": 20,
         "warm-up steps": 2,
         "teacher tokens per step, at most": 16_000,  # 32 x (200 + 300)
@@ -98,7 +98,7 @@ def test_the_numbers_of_a_supervised_run(workplace: Path) -> None:
     assert numbers == {
         "rows per optimizer step": 16,
         "rows per data-parallel rank and step, at most": 6,
-        "micro-batches per rank and step": 2,
+        "micro-batches per rank and step, at most": 2,
         "tokens per step, at most": 16 * 512,
         "optimizer steps": 16,  # 2.5 x 100 / 16 = 15.6
         "warm-up steps": 1,  # 5 % of 16 = 0.8
@@ -163,3 +163,21 @@ def test_the_numbers_of_an_evaluation(workplace: Path) -> None:
 )
 def test_at_least_one_step_runs_at_the_peak_rate(fraction: float, updates: int, expected: int) -> None:
     assert num_warmup_updates(OptimizerConfig(warmup_fraction=fraction), updates) == expected
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "max_sequences", "most"),
+    [
+        (100, None, 5),  # two sequences of 50 fill a pack
+        (149, None, 5),
+        (150, None, 4),
+        (10, None, 10),  # a longer sequence has a pack of its own
+        (1000, None, 1),
+        (1000, 3, 4),
+        (100, 3, 5),
+    ],
+)
+def test_packs_at_most_for_ten_sequences_of_up_to_fifty_tokens(
+    max_tokens: int, max_sequences: int | None, most: int
+) -> None:
+    assert most_packs(10, longest=50, max_tokens=max_tokens, max_sequences=max_sequences) == most

@@ -35,6 +35,7 @@ def _train(source: Path, prompts: PromptConfig, folder: Path) -> None:
         optimizer=OptimizerConfig(lr=0.02),
         blocks=ScoringConfig(),
         temperature=1.0,
+        max_tokens_per_pack=16384,
         micro_batch_size=1,
         num_updates=1,
         on_progress=tell_nobody,

@@ -99,7 +99,7 @@ def dense_token_losses(model: torch.nn.Module, batch: Batch, index: int, correct
 
 
 def megatron_updates(
-    folder: Path, layout_config: LayoutConfig, micro_batch_size: int, aggregation: str, corrected: bool
+    folder: Path, layout_config: LayoutConfig, limit: PackLimit, aggregation: str, corrected: bool
 ) -> Updates:
     layout = build_layout(layout_config)
     model = load_model(ModelConfig(model=folder, dtype="float32", layout=layout_config), layout)
@@ -108,7 +108,8 @@ def megatron_updates(
         optimizer=ADAM,
         blocks=ScoringConfig(row_block=7, vocab_block=32),
         temperature=TEMPERATURE,
-        micro_batch_size=micro_batch_size,
+        max_tokens_per_pack=limit[0],
+        micro_batch_size=limit[1],
         num_updates=2,
     )
     batch = make_batch()
@@ -145,27 +146,29 @@ def megatron_updates(
     return losses, norms, dict(exported)
 
 
-CASES: dict[int, list[tuple[LayoutConfig, int]]] = {
-    1: [(LayoutConfig(), 1), (LayoutConfig(), 4)],
+PackLimit = tuple[int, int | None]  # tokens and completions per pass
+ONE, FOUR, TOKENS = (1000, 1), (1000, 4), (30, None)  # the sequences have 12, 7, 20, 9, 15 and 2 tokens
+CASES: dict[int, list[tuple[LayoutConfig, PackLimit]]] = {
+    1: [(LayoutConfig(), ONE), (LayoutConfig(), FOUR)],
     2: [
-        (LayoutConfig(tp=2), 4),
-        (LayoutConfig(tp=2, sp=True), 1),
-        (LayoutConfig(tp=2, sp=True), 4),
-        (LayoutConfig(pp=2), 1),
-        (LayoutConfig(pp=2), 4),
-        (LayoutConfig(), 1),
-        (LayoutConfig(), 4),
-        (LayoutConfig(cp=2), 1),
-        (LayoutConfig(cp=2), 4),
+        (LayoutConfig(tp=2), TOKENS),
+        (LayoutConfig(tp=2, sp=True), ONE),
+        (LayoutConfig(tp=2, sp=True), FOUR),
+        (LayoutConfig(pp=2), ONE),
+        (LayoutConfig(pp=2), TOKENS),
+        (LayoutConfig(), ONE),
+        (LayoutConfig(), FOUR),
+        (LayoutConfig(cp=2), ONE),
+        (LayoutConfig(cp=2), TOKENS),
     ],
     4: [
-        (LayoutConfig(tp=2, pp=2, sp=True), 4),
-        (LayoutConfig(tp=2), 1),
-        (LayoutConfig(pp=2), 4),
-        (LayoutConfig(), 4),
-        (LayoutConfig(tp=2, sp=True, cp=2), 4),
-        (LayoutConfig(pp=2, cp=2), 1),
-        (LayoutConfig(cp=2), 4),
+        (LayoutConfig(tp=2, pp=2, sp=True), FOUR),
+        (LayoutConfig(tp=2), ONE),
+        (LayoutConfig(pp=2), TOKENS),
+        (LayoutConfig(), FOUR),
+        (LayoutConfig(tp=2, sp=True, cp=2), TOKENS),
+        (LayoutConfig(pp=2, cp=2), ONE),
+        (LayoutConfig(cp=2), FOUR),
     ],
 }
 
@@ -173,7 +176,7 @@ CASES: dict[int, list[tuple[LayoutConfig, int]]] = {
 def run_cases(
     folder: Path, world_size: int, aggregation: str, corrected: bool
 ) -> list[tuple[list[float], list[float], dict[str, Tensor]]]:
-    return [megatron_updates(folder, layout, size, aggregation, corrected) for layout, size in CASES[world_size]]
+    return [megatron_updates(folder, layout, limit, aggregation, corrected) for layout, limit in CASES[world_size]]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +196,10 @@ def test_two_updates_equal_a_dense_model_in_every_layout(
             assert losses[1] == pytest.approx(expected_losses[1], rel=2e-5), case
             assert norms == pytest.approx(expected_norms, rel=5e-5), case
             for name, value in weights.items():
-                torch.testing.assert_close(value, expected_weights[name], atol=1e-5, rtol=0, msg=f"{case} {name}")
+                # A gradient near Adam's epsilon shows its rounding: 3 % of a step of 1e-3, else 5e-6.
+                gaps = (value - expected_weights[name]).abs()
+                assert gaps.max() < 3e-5, f"{case} {name}"
+                assert gaps.flatten().kthvalue(max(1, int(0.999 * gaps.numel()))).values < 5e-6, f"{case} {name}"
 
 
 def nonfinite_gradients(folder: Path) -> tuple[list[bool], bool, str]:
@@ -204,6 +210,7 @@ def nonfinite_gradients(folder: Path) -> tuple[list[bool], bool, str]:
         optimizer=ADAM.model_copy(update={"max_skipped_steps": 3}),
         blocks=ScoringConfig(),
         temperature=1.0,
+        max_tokens_per_pack=1000,
         micro_batch_size=2,
         num_updates=9,
     )

@@ -88,6 +88,7 @@ def update(
         optimizer=OptimizerConfig(lr=1e-12),  # so small that every round sees the same weights
         blocks=settings,
         temperature=TEMPERATURE,
+        max_tokens_per_pack=16384,
         micro_batch_size=micro_batch_size,
         num_updates=1000,
     )

@@ -91,6 +91,7 @@ def _update(model: LanguageModel, micro_batch: int, before: int, arguments: argp
         optimizer=OptimizerConfig(lr=1e-6),
         blocks=ScoringConfig(),
         temperature=TEMPERATURE,
+        max_tokens_per_pack=16384,
         micro_batch_size=micro_batch,
         num_updates=100,
     )

@@ -19,7 +19,7 @@ from megatron_rlt.config.models import (
     offload_faults,
 )
 from megatron_rlt.config.paths import data_faults
-from megatron_rlt.config.plan import Plan, Use, model_plan, replicas
+from megatron_rlt.config.plan import Plan, Use, model_plan, most_packs, replicas
 from megatron_rlt.config.prompts import PromptConfig
 from megatron_rlt.config.rollout import RolloutConfig, rollout_faults
 from megatron_rlt.config.section import PositiveFloat, PositiveInt
@@ -103,8 +103,14 @@ class RlConfig(JobConfig):
                 for name, size in dp.items()
             ),
             (
-                "micro-batches per rank and step",
-                grpo.updates_per_batch * math.ceil(math.ceil(per_update / dp[policy]) / grpo.micro_batch_size),
+                "micro-batches per rank and step, at most",
+                grpo.updates_per_batch
+                * most_packs(
+                    math.ceil(per_update / dp[policy]),
+                    longest=tokens,
+                    max_tokens=grpo.max_tokens_per_pack,
+                    max_sequences=grpo.micro_batch_size,
+                ),
             ),
             ("optimizer steps", self.num_updates),
             ("warm-up steps", num_warmup_updates(self.optimizer, self.num_updates)),

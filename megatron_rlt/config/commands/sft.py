@@ -17,7 +17,7 @@ from megatron_rlt.config.models import (
     offload_faults,
 )
 from megatron_rlt.config.paths import count_rows, data_faults
-from megatron_rlt.config.plan import Plan, model_plan, replicas
+from megatron_rlt.config.plan import Plan, model_plan, most_packs, replicas
 from megatron_rlt.config.prompts import PromptConfig
 from megatron_rlt.config.section import PositiveFloat, PositiveInt, Section
 from megatron_rlt.config.training import (
@@ -62,8 +62,11 @@ class SftConfig(JobConfig):
     """Passes over the data, where num_steps is None."""
     global_batch_size: PositiveInt = 16
     """Rows per optimizer step, over all ranks."""
-    micro_batch_size: PositiveInt = 1
-    """Most rows packed into one forward-backward pass."""
+    max_tokens_per_pack: PositiveInt = 16384
+    """Tokens packed into one forward-backward pass; a longer row gets a pass of its own. Memory depends on it, the loss
+    does not."""
+    micro_batch_size: PositiveInt | None = None
+    """Most rows packed into one forward-backward pass; null: as many as fit the tokens."""
     scoring: ScoringConfig = ScoringConfig()
     """Block sizes of the output layer."""
     optimizer: OptimizerConfig = OptimizerConfig(
@@ -127,7 +130,15 @@ class SftConfig(JobConfig):
         numbers = [
             ("rows per optimizer step", self.global_batch_size),
             ("rows per data-parallel rank and step, at most", rows_per_rank),
-            ("micro-batches per rank and step", math.ceil(rows_per_rank / self.micro_batch_size)),
+            (
+                "micro-batches per rank and step, at most",
+                most_packs(
+                    rows_per_rank,
+                    longest=self.max_tokens,
+                    max_tokens=self.max_tokens_per_pack,
+                    max_sequences=self.micro_batch_size,
+                ),
+            ),
             ("tokens per step, at most", self.global_batch_size * self.max_tokens),
         ]
         num_rows = count_rows(self.data.path)

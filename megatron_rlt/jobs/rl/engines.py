@@ -31,6 +31,7 @@ def build_learner(
             optimizer=config.optimizer,
             blocks=config.scoring,
             temperature=config.temperature,
+            max_tokens_per_pack=config.grpo.max_tokens_per_pack,
             micro_batch_size=config.grpo.micro_batch_size,
             num_updates=config.num_updates,
             on_progress=on_progress,
