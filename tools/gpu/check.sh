@@ -9,6 +9,7 @@ out=$(mkdir -p "${1:?an output folder}" && cd "$1" && pwd)
 dry=${2:-}
 cd "$(dirname "$0")/../.."
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore::UserWarning
+export NVTE_FP8_BLOCK_SCALING_FP32_SCALES=1 # read when Transformer Engine is imported; fp8.scales=float32 needs it
 python=${PYTHON:-python3}
 
 # Transformer Engine prefers a cuDNN of the system to the one that came with torch, and two in one process fail with

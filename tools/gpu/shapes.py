@@ -15,6 +15,7 @@ import torch
 from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.fp8 import Fp8Config
 from megatron_rlt.models.build import build_model
+from megatron_rlt.models.fp8 import weight_writer
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.layout import Layout
 from megatron_rlt.parallel.platform import device
@@ -53,7 +54,7 @@ def random_model(architecture: Architecture, layout: Layout, fp8: Fp8Config | No
     model = build_model(architecture, layout, dtype=torch.bfloat16, recompute="none", fp8=fp8)
     if fp8 is None:
         model.to(device())
-    generator = torch.Generator(device=device()).manual_seed(0)
+    generator, write = torch.Generator(device=device()).manual_seed(0), weight_writer(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             values = torch.empty(parameter.shape, dtype=torch.bfloat16, device=device())
@@ -63,7 +64,7 @@ def random_model(architecture: Architecture, layout: Layout, fp8: Fp8Config | No
                 values.zero_()
             else:
                 values.normal_(std=_STD, generator=generator)
-            parameter.copy_(values)  # a quantised parameter quantises what is copied into it
+            write(parameter, values)
     return model
 
 
