@@ -66,7 +66,8 @@ def score(
 
 def emulated_scores(folder: Path, file: Path) -> dict[str, Tensor]:
     """Scores of `sequences()` by every section of `SECTIONS` on the CPU, in a process that sees no GPU."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    of_this_job = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    environment = {name: value for name, value in os.environ.items() if name not in of_this_job}
     paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(paths)}
     subprocess.run([sys.executable, "-m", "tests.fp8_scores", folder, file], check=True, env=environment)

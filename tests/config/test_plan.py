@@ -36,7 +36,7 @@ def test_the_numbers_of_an_rl_run(workplace: Path) -> None:
         "completions per optimizer step": 16,
         "teacher sequences per data-parallel rank and step, at most": 11,  # 32 / 3
         "student sequences per data-parallel rank and step, at most": 16,
-        "micro-batches per rank and step, at most": 4,  # 16 / 3 -> 6 completions a rank, in packs of 4: 2, for 2 updates
+        "micro-batches per rank and step, at most": 4,  # 16 / 3 -> 6 per rank, in packs of 4: 2, for 2 updates
         "optimizer steps": 20,
         "warm-up steps": 2,
         "teacher tokens per step, at most": 16_000,  # 32 x (200 + 300)

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--length", type=int, default=2048, help="tokens of a completion in the update")
     parser.add_argument("--tokens", type=int, default=32768, help="tokens of an update")
-    parser.add_argument("--micro-batch", type=int, nargs="+", default=[1, 4], help="completions per pass")
+    parser.add_argument("--pack-tokens", type=int, nargs="+", default=[2048, 16384], help="tokens per pass")
     parser.add_argument("--decode", type=int, nargs="+", default=[16, 128], help="completions that decode together")
     parser.add_argument("--decode-tokens", type=int, default=64, help="tokens of each")
     parser.add_argument("--rounds", type=int, default=3)
@@ -50,13 +50,15 @@ def main() -> None:
     start_single_rank()
     record: dict[str, Any] = {"command": "python -m tools.gpu.training", "machine": describe_machine()}
     record |= {"device": device_name(), "arguments": {k: v for k, v in vars(arguments).items() if k != "out"}}
-    before = reset_peak()
-    model = random_model(with_layers(arguments.layers, dry=arguments.dry), build_layout(LayoutConfig()))
+    architecture, layout = with_layers(arguments.layers, dry=arguments.dry), build_layout(LayoutConfig())
+    model = random_model(architecture, layout)
     for count in arguments.decode:
         record[f"rollout of {count}"] = _rollout(model, count, arguments)
         _write(arguments.out, record)
-    for size in arguments.micro_batch:
-        record[f"update by {size}"] = _update(model, size, before, arguments)
+    del model
+    for tokens in arguments.pack_tokens:
+        before = reset_peak()
+        record[f"update in packs of {tokens}"] = _update(random_model(architecture, layout), tokens, before, arguments)
         _write(arguments.out, record)
 
 
@@ -84,15 +86,15 @@ def _rollout(model: LanguageModel, count: int, arguments: argparse.Namespace) ->
     }
 
 
-def _update(model: LanguageModel, micro_batch: int, before: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def _update(model: LanguageModel, pack_tokens: int, before: int, arguments: argparse.Namespace) -> dict[str, Any]:
     model.train()
     policy = Policy(
         model,
         optimizer=OptimizerConfig(lr=1e-6),
         blocks=ScoringConfig(),
         temperature=TEMPERATURE,
-        max_tokens_per_pack=16384,
-        micro_batch_size=micro_batch,
+        max_tokens_per_pack=pack_tokens,
+        micro_batch_size=None,
         num_updates=100,
     )
     sequences = random_sequences(arguments.tokens // arguments.length, arguments.length, model.unpadded_vocab_size)
