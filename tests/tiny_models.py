@@ -31,6 +31,7 @@ def tiny_hf_model(
     head_dim: int = 16,
     max_positions: int = 512,
     dtype: torch.dtype = torch.float32,
+    weight_scale: float = 0.12,
     max_shard_size: str = "50GB",
 ) -> Path:
     """Save a model whose every weight differs from its initial constant: biases are not 0, norms are not 1.
@@ -58,15 +59,15 @@ def tiny_hf_model(
     model = model_class(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(_random_values(name, parameter, generator))
+            parameter.copy_(_random_values(name, parameter, generator, weight_scale))
     model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
 
 
-def _random_values(name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _random_values(name: str, parameter: torch.Tensor, generator: torch.Generator, weight_scale: float) -> torch.Tensor:
     noise = torch.randn(parameter.shape, generator=generator)
     if "norm" in name:
         return 1.0 + 0.3 * noise
     if "embed_tokens" in name or "lm_head" in name:
         return 0.3 * noise
-    return 0.2 * noise if name.endswith("bias") else 0.12 * noise
+    return 0.2 * noise if name.endswith("bias") else weight_scale * noise

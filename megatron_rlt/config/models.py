@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_rlt.config.architecture import Architecture, position_limit
+from megatron_rlt.config.fp8 import Fp8Config, Scales, fp8_faults, scales_faults
 from megatron_rlt.config.section import PositiveInt, Section
 
 Shapes = Mapping[str, Architecture]  # by the model's section name; a model that could not be read is left out
@@ -38,6 +39,8 @@ class ModelConfig(Section):
     """Hugging Face folder: config.json, safetensors, tokenizer."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of weights and activations; sums over tokens and log-sum-exp are float32 in any case."""
+    fp8: Fp8Config | None = None
+    """FP8 linear layers of a frozen model that scores; null: none. On a CPU they are emulated."""
     layout: LayoutConfig = LayoutConfig()
     """Parallel layout of this model; teacher and student may differ."""
     recompute: Literal["none", "selective", "full"] = "none"
@@ -65,6 +68,24 @@ def offload_faults(name: str, trained: ModelConfig) -> list[str]:
         f"{name}.offload=true: only frozen models are offloaded; gradients and optimizer of a trained model keep its"
         " weights on the GPU"
     ]
+
+
+def models_fp8_faults(models: Mapping[str, ModelConfig], shapes: Shapes) -> list[str]:
+    """Broken rules of the models' FP8 sections."""
+    faults = []
+    for name, model in models.items():
+        if model.fp8 is not None:
+            layout = model.layout
+            faults += fp8_faults(
+                name, model.fp8, shapes.get(name), dtype=model.dtype, tp=layout.tp, sp=layout.sp and layout.tp > 1
+            )
+    return faults + scales_faults({name: model.fp8 for name, model in models.items()})
+
+
+def block_scales(models: Mapping[str, ModelConfig]) -> Scales | None:
+    """The one kind of scales of the job's blockwise FP8 models; None without such a model."""
+    sections = (model.fp8 for model in models.values())
+    return next((fp8.scales for fp8 in sections if fp8 is not None and fp8.recipe == "blockwise"), None)
 
 
 def data_parallel_size(layout: LayoutConfig, world_size: int) -> int | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_rlt.config.architecture import Architecture
+from megatron_rlt.config.fp8 import saved_bytes
 from megatron_rlt.config.models import ModelConfig, Shapes, data_parallel_size
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -26,7 +27,7 @@ class ModelPlan:
     """One model's layout and what its fullest rank holds."""
 
     name: str
-    layout: str  # "tp 2 x pp 1 x dp 1, sp"; "offloaded" where it is
+    layout: str  # "tp 2 x pp 1 x dp 1, sp"; "offloaded", "fp8 blockwise" where it is
     num_parameters: int  # of the whole model as published, vocabulary unpadded
     max_rank_parameters: int  # on the fullest rank, vocabulary padded to tp
     weight_bytes: int  # of that rank, a reference model's weights included
@@ -76,14 +77,16 @@ def model_plan(name: str, model: ModelConfig, shape: Architecture, world_size: i
     parameters = max_rank_parameters(shape, tp=layout.tp, pp=layout.pp)
     trained = parameters if use != "frozen" else 0
     copies = 2 if use == "trained with reference" else 1
+    saved = 0 if model.fp8 is None else saved_bytes(model.fp8, shape, tp=layout.tp, pp=layout.pp)
     return ModelPlan(
         name=name,
         layout=f"tp {layout.tp} x pp {layout.pp}{f' x cp {layout.cp}' if layout.cp > 1 else ''} x dp {dp}"
         f"{', sp' if layout.sp else ''}"
-        f"{', offloaded' if model.offload else ''}",
+        f"{', offloaded' if model.offload else ''}"
+        f"{'' if model.fp8 is None else f', fp8 {model.fp8.recipe}'}",
         num_parameters=num_parameters(shape),
         max_rank_parameters=parameters,
-        weight_bytes=copies * parameters * _DTYPE_BYTES[model.dtype],
+        weight_bytes=copies * parameters * _DTYPE_BYTES[model.dtype] - saved,
         gradient_bytes=trained * _GRADIENT_BYTES,
         # The distributed optimizer's share; its padding to bucket boundaries is below a kilobyte and not counted.
         optimizer_bytes=math.ceil(trained / (layout.cp * dp)) * _OPTIMIZER_BYTES[model.dtype],

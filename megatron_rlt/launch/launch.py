@@ -29,6 +29,7 @@ from megatron_rlt.launch.failures import Failure, Kind, failure_of_exception, fa
 from megatron_rlt.launch.local_ranks import LocalRanks, mark_done, mark_phase
 from megatron_rlt.launch.watchdog import Heartbeat, Stall
 from megatron_rlt.parallel.environment import Place, given_place, share_cores, started_by_elastic, torch_environment
+from megatron_rlt.parallel.fp8_support import prepare_fp8
 from megatron_rlt.parallel.platform import start_distributed, stop_distributed
 from megatron_rlt.types import FAILED
 
@@ -88,6 +89,7 @@ def _run_rank(
     try:
         with torch_environment(place), heartbeat:
             start_distributed(timeout_seconds=timeout + _COLLECTIVE_MARGIN_SECONDS, local_rank=place.local_rank)
+            prepare_fp8(config.models)
             status = job(config, heartbeat)
             heartbeat.beat("stop")
             stop_distributed()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_rlt.config.architecture import Architecture
+from megatron_rlt.config.fp8 import Fp8Config
+from megatron_rlt.models.fp8 import transformer_settings
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.rope import rope_frequencies
 from megatron_rlt.models.spec import block_spec, uses_transformer_engine
@@ -29,7 +32,9 @@ _RECOMPUTE: dict[str, dict[str, Any]] = {
 }
 
 
-def build_model(architecture: Architecture, layout: Layout, *, dtype: torch.dtype, recompute: str) -> LanguageModel:
+def build_model(
+    architecture: Architecture, layout: Layout, *, dtype: torch.dtype, recompute: str, fp8: Fp8Config | None = None
+) -> LanguageModel:
     """Build this rank's pipeline stage. Collective over the layout.
 
     Parameters are allocated but not initialised: `models.weights` fills them.
@@ -37,23 +42,37 @@ def build_model(architecture: Architecture, layout: Layout, *, dtype: torch.dtyp
     Args:
         dtype: of parameters and activations.
         recompute: "none", "selective" or "full", as in the configuration.
+        fp8: FP8 linear layers of a model that is not trained; None: none.
     """
     frequencies, rope_factor = rope_frequencies(architecture)
-    config = transformer_config(architecture, layout, dtype=dtype, recompute=recompute, rope_factor=rope_factor)
-    with layout:
+    config = transformer_config(
+        architecture, layout, dtype=dtype, recompute=recompute, rope_factor=rope_factor, fp8=fp8
+    )
+    # Transformer Engine stores an FP8 weight twice, for two products, where gradients are on.
+    with layout, nullcontext() if fp8 is None else torch.no_grad():
         num_layers = get_num_layers_to_build(config, vp_stage=None, pp_rank=layout.pp_rank)
+        first = num_layers * layout.pp_rank  # stages have equal shares
         model = LanguageModel(
             config,
-            block_spec(num_layers=num_layers, qk_norm=architecture.qk_norm, dtype=dtype),
+            block_spec(
+                layers=range(first, first + num_layers),
+                num_layers=architecture.num_layers,
+                qk_norm=architecture.qk_norm,
+                dtype=dtype,
+                fp8=fp8,
+            ),
             vocab_size=math.ceil(architecture.vocab_size / layout.tp) * layout.tp,
             architecture=architecture,
             layout=layout,
+            fp8=fp8,
             max_sequence_length=architecture.max_positions,
             pre_process=layout.is_first_stage,
             post_process=layout.is_last_stage,
             share_embeddings_and_output_weights=architecture.tied_embeddings,
             position_embedding_type="rope",
         )
+    if fp8 is not None and not fp8.activations:
+        model.config.fp8 = None  # without Transformer Engine's context its linears dequantise FP8 weights at each call
     model.rotary_pos_emb.inv_freq = frequencies
     # Keeps the table whole: packs index it by the positions of their tokens, and decoding is never split.
     model.rotary_pos_emb.cp_group = None
@@ -74,7 +93,13 @@ def _mark_shards(model: LanguageModel) -> None:
 
 
 def transformer_config(
-    architecture: Architecture, layout: Layout, *, dtype: torch.dtype, recompute: str, rope_factor: float
+    architecture: Architecture,
+    layout: Layout,
+    *,
+    dtype: torch.dtype,
+    recompute: str,
+    rope_factor: float,
+    fp8: Fp8Config | None,
 ) -> TransformerConfig:
     """Megatron's configuration of the layers.
 
@@ -111,6 +136,7 @@ def transformer_config(
         moe_token_dispatcher_type="alltoall",
         **_device_settings(dtype),
         **_RECOMPUTE[recompute],
+        **_fp8_settings(fp8, dtype),
     )
 
 
@@ -127,3 +153,13 @@ def _device_settings(dtype: torch.dtype) -> dict[str, Any]:
         "apply_rope_fusion": fused,
         "bias_activation_fusion": on_gpu,
     }
+
+
+def _fp8_settings(fp8: Fp8Config | None, dtype: torch.dtype) -> dict[str, Any]:
+    """What Transformer Engine needs to know of FP8; emulated linears know it themselves."""
+    if fp8 is None or not uses_transformer_engine(dtype):
+        return {}
+    from megatron_rlt.models.te_fp8 import check_scales
+
+    check_scales(fp8)
+    return transformer_settings(fp8)

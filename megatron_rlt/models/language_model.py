@@ -9,6 +9,8 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
 from megatron_rlt.config.architecture import Architecture
+from megatron_rlt.config.fp8 import Fp8Config
+from megatron_rlt.models.fp8 import held_tensors
 from megatron_rlt.models.offload import OffloadedWeights
 from megatron_rlt.parallel.layout import Layout
 
@@ -20,9 +22,17 @@ class LanguageModel(GPTModel):  # type: ignore[misc]
     last stage's hidden states after the final norm, or the next stage's input. Later stages read `set_input_tensor`.
     """
 
-    def __init__(self, *args: Any, architecture: Architecture, layout: Layout, **kwargs: Any) -> None:  # noqa: ANN401 - GPTModel's
+    def __init__(
+        self,
+        *args: Any,  # noqa: ANN401 - GPTModel's
+        architecture: Architecture,
+        layout: Layout,
+        fp8: Fp8Config | None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.architecture, self.layout = architecture, layout
+        self.token_multiple = 1 if fp8 is None else fp8.token_multiple  # of the tokens of a pack on one rank
         self.unpadded_vocab_size = architecture.vocab_size  # `vocab_size` is Megatron's: padded to a multiple of tp
         self._offloaded: OffloadedWeights | None = None
 
@@ -42,7 +52,7 @@ class LanguageModel(GPTModel):  # type: ignore[misc]
         """Bytes of this rank's weights that are on the device all the time."""
         if self._offloaded is not None:
             return 0
-        return sum(tensor.nbytes for tensor in (*self.parameters(), *self.buffers()))
+        return sum(tensor.nbytes for tensor in held_tensors(self))
 
     @property
     def host_weight_bytes(self) -> int:

@@ -11,14 +11,15 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from megatron_rlt.models.fp8 import held_tensors
+
 
 class OffloadedWeights:
     """All parameters and buffers of a module in host memory. Outside of `onload` their device storage has 0 bytes."""
 
     def __init__(self, module: nn.Module) -> None:
         """Offload at once. The module's tensors own their storage: no gradient buffer or optimizer views them."""
-        # Tied parameters are one tensor.
-        self._on_device = list(dict.fromkeys((*module.parameters(), *module.buffers())))
+        self._on_device = held_tensors(module)
         for tensor in self._on_device:
             assert not tensor.requires_grad, "the weights of a trained model stay on the device"
             assert tensor.untyped_storage().nbytes() == tensor.nbytes, "a view cannot free its storage"

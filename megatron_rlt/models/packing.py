@@ -1,8 +1,8 @@
 """Packs sequences end to end for one model call, and splits them over data-parallel replicas.
 
 In: the step's sequences. Out: `PackedBatch`es. Trailing padding for alignment is a separate pseudo-sequence, so that no
-token attends to it. With context parallelism each sequence is padded at its end instead, and a rank's batch holds its
-part of each.
+token attends to it. With context parallelism each sequence is padded at its end too, and a rank's batch holds its part
+of each.
 """
 
 from __future__ import annotations
@@ -26,17 +26,22 @@ from megatron_rlt.types import SpannedSequence
 
 @dataclass(frozen=True)
 class Alignment:
-    """The layout's requirement on lengths, and this rank's part of them."""
+    """What must divide lengths in a layout, and this rank's part of them."""
 
-    multiple: int  # divides a pack's tokens; with cp > 1 each sequence's
+    pack: int  # divides a pack's tokens
+    sequence: int  # divides each sequence's padded length; divides `pack`
     cp: int
     cp_rank: int
 
 
-def alignment_of(layout: Layout) -> Alignment:
-    """Sequence parallelism splits a rank's tokens into tp equal parts, context parallelism a sequence into 2 x cp."""
-    tokens = layout.tp if layout.sp else 1
-    return Alignment(tokens if layout.cp == 1 else tokens * 2 * layout.cp, layout.cp, layout.cp_rank)
+def alignment_of(layout: Layout, *, token_multiple: int) -> Alignment:
+    """Sequence parallelism splits a rank's tokens into tp equal parts, context parallelism a sequence into 2 x cp.
+
+    `token_multiple`: what must divide a part's tokens, `LanguageModel.token_multiple`.
+    """
+    parts = layout.tp if layout.sp else 1
+    sequence = 1 if layout.cp == 1 else parts * 2 * layout.cp
+    return Alignment(math.lcm(sequence, token_multiple * parts * layout.cp), sequence, layout.cp, layout.cp_rank)
 
 
 def pack(
@@ -122,7 +127,7 @@ def partition(work: Sequence[float], dp: int) -> list[list[int]]:
 def _join(sequences: Sequence[SpannedSequence], members: list[int], alignment: Alignment) -> PackedBatch:
     chosen = [sequences[index] for index in members]
     ids = [sequence.token_ids for sequence in chosen]
-    pieces = _padded_together(ids, alignment.multiple) if alignment.cp == 1 else _padded(ids, alignment.multiple)
+    pieces = _padded(ids, alignment)
     starts = itertools.accumulate((len(piece) for piece in pieces), initial=0)
     rows = [start + sequence.target_positions - 1 for start, sequence in zip(starts, chosen, strict=False)]
     nothing = [torch.empty(0, dtype=torch.int64)]
@@ -140,17 +145,12 @@ def _join(sequences: Sequence[SpannedSequence], members: list[int], alignment: A
     return batch if alignment.cp == 1 else _part_of_rank(batch, alignment)
 
 
-def _padded_together(ids: list[Tensor], multiple: int) -> list[Tensor]:
-    """The sequences, followed by one of padding if needed."""
-    num_tokens = sum(len(sequence) for sequence in ids)
-    padding = -num_tokens % multiple if num_tokens else multiple
-    return [*ids, torch.zeros(padding, dtype=torch.int64)] if padding else ids
-
-
-def _padded(ids: list[Tensor], multiple: int) -> list[Tensor]:
-    """Each sequence right-padded; causal attention hides the padding from its tokens."""
-    nothing = [torch.zeros(multiple, dtype=torch.int64)]
-    return [F.pad(sequence, (0, -len(sequence) % multiple)) for sequence in ids] or nothing
+def _padded(ids: list[Tensor], alignment: Alignment) -> list[Tensor]:
+    """Each sequence right-padded, which causal attention hides from its tokens; then one of padding if needed."""
+    pieces = [F.pad(sequence, (0, -len(sequence) % alignment.sequence)) for sequence in ids]
+    num_tokens = sum(len(piece) for piece in pieces)
+    padding = -num_tokens % alignment.pack if num_tokens else alignment.pack
+    return [*pieces, torch.zeros(padding, dtype=torch.int64)] if padding else pieces
 
 
 def _part_of_rank(batch: PackedBatch, alignment: Alignment) -> PackedBatch:

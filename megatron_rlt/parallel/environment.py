@@ -64,6 +64,14 @@ def share_cores(world_size: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // world_size)))
 
 
+def set_block_scales(*, float32: bool) -> None:
+    """Choose the scales of Transformer Engine's blockwise FP8 in this process: float32, or powers of two.
+
+    Call before Megatron is imported, which imports Transformer Engine, which reads the variable then.
+    """
+    os.environ["NVTE_FP8_BLOCK_SCALING_FP32_SCALES"] = "1" if float32 else "0"
+
+
 def prepare_vllm(rank: int, world_size: int, *, on_cpu: bool) -> None:
     """Set the variables that vLLM reads when a rank imports and starts it; the user's own values stay.
 

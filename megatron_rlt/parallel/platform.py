@@ -22,13 +22,17 @@ def device_name() -> str | None:
 
 
 # Library warnings on which a user cannot act (regular expressions for the start of the message): Megatron-core 0.16.1
-# warns of optional packages and of its own defaults, and uses collectives that torch 2.13 deprecates.
+# warns of optional packages and of its own defaults, and uses what torch 2.13 and Transformer Engine 2.11 deprecate; the
+# last is fp8.activations=false.
 _LIBRARY_WARNINGS = (
     "Apex is not installed",
     "Transformer Engine and Apex are not installed",
     "full scope is deprecated",
     "The .grad attribute of a Tensor that is not a leaf",
     "`torch.distributed.*` is deprecated",
+    "fp8_autocast is deprecated",
+    "fp8_model_init is deprecated",
+    "You are using quantized weights without quantized compute",
 )
 
 

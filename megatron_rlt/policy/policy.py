@@ -119,8 +119,8 @@ class Policy:
     def _my_batches(self, sequences: Sequence[SpannedSequence]) -> list[PackedBatch]:
         layout = self.model.layout
         mine = partition_by_flops(sequences, layout.dp, self.model.architecture)[layout.dp_rank]
-        alignment, size = alignment_of(layout), self._micro_batch_size
-        batches = pack(sequences, mine, max_tokens=None, max_sequences=size, alignment=alignment)
+        alignment = alignment_of(layout, token_multiple=self.model.token_multiple)
+        batches = pack(sequences, mine, max_tokens=None, max_sequences=self._micro_batch_size, alignment=alignment)
         return batches or [empty_batch(alignment)]
 
     def _loss(self, batch: PackedBatch, output: Tensor, loss: RowLoss[T]) -> tuple[Tensor, T]:

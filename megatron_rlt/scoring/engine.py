@@ -88,7 +88,7 @@ class LogprobEngine:
             mine,
             max_tokens=self._scoring.max_tokens_per_pack,
             max_sequences=None,
-            alignment=alignment_of(layout),
+            alignment=alignment_of(layout, token_multiple=self.model.token_multiple),
         )
         was_training = self.model.training
         self.model.eval()  # no recomputation: there is no backward pass

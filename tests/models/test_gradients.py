@@ -75,7 +75,9 @@ def _gradients(folder: Path, layout: Layout, recompute: str) -> dict[str, Tensor
     sequences = random_sequences(VOCAB_SIZE)
     weights = [torch.full((sequence.num_targets,), 1.0 + index) for index, sequence in enumerate(sequences)]
     with layout:
-        for batch in pack(sequences, range(5), max_tokens=40, max_sequences=None, alignment=alignment_of(layout)):
+        for batch in pack(
+            sequences, range(5), max_tokens=40, max_sequences=None, alignment=alignment_of(layout, token_multiple=1)
+        ):
             logprobs, _ = target_logprobs(
                 model, run_stage(model, batch), batch, temperature=TEMPERATURE, row_block=5, vocab_block=64
             )
@@ -102,7 +104,7 @@ def _gradient_of_nothing(folder: Path) -> float:
     layout, architecture = build_layout(LayoutConfig()), Architecture.from_folder(folder)
     model = build_model(architecture, layout, dtype=torch.float32, recompute="full")
     load_hf_weights(model, folder)
-    batch = empty_batch(alignment_of(layout))
+    batch = empty_batch(alignment_of(layout, token_multiple=1))
     with layout:
         logprobs, _ = target_logprobs(
             model, run_stage(model, batch), batch, temperature=TEMPERATURE, row_block=5, vocab_block=64

@@ -39,7 +39,7 @@ _LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=12)
 
 
 def _whole(multiple: int) -> Alignment:
-    return Alignment(multiple, cp=1, cp_rank=0)
+    return Alignment(multiple, sequence=1, cp=1, cp_rank=0)
 
 
 def test_a_pack_by_hand() -> None:
@@ -64,7 +64,7 @@ def test_a_pack_over_two_context_parallel_ranks_by_hand() -> None:
         SpannedSequence(torch.tensor([20, 21, 22, 23, 24]), (Span(1, 2), Span(3, 5))),
     ]
     outer, inner = (
-        pack(sequences, [0, 1], max_tokens=None, max_sequences=None, alignment=Alignment(4, 2, rank))[0]
+        pack(sequences, [0, 1], max_tokens=None, max_sequences=None, alignment=Alignment(4, 4, 2, rank))[0]
         for rank in range(2)
     )
     assert outer.input_ids.tolist() == [20, 21, 0, 0, 10, 0]
@@ -85,7 +85,7 @@ def test_a_pack_over_two_context_parallel_ranks_by_hand() -> None:
 
 def test_an_empty_batch_has_tokens_on_every_context_parallel_rank() -> None:
     for rank in range(2):
-        batch = empty_batch(Alignment(8, 2, rank))
+        batch = empty_batch(Alignment(8, 8, 2, rank))
         assert (batch.input_ids.numel(), batch.lengths, batch.rows.numel()) == (4, (8,), 0)
         assert batch.own_rows is not None
         assert batch.own_rows.numel() == 0

@@ -109,7 +109,7 @@ def _largest_errors(folders: dict[str, Path], layouts: list[LayoutConfig]) -> di
                     range(len(sequences)),
                     max_tokens=max_tokens,
                     max_sequences=max_sequences,
-                    alignment=alignment_of(layout),
+                    alignment=alignment_of(layout, token_multiple=1),
                 )
                 compare = partial(_error_of_batch, model, dense, sequences, batches)
                 found = forward_only(model, layout, batches, run_stage, compare, on_batch=lambda _: None)

@@ -123,7 +123,9 @@ def _check_still_trainable(model: LanguageModel) -> None:
     if layout.pp > 1:
         return
     sequence = SpannedSequence(torch.arange(8), (Span(1, 8),))
-    batch = pack([sequence], [0], max_tokens=None, max_sequences=None, alignment=alignment_of(layout))[0]
+    batch = pack(
+        [sequence], [0], max_tokens=None, max_sequences=None, alignment=alignment_of(layout, token_multiple=1)
+    )[0]
     with layout:
         blocks = {"row_block": 8, "vocab_block": 64}
         logprobs, _ = target_logprobs(model, run_stage(model, batch), batch, temperature=0.7, **blocks)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_rlt.config.commands.job import JobConfig
+from megatron_rlt.config.fp8 import not_scoring_faults
 from megatron_rlt.config.models import PAPER_TEMPERATURE, ModelConfig, ScoringConfig, Shapes, budget_faults
 from megatron_rlt.config.paths import count_rows, data_faults, tokenizer_faults
 from megatron_rlt.config.plan import Plan, frozen_plans, replicas
@@ -94,6 +95,7 @@ class CollectConfig(JobConfig):
             *budget_faults(teacher, prompt, completion, section="rollout"),
             *rollout_faults(self.rollout, self.teacher, shapes.get("teacher"), self.world_size),
             *ahead_faults(self.rollout, None),
+            *not_scoring_faults("teacher", self.teacher.fp8, "sampled"),
             *_selection_faults(self),
         ]
 

@@ -17,6 +17,7 @@ from megatron_rlt.config.commands.evaluation_sets import (
     known_set,
 )
 from megatron_rlt.config.commands.job import AnswerKind, JobConfig
+from megatron_rlt.config.fp8 import not_scoring_faults
 from megatron_rlt.config.models import PAPER_TEMPERATURE, ModelConfig, Shapes, budget_faults
 from megatron_rlt.config.paths import HUB, count_rows, row_file_faults
 from megatron_rlt.config.plan import Plan, frozen_plans, replicas
@@ -110,6 +111,7 @@ class EvaluateConfig(JobConfig):
             )
         prompt, completion = self.prompts.max_prompt_tokens, sampling.max_completion_tokens
         faults += budget_faults(shapes, prompt, completion, section="sampling")
+        faults += not_scoring_faults("model", self.model.fp8, "sampled")
         smallest, largest = self.countdown.smallest_target, self.countdown.largest_target
         if smallest > largest:
             faults.append(

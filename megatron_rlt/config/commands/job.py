@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from megatron_rlt.config.architecture import Architecture
-from megatron_rlt.config.models import ModelConfig, Shapes, layout_faults
+from megatron_rlt.config.models import ModelConfig, Shapes, layout_faults, models_fp8_faults
 from megatron_rlt.config.paths import folder_faults, model_faults
 from megatron_rlt.config.plan import Plan
 from megatron_rlt.config.section import PositiveFloat, PositiveInt, Section
@@ -100,4 +100,4 @@ class JobConfig(CommandConfig):
         return faults
 
     def faults(self, shapes: Shapes) -> list[str]:
-        return layout_faults(self.models, shapes, self.world_size)
+        return [*layout_faults(self.models, shapes, self.world_size), *models_fp8_faults(self.models, shapes)]

@@ -6,6 +6,7 @@ import math
 from typing import ClassVar
 
 from megatron_rlt.config.commands.job import JobConfig
+from megatron_rlt.config.fp8 import not_scoring_faults
 from megatron_rlt.config.mismatch import MismatchConfig, mismatch_faults
 from megatron_rlt.config.models import (
     PAPER_TEMPERATURE,
@@ -84,6 +85,7 @@ class RlConfig(JobConfig):
             *budget_faults(shapes, prompt, completion, section="rollout"),
             *optimizer_faults(self.optimizer),
             *offload_faults(self.policy_name, self.policy),
+            *not_scoring_faults(self.policy_name, self.policy.fp8, "trained"),
         ]
 
     def plan(self, shapes: Shapes) -> Plan:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_rlt.config.commands.job import JobConfig
+from megatron_rlt.config.fp8 import not_scoring_faults
 from megatron_rlt.config.models import (
     ModelConfig,
     ScoringConfig,
@@ -116,6 +117,7 @@ class SftConfig(JobConfig):
         return [
             *faults,
             *offload_faults("model", self.model),
+            *not_scoring_faults("model", self.model.fp8, "trained"),
             *length_faults(shapes, self.max_tokens, what=f"max_tokens={self.max_tokens}", remedy="lower max_tokens"),
             *optimizer_faults(self.optimizer),
         ]

@@ -24,8 +24,9 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def load_model(config: ModelConfig, layout: Layout) -> LanguageModel:
     """Load a model. Collective over the layout; raises ValueError if folder and architecture disagree."""
     architecture = Architecture.from_folder(config.model)
-    model = build_model(architecture, layout, dtype=_DTYPES[config.dtype], recompute=config.recompute)
-    model.to(device())
+    model = build_model(architecture, layout, dtype=_DTYPES[config.dtype], recompute=config.recompute, fp8=config.fp8)
+    if config.fp8 is None:
+        model.to(device())  # FP8 layers are built where they run
     load_hf_weights(model, config.model)
     return model
 

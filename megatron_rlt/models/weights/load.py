@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from megatron_rlt.config.architecture import Architecture
+from megatron_rlt.models.fp8 import is_fp8, weight_writer
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.weights.hf_reader import SliceRead, StoredTensor, check_census, copy_slices, read_headers
 from megatron_rlt.models.weights.stage import stage_parameters
@@ -41,7 +42,14 @@ def load_hf_weights(model: LanguageModel, folder: Path) -> None:
     check_census(folder, stored, hf_shapes(architecture), unused=(_OUTPUT,) if architecture.tied_embeddings else ())
     embedding_copies: list[SliceRead] = []
     reads: list[SliceRead] = []
+    write = weight_writer(model)
     for pair, parameter in stage_parameters(model).values():
+        if is_fp8(parameter):
+            # A slice of a quantised tensor is a copy, so that a whole weight is read first, in the model's dtype.
+            whole = torch.empty(parameter.shape, dtype=model.config.params_dtype, device=parameter.device)
+            copy_slices(stored, _reads(pair, whole, architecture, layout))
+            write(parameter, whole)
+            continue
         new_reads = list(_reads(pair, parameter.detach(), architecture, layout))
         reads += new_reads
         if pair.split is Split.VOCABULARY and architecture.tied_embeddings:
