@@ -22,8 +22,8 @@ def device_name() -> str | None:
 
 
 # Library warnings on which a user cannot act (regular expressions for the start of the message): Megatron-core 0.16.1
-# warns of optional packages and of its own defaults, and uses what torch 2.13 and Transformer Engine 2.11 deprecate; the
-# last is fp8.activations=false.
+# warns of optional packages and of its own defaults, and uses what torch 2.13 and Transformer Engine 2.11 deprecate.
+# The last one is what fp8.activations=false asks for.
 _LIBRARY_WARNINGS = (
     "Apex is not installed",
     "Transformer Engine and Apex are not installed",
