@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from megatron_rlt.config.commands.job import JobConfig
+from megatron_rlt.config.fp8 import Fp8Config
+from megatron_rlt.config.models import ModelConfig
 from megatron_rlt.launch.launch import run_job
 from megatron_rlt.parallel.environment import Place, first_host, given_place, torch_environment
+from megatron_rlt.parallel.fp8_support import prepare_fp8
 from tests.parallel.launched_jobs import counts_ranks
 
 _SRUN = {
@@ -87,3 +93,26 @@ def test_another_number_of_ranks_than_the_launchers_is_refused(environment: pyte
     message = "world_size=4 but torchrun started 2 ranks; set world_size=2 or start 4"
     with pytest.raises(ValueError, match=message):
         run_job(counts_ranks, settings, settings.world_size)
+
+
+_SCALES = "NVTE_FP8_BLOCK_SCALING_FP32_SCALES"
+
+
+def test_transformer_engine_gets_the_scales_of_the_jobs_blockwise_models(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv(_SCALES, "unset")
+    plain, mxfp8 = ModelConfig(model=Path("m")), ModelConfig(model=Path("m"), fp8=Fp8Config(recipe="mxfp8"))
+    prepare_fp8({"teacher": plain, "student": mxfp8})
+    assert os.environ[_SCALES] == "unset"
+    for scales, value in (("float32", "1"), ("power_of_two", "0")):
+        blockwise = ModelConfig(model=Path("m"), fp8=Fp8Config(scales=scales))  # type: ignore[arg-type]
+        prepare_fp8({"teacher": plain, "student": mxfp8, "students.extra.other": blockwise})
+        assert os.environ[_SCALES] == value
+
+
+def test_nothing_imports_megatron_before_the_scales_are_set() -> None:
+    """Transformer Engine, which Megatron imports, reads them at import; the job itself is imported afterwards."""
+    program = (
+        "import sys, megatron_rlt.__main__, megatron_rlt.cli, megatron_rlt.launch.launch;"
+        "sys.exit(any(name.startswith(('megatron.', 'transformer_engine')) for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

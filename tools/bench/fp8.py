@@ -73,7 +73,7 @@ def main() -> int:
     questions = torch.tensor([hash_of((row.step, row.question_index)) for row in rows])
     record: dict[str, Any] = {"command": " ".join(["python -m tools.bench.fp8", *sys.argv[1:]])}
     record |= {"machine": describe_machine(), "device": device_name(), "emulated": _is_emulated()}
-    record |= {"student": str(_student(arguments, rows)), "groups": len(questions.unique()), "explanations": len(rows)}
+    record |= {"student": str(_student(arguments, rows)), "groups": len(torch.unique(questions)), "explanations": len(rows)}
     record |= {"explanation_tokens": sum(row.explanation_tokens for row in rows), "ways": {}}
     exact: Scores | None = None
     broken: dict[str, list[str]] = {}

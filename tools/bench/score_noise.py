@@ -36,7 +36,7 @@ def compare(found: Scores, exact: Scores, groups: Tensor) -> dict[str, object]:
     """
     gaps = (found.tokens.double() - exact.tokens.double()).abs()
     own, true = _totals(found), _totals(exact)
-    members = [torch.nonzero(groups == group)[:, 0] for group in groups.unique()]
+    members = [torch.nonzero(groups == group)[:, 0] for group in torch.unique(groups)]
     flips = [_flips(own[rows], true[rows]) for rows in members]
     noise = torch.tensor([noise_share(own[rows], true[rows]) for rows in members], dtype=torch.float64)
     ranks = torch.tensor([spearman(own[rows], true[rows]) for rows in members], dtype=torch.float64)
