@@ -108,12 +108,16 @@ def _draw_step(rng: random.Random, number: int, things: str) -> Step:
     divisors = [n for n in range(2, 7) if number % n == 0 and number > n]
     signs = ["+"] + ["-"] * (number > 2) + ["*"] * (number < 150) + ["/"] * bool(divisors)
     sign = rng.choice(signs)
-    n, after, ways = {
-        "+": lambda: (m := rng.randint(2, 60), number + m, _GAINS),
-        "-": lambda: (m := rng.randint(1, number - 1), number - m, _LOSSES),
-        "*": lambda: (m := rng.randint(2, 5), number * m, _TIMES),
-        "/": lambda: (m := rng.choice(divisors), number // m, _SPLITS),
-    }[sign]()
+    ways: tuple[str, ...]
+    if sign == "+":
+        n, ways = rng.randint(2, 60), _GAINS
+    elif sign == "-":
+        n, ways = rng.randint(1, number - 1), _LOSSES
+    elif sign == "*":
+        n, ways = rng.randint(2, 5), _TIMES
+    else:
+        n, ways = rng.choice(divisors), _SPLITS
+    after = {"+": number + n, "-": number - n, "*": number * n, "/": number // n}[sign]
     return Step(sign, n, number, after, rng.choice(ways).format(n=n, things=things))
 
 
