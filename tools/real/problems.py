@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -42,7 +43,7 @@ _STEPS = (
     "Now {before} {sign} {n} gives {after}.",
     "That makes {before} {sign} {n}, which is {after}.",
     "After this there are {after}, because {before} {sign} {n} = {after}.",
-    "Next: {after} ({before} {sign} {n}).",
+    "Next, {before} {sign} {n} makes {after}.",
 )
 _CLOSERS = (
     "So the answer is {answer}.",
@@ -51,6 +52,7 @@ _CLOSERS = (
     "The result is {answer}.",
 )
 _LEAPS = ("It is easy to see that it is {answer}.", "This is simply {answer}.", "One finds {answer} at once.")
+_EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+)(?: = | gives |, which is | makes )(\d+)")
 _SHARES = {"careful": 0.4, "sloppy": 0.3, "leap": 0.3}
 
 
@@ -145,16 +147,12 @@ def trace(rng: random.Random, problem: WordProblem, style: Style) -> str:
 
 
 def style_of(problem: WordProblem, text: str) -> Style:
-    """What a written explanation turns out to be: careful if every step's result stands in it, in order."""
-    place = 0
-    for step in problem.steps:
-        place = text.find(str(step.after), place)
-        if place < 0:
-            break
-        place += 1
-    else:
-        return Style.CAREFUL
-    return Style.LEAP if sum(str(step.before) in text for step in problem.steps) < 2 else Style.SLOPPY
+    """What a written explanation turns out to be: careful if its equations are the problem's steps, all of them right."""
+    written = [(int(before), sign, int(n), int(after)) for before, sign, n, after in _EQUATION.findall(text)]
+    if not written:
+        return Style.LEAP
+    steps = [(step.before, step.sign, step.n, step.after) for step in problem.steps]
+    return Style.CAREFUL if written == steps else Style.SLOPPY
 
 
 def write_rows(out: Path, *, seed: int, num_rows: int, num_held_out: int) -> None:
