@@ -147,7 +147,7 @@ def trace(rng: random.Random, problem: WordProblem, style: Style) -> str:
 
 
 def style_of(problem: WordProblem, text: str) -> Style:
-    """What a written explanation turns out to be: careful if its equations are the problem's steps, all of them right."""
+    """What a written explanation turns out to be: careful if its equations are all steps, each of them right."""
     written = [(int(before), sign, int(n), int(after)) for before, sign, n, after in _EQUATION.findall(text)]
     if not written:
         return Style.LEAP
