@@ -39,6 +39,7 @@ TAGS = {
     "explanation_open": "<exp>",
     "explanation_close": "</exp>",
     "separator": " ",
+    "padding": " ",
 }
 _TRL, _ONE, _TWO = "TRL", "megatron_rlt, 1 rank", "megatron_rlt, 2 ranks"
 _BUSY_LOAD = 0.5  # processes that wanted a core before the bench began
@@ -114,7 +115,7 @@ def _settings(arguments: argparse.Namespace, model: Path, folder: Path) -> dict[
         "student": side,
         "data": {"path": folder},
         "num_steps": 1 + arguments.rounds,
-        "prompts": {"custom_tags": TAGS, "teacher_system": "", "student_system": ""},
+        "prompts": {"custom_tags": TAGS, "teacher_system": "", "student_system": "", "exact_text": False},
         "rollout": {"max_completion_tokens": arguments.tokens},
         "scoring": {"max_tokens_per_pack": 4096},
         "grpo": {
