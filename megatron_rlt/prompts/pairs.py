@@ -51,7 +51,8 @@ class PairBuilder:
         """
         completion_ids, num_explanation_tokens = self.teacher.completion(explanation)
         parts = CompletionParts(num_explanation_tokens, has_end_tag=True, text_after_end_tag="")
-        pair = self._build(self.teacher.prompt(problem), completion_ids, parts, truncated=False)
+        built = self._build(self.teacher.prompt(problem), completion_ids, parts, truncated=False)
+        pair = replace(built, explanation_text=explanation)
         padding = self.teacher.tags.padding
         brings_padding = num_explanation_tokens > 0 and bool(padding) and explanation.startswith(padding)
         return self._with_opening_padding(pair) if brings_padding else pair
@@ -72,15 +73,16 @@ class PairBuilder:
         tags = self.teacher.tags
         written = _padding_ids(self.teacher.tokenizer, tags.explanation_open, tags.padding)
         read = _padding_ids(self.student.tokenizer, tags.thought_open, tags.padding)
-        if self.one_tokenizer and written != read:
+        if not self.one_tokenizer or written != read:
             return pair
         (completion,), (explanation, solution) = pair.teacher.spans, pair.student.spans
+        completion = replace(completion, start=completion.start - len(written))
+        explanation = replace(explanation, start=explanation.start - len(read))
         return replace(
             pair,
-            teacher=replace(pair.teacher, spans=(Span(completion.start - len(written), completion.stop),)),
-            student=replace(pair.student, spans=(Span(explanation.start - len(read), explanation.stop), solution)),
+            teacher=replace(pair.teacher, spans=(completion,)),
+            student=replace(pair.student, spans=(explanation, solution)),
             num_explanation_tokens=pair.num_explanation_tokens + len(written),
-            explanation_text=(tags.padding if written else "") + pair.explanation_text,
         )
 
     def _build(
@@ -127,13 +129,12 @@ def teacher_format(folder: Path, prompts: PromptConfig) -> TeacherFormat:
     Raises ValueError if tokenizer, chat template and tags do not go together: `load_tokenizer`, `check_exact_text`,
     `check_template` and `check_tags`.
     """
-    tokenizer, system, limit = _exact_tokenizer(folder, prompts), teacher_system(prompts), prompts.max_prompt_tokens
-    return TeacherFormat(tokenizer, tag_set(prompts), system=system, max_prompt_tokens=limit)
+    return _teacher_format(_exact_tokenizer(folder, prompts), prompts)
 
 
 def student_format(folder: Path, prompts: PromptConfig) -> StudentFormat:
     """The student's format with the tokenizer in `folder`. Raises ValueError as `teacher_format`."""
-    return StudentFormat(_exact_tokenizer(folder, prompts), tag_set(prompts), system=student_system(prompts))
+    return _student_format(_exact_tokenizer(folder, prompts), prompts)
 
 
 def pair_builder(teacher_folder: Path, student_folder: Path, prompts: PromptConfig) -> PairBuilder:
@@ -141,11 +142,21 @@ def pair_builder(teacher_folder: Path, student_folder: Path, prompts: PromptConf
 
     Raises ValueError as `teacher_format`, or if both have one vocabulary and cut texts differently.
     """
-    teacher, student = teacher_format(teacher_folder, prompts), student_format(student_folder, prompts)
-    one_tokenizer = teacher.tokenizer.hf.get_vocab() == student.tokenizer.hf.get_vocab()
+    written = _exact_tokenizer(teacher_folder, prompts)
+    read = written if student_folder == teacher_folder else _exact_tokenizer(student_folder, prompts)
+    one_tokenizer = read is written or written.hf.get_vocab() == read.hf.get_vocab()
     if one_tokenizer:
-        check_same_ids(teacher.tokenizer, student.tokenizer)
-    return PairBuilder(teacher, student, one_tokenizer)
+        check_same_ids(written, read)
+    return PairBuilder(_teacher_format(written, prompts), _student_format(read, prompts), one_tokenizer)
+
+
+def _teacher_format(tokenizer: ChatTokenizer, prompts: PromptConfig) -> TeacherFormat:
+    system, limit = teacher_system(prompts), prompts.max_prompt_tokens
+    return TeacherFormat(tokenizer, tag_set(prompts), system=system, max_prompt_tokens=limit)
+
+
+def _student_format(tokenizer: ChatTokenizer, prompts: PromptConfig) -> StudentFormat:
+    return StudentFormat(tokenizer, tag_set(prompts), system=student_system(prompts))
 
 
 def _exact_tokenizer(folder: Path, prompts: PromptConfig) -> ChatTokenizer:
