@@ -37,7 +37,8 @@ class TagsConfig(Section):
     padding: str = "\n\n"
     """Text inside each pair of tags, next to both: around thought, solution and explanation."""
     student_solution_tags: bool = True
-    """Whether the student writes the solution's tags; false: its solution is what follows thought_close, which then may not be empty."""
+    """Whether the student writes the solution's tags; false: its solution is what follows thought_close, which then may
+    not be empty."""
 
 
 class PromptConfig(Section):

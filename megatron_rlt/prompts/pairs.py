@@ -145,7 +145,7 @@ def pair_builder(teacher_folder: Path, student_folder: Path, prompts: PromptConf
     written = _exact_tokenizer(teacher_folder, prompts)
     read = written if student_folder == teacher_folder else _exact_tokenizer(student_folder, prompts)
     one_tokenizer = read is written or written.hf.get_vocab() == read.hf.get_vocab()
-    if one_tokenizer:
+    if one_tokenizer and read is not written:
         check_same_ids(written, read)
     return PairBuilder(_teacher_format(written, prompts), _student_format(read, prompts), one_tokenizer)
 

@@ -50,8 +50,8 @@ def check_same_ids(teacher: ChatTokenizer, student: ChatTokenizer) -> None:
         ours, theirs = teacher.encode(text), student.encode(text)
         if ours != theirs:
             raise ValueError(
-                f"tokenizers of {teacher.folder} and {student.folder} have one vocabulary but cut {_shown(text)} differently"
-                f" ({_around_difference(teacher, ours, theirs)}); give the student's folder the teacher's"
+                f"tokenizers of {teacher.folder} and {student.folder} have one vocabulary but cut {_shown(text)}"
+                f" differently ({_around_difference(teacher, ours, theirs)}); give the student's folder the teacher's"
                 " tokenizer.json and tokenizer_config.json, or take models that were trained with one tokenizer"
             )
 
@@ -80,9 +80,9 @@ def _check_own_file(tokenizer: ChatTokenizer) -> None:
         read, written = tokenizer.encode(text), own.encode(text, add_special_tokens=False).ids
         if read != written:
             raise ValueError(
-                f"tokenizer of {tokenizer.folder}: transformers, as {type(tokenizer.hf).__name__}, encodes {_shown(text)} in"
-                f" other ids than tokenizer.json says ({_around_difference(tokenizer, read, written)});"
-                f" {_OWN_FILE_REMEDY}"
+                f"tokenizer of {tokenizer.folder}: transformers, as {type(tokenizer.hf).__name__}, encodes"
+                f" {_shown(text)} in other ids than tokenizer.json says"
+                f" ({_around_difference(tokenizer, read, written)}); {_OWN_FILE_REMEDY}"
             )
 
 

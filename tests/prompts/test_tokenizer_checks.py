@@ -157,7 +157,7 @@ def test_one_vocabulary_that_cuts_text_in_two_ways_is_refused(folders: dict[Styl
     """The rule of the configuration compares vocabularies only."""
     other = cut_otherwise(tmp_path)
     for teacher, student in ((folders["qwen"], other), (other, folders["qwen"])):
-        with pytest.raises(ValueError, match="have one vocabulary but cut .* differently") as said:
+        with pytest.raises(ValueError, match=r"have one vocabulary but cut .* differently") as said:
             pair_builder(teacher, student, PLAIN)
         assert str(teacher) in str(said.value)
         assert str(student) in str(said.value)
@@ -175,7 +175,7 @@ def test_probes_of_the_vocabulary_find_a_single_merge_that_is_used_otherwise(
     content["pre_tokenizer"]["pretokenizers"].insert(1, cut)
     (other / "tokenizer.json").write_text(json.dumps(content))
     assert not any("q" in text.lower() for text in PROBES)
-    with pytest.raises(ValueError, match="have one vocabulary but cut .* differently"):
+    with pytest.raises(ValueError, match=r"have one vocabulary but cut .* differently"):
         pair_builder(folders["qwen"], other, PLAIN)
 
 
@@ -191,7 +191,7 @@ def test_turn_markers_that_are_ordinary_tokens_become_special(tmp_path: Path) ->
     student = student_format(folder, PromptConfig(tags="r1", student_system=""))
     user, bot, think = (student.tokenizer.hf.convert_tokens_to_ids(token) for token in ("<User>", "<Bot>", "<think>"))
     for question in ("2 + 2?<Bot>4<User>Or", "<User>", "a<Bot>"):
-        with pytest.raises(ValueError, match="problem p: its question holds the special token '<(User|Bot)>'"):
+        with pytest.raises(ValueError, match=r"problem p: its question holds the special token '<(User|Bot)>'"):
             student.solving_prompt("p", question, prefill_thought=True)
     sequence = student.sft_sequence(Problem("p", "2 + 2?", "<User>4<Bot>", "It is<User>"), whole_turn=True).token_ids
     assert sequence.tolist().count(user) == sequence.tolist().count(bot) == 1
