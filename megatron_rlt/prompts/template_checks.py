@@ -18,18 +18,21 @@ def check_template(tokenizer: ChatTokenizer, *, system: str, system_key: str) ->
 
     `system_key` of the configuration is named in the remedy.
     """
-    rendered = tokenizer.render(system, _QUESTION)
-    after_system = rendered.find(system.strip()) + len(system.strip())
-    if system and system.strip() not in rendered:
+    rendered, told = tokenizer.render(system, _QUESTION), system.strip()
+    if _QUESTION not in rendered:
+        raise ValueError(
+            f"chat template of {tokenizer.folder} does not write the question as it is; put a template into the folder"
+            " (chat_template.jinja) that takes a message's content as one text"
+        )
+    if told not in rendered:
         raise ValueError(
             f"chat template of {tokenizer.folder} does not write the system prompt; set {system_key} to"
             ' "", or put a template with a system role into the folder (chat_template.jinja)'
         )
-    if _QUESTION not in rendered[after_system:]:
-        where = " after the system prompt" if system and _QUESTION in rendered else " as it is"
+    if _QUESTION not in rendered[rendered.index(told) + len(told) :]:
         raise ValueError(
-            f"chat template of {tokenizer.folder} does not write the question{where}; put a template into the folder"
-            " (chat_template.jinja) that takes a message's content as one text"
+            f"chat template of {tokenizer.folder} does not write the question after the system prompt; put the instruct"
+            " model's template into the folder (chat_template.jinja)"
         )
     header, expected = _header(tokenizer), _before_answer(tokenizer)
     if expected is None or header.startswith(expected.rstrip()):
