@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import datetime
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
 
 from megatron_rlt.config.section import NonEmptyText, PositiveInt, Section
+
+TEMPLATE_DATE = datetime.date(2024, 7, 26)  # the one that Llama's own templates write where no clock is at hand
+
+
+def _as_date(value: object) -> object:
+    """YAML's text: where a validator of the whole configuration has looked at it before, a strict date refuses it."""
+    return datetime.date.fromisoformat(value) if isinstance(value, str) else value
 
 
 class TagsConfig(Section):
@@ -23,7 +33,12 @@ class TagsConfig(Section):
     explanation_close: NonEmptyText
     """The end tag that the teacher writes."""
     separator: str = "\n\n"
-    """Text after a closing tag and around the teacher's explanation."""
+    """Text between two sections."""
+    padding: str = "\n\n"
+    """Text inside each pair of tags, next to both: around thought, solution and explanation."""
+    student_solution_tags: bool = True
+    """Whether the student writes the solution's tags; false: its solution is what follows thought_close, which then may
+    not be empty."""
 
 
 class PromptConfig(Section):
@@ -37,6 +52,10 @@ class PromptConfig(Section):
     """The teacher's system prompt; None uses the tag set's, an empty string sends none."""
     student_system: str | None = None
     """The student's system prompt; None uses the tag set's, an empty string sends none."""
+    date: Annotated[datetime.date, BeforeValidator(_as_date)] = TEMPLATE_DATE
+    """What a chat template that writes today's date is told: the clock would give one run several prompts."""
+    exact_text: bool = True
+    """Refuse a tokenizer whose ids do not give a text back. False: for toy vocabularies of whole words."""
     max_prompt_tokens: PositiveInt = 16384
     """Longest prompt in tokens (the teacher's; in `evaluate` and `rlvr` the student's). A longer row is rejected by
     its id."""

@@ -24,6 +24,7 @@ _OF_SAMPLES = (
     "prompts.tags",
     "prompts.custom_tags",
     "prompts.teacher_system",
+    "prompts.date",
     "prompts.max_prompt_tokens",
     "rollout.engine",
     "rollout.max_completion_tokens",
