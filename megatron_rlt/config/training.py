@@ -5,6 +5,7 @@ A rule is a function that returns one line per fault, naming key, value and reme
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -83,11 +84,11 @@ class OptimizerConfig(Section):
     lr: PositiveFloat = 1e-6
     """Peak learning rate."""
     min_lr: NonNegativeFloat = 0.0
-    """Learning rate at the end of a decaying schedule."""
+    """Learning rate towards which a decaying schedule falls; it would have it one step after its last."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Shape after the warm-up."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of all optimizer steps during which the rate rises from 0."""
+    """Share of all optimizer steps during which the rate rises from 0, which the first of them has."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of the first moment."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
@@ -95,7 +96,7 @@ class OptimizerConfig(Section):
     epsilon: PositiveFloat = 1e-8
     """Added to the denominator of Adam."""
     weight_decay: NonNegativeFloat = 0.0
-    """Decoupled weight decay."""
+    """Decoupled weight decay of matrices, embedding and output layer included; norms and biases have none."""
     clip_grad: PositiveFloat = 1.0
     """Largest global gradient norm; larger gradients are scaled down to it."""
     max_skipped_steps: PositiveInt = 5
@@ -149,5 +150,8 @@ def optimizer_faults(optimizer: OptimizerConfig) -> list[str]:
 
 
 def num_warmup_updates(settings: OptimizerConfig, updates: int) -> int:
-    """Optimizer steps with a rising rate, of `updates` in all; at least one step runs at the peak."""
-    return min(round(settings.warmup_fraction * updates), updates - 1)
+    """Optimizer steps with a rising rate, of `updates` in all, rounded up as by transformers' Trainer.
+
+    At least one step runs at the peak.
+    """
+    return min(math.ceil(settings.warmup_fraction * updates), updates - 1)

@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megatron_rlt.config.architecture import Architecture
+from megatron_rlt.config.model_files import vocabulary_fault
 from megatron_rlt.config.prompts import PromptConfig
 from megatron_rlt.prompts.stopping import CompletionParts, split_completion
 from megatron_rlt.prompts.student import StudentFormat
 from megatron_rlt.prompts.tags import student_system, tag_set, teacher_system
 from megatron_rlt.prompts.teacher import TeacherFormat
-from megatron_rlt.prompts.tokenizer import load_tokenizer
+from megatron_rlt.prompts.tokenizer import ChatTokenizer, load_tokenizer
 from megatron_rlt.types import Completion, FinishReason, FormatFlag, Problem, Prompt, ScoringPair, Span, SpannedSequence
 
 
@@ -94,13 +96,13 @@ class PairBuilder:
 
 def teacher_format(folder: Path, prompts: PromptConfig) -> TeacherFormat:
     """The teacher's format with the tokenizer in `folder`. Raises ValueError as `load_tokenizer` and `check_tags`."""
-    tokenizer, system, limit = load_tokenizer(folder), teacher_system(prompts), prompts.max_prompt_tokens
+    tokenizer, system, limit = _model_tokenizer(folder), teacher_system(prompts), prompts.max_prompt_tokens
     return TeacherFormat(tokenizer, tag_set(prompts), system=system, max_prompt_tokens=limit)
 
 
 def student_format(folder: Path, prompts: PromptConfig) -> StudentFormat:
     """The student's format with the tokenizer in `folder`. Raises ValueError as `load_tokenizer` and `check_tags`."""
-    return StudentFormat(load_tokenizer(folder), tag_set(prompts), system=student_system(prompts))
+    return StudentFormat(_model_tokenizer(folder), tag_set(prompts), system=student_system(prompts))
 
 
 def pair_builder(teacher_folder: Path, student_folder: Path, prompts: PromptConfig) -> PairBuilder:
@@ -108,3 +110,17 @@ def pair_builder(teacher_folder: Path, student_folder: Path, prompts: PromptConf
     teacher, student = teacher_format(teacher_folder, prompts), student_format(student_folder, prompts)
     one_tokenizer = teacher.tokenizer.hf.get_vocab() == student.tokenizer.hf.get_vocab()
     return PairBuilder(teacher, student, one_tokenizer)
+
+
+def _model_tokenizer(folder: Path) -> ChatTokenizer:
+    """The tokenizer of a model; raises ValueError also where the model has no row for one of its ids.
+
+    The rules have compared both before, but only for a folder with a `tokenizer.json`.
+    """
+    tokenizer = load_tokenizer(folder)
+    if not (folder / "config.json").is_file():  # a tokenizer alone
+        return tokenizer
+    fault = vocabulary_fault(Architecture.from_folder(folder).vocab_size, tokenizer.num_ids)
+    if fault is not None:
+        raise ValueError(f"{folder}: {fault}")
+    return tokenizer

@@ -5,18 +5,22 @@ Text from data and tags are encoded as plain text: `<|im_end|>` written in a sol
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import AutoTokenizer
 
+from megatron_rlt.config.model_files import declared_stop_ids
+from megatron_rlt.given_files import reason_of
 from megatron_rlt.prompts.tags import TagSet
 from megatron_rlt.types import Problem
+
+# What a template's own code can raise besides jinja's errors.
+_TEMPLATE_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 MARK = "turnmark"  # placeholder text, to find what the template writes around a message
 
@@ -95,6 +99,16 @@ class ChatTokenizer:
             messages.append({"role": "assistant", "content": answer})
         try:
             rendered = self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer is None)
+        except TemplateSyntaxError as error:
+            raise ValueError(
+                f"chat template of {self.folder} is no valid template (line {error.lineno}: {error.message}); download"
+                " it again"
+            ) from error
+        except _TEMPLATE_FAULTS as error:
+            raise ValueError(
+                f"chat template of {self.folder} fails ({type(error).__name__}: {reason_of(error)}); correct or"
+                " download it again"
+            ) from error
         except TemplateError as error:
             raise ValueError(
                 f"chat template of {self.folder} refuses the messages: {error}. If it knows no system role, set the"
@@ -107,21 +121,20 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
     """Read a tokenizer from a local folder. Raises ValueError if it, its chat template or its eos token is missing."""
     if not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"{folder} holds no tokenizer (no tokenizer_config.json); name a complete Hugging Face folder")
-    hf: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    try:
+        hf: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise ValueError(
+            f"tokenizer of {folder} cannot be loaded ({type(error).__name__}: {reason_of(error)}); download its files"
+            " again"
+        ) from error
     if not hf.chat_template:
         raise ValueError(
             f"tokenizer of {folder} has no chat template; put the instruct model's chat_template.jinja into the folder"
         )
     if hf.eos_token_id is None:
         raise ValueError(f"tokenizer of {folder} has no eos_token; name the end of turn in its tokenizer_config.json")
-    return ChatTokenizer(hf, folder, _declared_stop_ids(folder / "generation_config.json"))
-
-
-def _declared_stop_ids(file: Path) -> frozenset[int]:
-    if not file.is_file():
-        return frozenset()
-    declared = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-    return frozenset(declared if isinstance(declared, list) else [] if declared is None else [declared])
+    return ChatTokenizer(hf, folder, declared_stop_ids(folder))
 
 
 def check_tags(tokenizer: ChatTokenizer, tags: TagSet) -> None:

@@ -13,7 +13,7 @@ PACKAGE = "megatron_rlt"
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 
-_CONFIG = {"config", "config/commands", "types", "whole_files"}
+_CONFIG = {"config", "config/commands", "types", "whole_files", "given_files"}
 _BENEATH_STAGES = {"models", "parallel"} | _CONFIG
 _STAGES = {"data", "prompts", "rollout", "scoring", "policy", "checkpoint", "metrics", "store"}
 _PURE_STAGES = {"rewards", "algorithm"}
@@ -29,8 +29,9 @@ _FLOORS = {"jobs/run", "jobs/reward", "jobs/rl"}
 MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "whole_files": set(),
-    "config": {"types"},
-    "config/commands": {"config", "types"},
+    "given_files": set(),
+    "config": {"types", "given_files"},
+    "config/commands": {"config", "types", "given_files"},
     "parallel": _CONFIG,
     "launch": {"parallel"} | _CONFIG,
     "models": {"parallel"} | _CONFIG,
@@ -74,6 +75,7 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
 # Runs before torch is imported: bad input is refused within a second.
 WITHOUT_TORCH = (
     "config/",
+    "given_files.py",
     "cli.py",
     "__main__.py",
     "parallel/environment.py",

@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from megatron_rlt.config.architecture import Architecture
+from megatron_rlt.config.model_files import model_faults, vocabulary_faults
 from megatron_rlt.config.models import ModelConfig, Shapes, layout_faults
-from megatron_rlt.config.paths import folder_faults, model_faults
+from megatron_rlt.config.paths import folder_faults
 from megatron_rlt.config.plan import Plan
 from megatron_rlt.config.section import PositiveFloat, PositiveInt, Section
 
@@ -50,7 +51,14 @@ class CommandConfig(Section):
                     shapes[name] = Architecture.from_folder(model.model)
                 except ValueError as error:
                     unreadable.append(f"{name}.model: {error}")
-        faults = [*model_faults(self.models), *self.path_faults(), *unreadable, *self.faults(shapes)]
+        vocabularies = vocabulary_faults(self.models, shapes)
+        faults = [
+            *model_faults(self.models),
+            *self.path_faults(),
+            *unreadable,
+            *vocabularies,
+            *self.faults(shapes),
+        ]
         if faults:
             raise ValueError("\n".join(faults))
         return shapes
