@@ -5,7 +5,6 @@ A rule is a function that returns one line per fault, naming key, value and reme
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -100,7 +99,8 @@ class OptimizerConfig(Section):
     clip_grad: PositiveFloat = 1.0
     """Largest global gradient norm; larger gradients are scaled down to it."""
     max_skipped_steps: PositiveInt = 5
-    """Consecutive steps with a non-finite gradient after which the run stops."""
+    """Consecutive updates without effect, since the gradient was not finite or no completion was in the loss, after
+    which the run stops."""
 
 
 class CheckpointConfig(Section):
@@ -150,8 +150,5 @@ def optimizer_faults(optimizer: OptimizerConfig) -> list[str]:
 
 
 def num_warmup_updates(settings: OptimizerConfig, updates: int) -> int:
-    """Optimizer steps with a rising rate, of `updates` in all, rounded up as by transformers' Trainer.
-
-    At least one step runs at the peak.
-    """
-    return min(math.ceil(settings.warmup_fraction * updates), updates - 1)
+    """Optimizer steps with a rising rate, of `updates` in all; at least one step runs at the peak."""
+    return min(round(settings.warmup_fraction * updates), updates - 1)

@@ -81,11 +81,6 @@ def test_rates_by_hand() -> None:
     )
 
 
-@pytest.mark.parametrize(("fraction", "updates", "expected"), [(0.05, 21, 2), (0.05, 20, 1), (0.1, 1, 0), (0.99, 3, 2)])
-def test_a_warm_up_is_rounded_up_and_leaves_one_step(fraction: float, updates: int, expected: int) -> None:
-    assert num_warmup_updates(OptimizerConfig(warmup_fraction=fraction), updates) == expected
-
-
 def largest_change_by_one_update(folder: Path, schedule: str) -> float:
     model = load_model(ModelConfig(model=folder, dtype="float32"), build_layout(LayoutConfig()))
     policy = Policy(

@@ -19,7 +19,7 @@ from megatron_rlt.models.weights.export import Destination, export_tensors
 from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.parallel.packed_batch import PackedBatch
 from megatron_rlt.policy.policy import Policy
-from megatron_rlt.types import Span, SpannedSequence
+from megatron_rlt.types import Span, SpannedSequence, StoppedError
 from tests.ranks import run_ranks
 from tests.tiny_models import tiny_hf_model
 
@@ -226,3 +226,42 @@ def test_a_nonfinite_gradient_skips_the_update_and_in_a_row_stops_the_run(tmp_pa
         assert skipped == [True, True]
         assert unchanged
         assert "optimizer.lr" in message
+
+
+def updates_without_completions(folder: Path) -> tuple[list[bool], bool, str]:
+    layout = build_layout(LayoutConfig())
+    model = load_model(ModelConfig(model=folder, dtype="float32"), layout)
+    policy = Policy(
+        model,
+        optimizer=ADAM.model_copy(update={"max_skipped_steps": 3}),
+        blocks=ScoringConfig(),
+        temperature=1.0,
+        micro_batch_size=2,
+        num_updates=9,
+    )
+    sequences = make_batch().sequences
+
+    def loss(_: PackedBatch, logprobs: Tensor, __: Tensor) -> tuple[Tensor, None]:
+        return logprobs.sum(), None
+
+    def nothing(_: PackedBatch, logprobs: Tensor, __: Tensor) -> tuple[Tensor, None]:
+        return logprobs.sum() * 0, None
+
+    policy.update(sequences, loss)  # fills Adam's moments, which would move the weights
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    skipped = [policy.update(sequences, nothing, nothing_counts=True).skipped for _ in range(2)]
+    unchanged = all(torch.equal(before[name], value) for name, value in model.named_parameters())
+    skipped.append(policy.update(sequences, loss).skipped)  # begins the count anew
+    skipped += [policy.update(sequences, nothing, nothing_counts=True).skipped for _ in range(2)]
+    with pytest.raises(StoppedError) as error:
+        policy.update(sequences, nothing, nothing_counts=True)
+    return skipped, unchanged, str(error.value)
+
+
+def test_updates_without_any_completion_change_nothing_and_in_a_row_stop_the_run(tmp_path: Path) -> None:
+    folder = tiny_hf_model(tmp_path / "model", "llama", tied=False)
+    ((skipped, unchanged, message),) = run_ranks(updates_without_completions, 1, folder)
+    assert skipped == [True, True, False, True, True]
+    assert unchanged
+    assert "3 updates in a row changed nothing (optimizer.max_skipped_steps=3)" in message
+    assert "no completion was in the loss" in message

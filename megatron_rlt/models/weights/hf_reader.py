@@ -95,7 +95,11 @@ def check_census(
 
 
 def copy_slices(stored: Mapping[str, StoredTensor], reads: Iterable[SliceRead]) -> None:
-    """Fill every target, file by file, cast to the target's dtype and moved to its device."""
+    """Fill every target, file by file, cast to the target's dtype and moved to its device.
+
+    Raises:
+        ValueError: a slice holds a value that is not finite.
+    """
     by_file: dict[Path, list[SliceRead]] = {}
     for read in reads:
         by_file.setdefault(stored[read.name].file, []).append(read)
@@ -107,6 +111,16 @@ def copy_slices(stored: Mapping[str, StoredTensor], reads: Iterable[SliceRead]) 
                 values = part[chosen] if read.dim == 0 else part[:, chosen]
                 with torch.no_grad():
                     read.target.copy_(values.reshape(read.target.shape))
+                    _require_finite(read.target, read.name, file)
+
+
+def _require_finite(values: Tensor, name: str, file: Path) -> None:
+    num_broken = values.numel() - int(values.isfinite().sum())
+    if num_broken:
+        raise ValueError(
+            f"{file}: {name} holds {num_broken} values that are not finite (NaN or infinite), and so would be the"
+            " model's logits; take weights from before they broke, or download the folder again"
+        )
 
 
 def _file_headers(file: Path) -> dict[str, StoredTensor]:
