@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from megatron_rlt.config.keys import Key, closest_key, keys_of, renamed
+from megatron_rlt.config.keys import Key, closest_key, holds_text, keys_of, renamed
 from megatron_rlt.config.section import Section
+from megatron_rlt.given_files import read_text
 
 Config = TypeVar("Config", bound=Section)
 Tree = dict[str, Any]
@@ -46,10 +47,8 @@ def with_changes(below: Config, above: Config) -> Config:
 
 def has_section(path: Path, overrides: Sequence[str], name: str) -> bool:
     """Whether a configuration or its overrides name a top-level section; raises ValueError as `load_config`."""
-    tree = _read_file(path)
-    for override in overrides:
-        _apply_override(tree, override)
-    return name in tree
+    named = (override.partition("=")[0].partition(".")[0].strip() for override in overrides)
+    return name in _read_file(path) or name in named
 
 
 def to_yaml(config: Section) -> str:
@@ -58,25 +57,28 @@ def to_yaml(config: Section) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-6 as a number and refuses a key given twice."""
+    """Safe YAML that reads 1e-6 as a number and refuses a key given twice; merge keys (`<<: *name`) work."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401 - PyYAML's types name another
+        """Check the keys as they were written: merging adds others later."""
+        node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key_node, _ in node.value:
             key = key_node.value
-            if key_node.tag != "tag:yaml.org,2002:str":
+            if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} must be text", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
             seen.add(key)
-        return super().construct_mapping(node, deep)
+        return node
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _PLAIN_EXPONENT, list("-+0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:value", _Loader.construct_yaml_str)  # type: ignore[type-var]  # `=` is text
 
 
 def _checked(config_class: type[Config], tree: Tree, overrides: Sequence[str], *, source: str) -> Config:
-    from_command_line = [_apply_override(tree, override) for override in overrides]
+    from_command_line = [_apply_override(tree, override, config_class) for override in overrides]
     tree = _over_presets(config_class, tree)
     try:
         return config_class.model_validate_json(json.dumps(tree, default=str), strict=True)
@@ -86,19 +88,16 @@ def _checked(config_class: type[Config], tree: Tree, overrides: Sequence[str], *
 
 
 def _read_file(path: Path) -> Tree:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such configuration file; give the path of a YAML file") from error
-    except IsADirectoryError as error:
-        raise ValueError(f"{path}: is a folder; give the path of a YAML file") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from error
+    text = read_text(path, missing="give the path of a YAML file", remedy="save the file as UTF-8")
     tree = _parse(text, source=str(path))
     if tree is None:
         return {}
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: must hold keys and values at the top, got {_shown(tree)}")
+    try:
+        json.dumps(tree, default=str)
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid YAML: an anchor holds itself; write the values out") from error
     return tree
 
 
@@ -113,21 +112,41 @@ def _parse(text: str, *, source: str) -> Any:  # noqa: ANN401 - whatever the YAM
         raise ValueError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
-def _apply_override(tree: Tree, override: str) -> str:
+def _apply_override(tree: Tree, override: str, config_class: type[Section]) -> str:
     """Set one `dotted.key=value` in the tree; returns the key."""
     dotted, equals, text = override.partition("=")
+    dotted = dotted.strip()
     names = dotted.split(".")
     if not equals or not all(names):
         raise ValueError(f"command line: {override!r} is no override; write dotted.key=value, such as num_steps=8")
     node = tree
     for name in names[:-1]:
-        child = node.setdefault(name, {})
-        if not isinstance(child, dict):
-            # The file holds a value where the override wants a section: the schema decides which of them is wrong.
-            child = node[name] = {}
+        child = node.get(name)
+        # A value where the override wants a section: the schema decides which of them is wrong. A copy, since several
+        # keys of a file can share one section by an anchor.
+        child = node[name] = dict(child) if isinstance(child, dict) else {}
         node = child
-    node[names[-1]] = _parse(text, source=f"command line: {dotted}")
+    node[names[-1]] = _override_value(text, source=f"command line: {dotted}", is_text=holds_text(config_class, names))
     return dotted
+
+
+def _override_value(text: str, *, source: str, is_text: bool) -> Any:  # noqa: ANN401 - whatever the YAML holds
+    """The value that an override writes: YAML without comments, since a shell's word has none.
+
+    `is_text`: the key holds text or a path. Then what YAML would read as anything else, or not at all, is the text
+    itself, such as `output_dir=2024` or `Answer: yes`.
+    """
+    try:
+        node = yaml.compose(text, _Loader)
+        is_cut = text[0 if node is None else node.end_mark.index :].strip() != ""
+        value = text.strip() if is_cut and is_text else _parse(text, source=source)
+    except (ValueError, yaml.YAMLError):
+        if not is_text:
+            _parse(text, source=source)  # raises the error that names line and column
+        return text.strip()
+    if is_cut and not is_text:
+        raise ValueError(f"{source}: {_shown(text)} holds a comment of YAML's; leave out what begins with #")
+    return value if not is_text or isinstance(value, str | None) else text.strip()
 
 
 def _over_presets(config_class: type[Section], tree: Tree) -> Tree:
@@ -163,6 +182,8 @@ def _fault_line(fault: Mapping[str, Any], config_class: type[Section], source: s
 
 def _complaint(fault: Mapping[str, Any], dotted: str, keys: Sequence[Key]) -> str:
     kind, value = fault["type"], fault["input"]
+    if kind == "value_error":
+        return f"{fault['ctx']['error']}, got {_shown(value)}"
     now = renamed(dotted, value) if kind in ("extra_forbidden", "literal_error") else None
     if now is not None:
         return f"is now {now}"

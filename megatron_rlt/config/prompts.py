@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from itertools import combinations
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from megatron_rlt.config.section import NonEmptyText, PositiveInt, Section
+
+_MAY_BE_EQUAL = ({"thought_open", "explanation_open"}, {"thought_close", "explanation_close"})
 
 
 class TagsConfig(Section):
@@ -24,6 +29,15 @@ class TagsConfig(Section):
     """The end tag that the teacher writes."""
     separator: str = "\n\n"
     """Text after a closing tag and around the teacher's explanation."""
+
+    @model_validator(mode="after")
+    def _are_different(self) -> Self:
+        """Equal tags cannot be told apart; only what opens, or closes, an explanation for both models may be equal."""
+        tags = {name: text.strip() for name, text in dict(self).items() if name != "separator" and text.strip()}
+        for first, second in combinations(tags, 2):
+            if tags[first] == tags[second] and {first, second} not in _MAY_BE_EQUAL:
+                raise ValueError(f"{first} and {second} are equal, {tags[first]!r}, and must be different tags")
+        return self
 
 
 class PromptConfig(Section):

@@ -2,19 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+from megatron_rlt.visible_text import is_blank
+
+_LONGEST_NAME = 255  # bytes, on every usual file system
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
-NonEmptyText = Annotated[str, Field(pattern=r"\S")]
+
+
+def _visible(text: str) -> str:
+    if is_blank(text):
+        raise ValueError("must hold visible text")
+    return text
+
+
+NonEmptyText = Annotated[str, AfterValidator(_visible)]
 
 
 class Section(BaseModel):
     """A frozen part of the configuration tree; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _expand_home(cls, value: Any) -> Any:  # noqa: ANN401 - any field's value
+        """`~` at the front of a path is the home folder, as in a shell."""
+        return Path(with_home(str(value))) if isinstance(value, Path) else value
+
+
+def with_home(path: str) -> str:
+    """A path with its `~` or `~user` replaced; raises ValueError for a name that no file can have."""
+    if "\0" in path or any(len(part.encode(errors="surrogateescape")) > _LONGEST_NAME for part in path.split("/")):
+        raise ValueError(f"must be a path whose names have at most {_LONGEST_NAME} bytes, none of them 0")
+    expanded = os.path.expanduser(path)  # noqa: PTH111 - Path's own raises for an unknown user
+    if path.startswith("~") and expanded == path:
+        raise ValueError(f"must be a path: there is no home folder for {path.split('/')[0]}; ./{path} is a file here")
+    return expanded

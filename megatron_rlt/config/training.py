@@ -56,9 +56,10 @@ class GrpoConfig(Section):
     updates_per_batch: PositiveInt = 1
     """Optimizer steps per RL step, each on an equal share of the groups."""
     clip_low: PositiveFloat | None = None
-    """Lower clip: the ratio is clamped to >= 1 - clip_low; None: not clamped."""
+    """Lower clip: the ratio is clamped to >= 1 - clip_low; None: not clamped. Needs updates_per_batch above 1."""
     clip_high: PositiveFloat | None = None
-    """Upper clip: the ratio is clamped to <= 1 + clip_high; None: not clamped. DAPO sets it above clip_low (0.28)."""
+    """Upper clip: the ratio is clamped to <= 1 + clip_high; None: not clamped. DAPO sets it above clip_low (0.28).
+    Needs updates_per_batch above 1."""
     reference: ReferenceConfig | None = ReferenceConfig()
     """KL to a reference model in the loss; null: no KL and no reference model."""
     aggregation: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean"
@@ -123,6 +124,12 @@ def grpo_faults(grpo: GrpoConfig) -> list[str]:
         faults.append(
             f"grpo.clip_low={grpo.clip_low:g}: the lower ratio bound 1 - clip_low must stay above 0;"
             " use a value below 1, such as 0.2, or null for no clipping"
+        )
+    clips = [name for name in ("clip_low", "clip_high") if dict(grpo)[name] is not None]
+    if not faults and clips and grpo.updates_per_batch == 1:
+        faults.append(
+            f"grpo.{clips[0]}={dict(grpo)[clips[0]]:g}: has no effect with updates_per_batch=1, where the ratio is"
+            " always 1; set updates_per_batch=2 or more, or leave it out"
         )
     reference = grpo.reference
     if reference is not None and reference.sync_steps is None and reference.mix != ReferenceConfig().mix:

@@ -20,7 +20,7 @@ from typing import TextIO
 from megatron_rlt.config.commands.prepare import PrepareConfig
 from megatron_rlt.data.energon_index import write_energon_index
 from megatron_rlt.data.rejection import RejectedRow, UnusableRowError
-from megatron_rlt.data.rows import check_source, read_rows, source_digest
+from megatron_rlt.data.rows import check_source, read_rows, require_named, source_digest
 from megatron_rlt.data.shards import MANIFEST_FILE, Manifest, content_hash, read_manifest, write_manifest, write_shards
 from megatron_rlt.data.validation import RowValidator
 from megatron_rlt.types import Problem
@@ -138,7 +138,8 @@ def _write_data_set(folder: Path, config: PrepareConfig, source_hash: str) -> Ma
 def _usable_rows(config: PrepareConfig, rejections: _Rejections) -> Iterator[Problem]:
     validator = RowValidator(config.columns, max_characters=config.max_characters)
     rows = chain.from_iterable(read_rows(source, config.columns) for source in config.input)
-    for position, row in enumerate(rows, start=1):
+    named = require_named(rows, config.columns.named, ", ".join(config.input))
+    for position, row in enumerate(named, start=1):
         if isinstance(row, RejectedRow):
             rejections.add(row)
             continue

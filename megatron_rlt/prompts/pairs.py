@@ -18,6 +18,7 @@ from megatron_rlt.prompts.tags import student_system, tag_set, teacher_system
 from megatron_rlt.prompts.teacher import TeacherFormat
 from megatron_rlt.prompts.tokenizer import ChatTokenizer, load_tokenizer
 from megatron_rlt.types import Completion, FinishReason, FormatFlag, Problem, Prompt, ScoringPair, Span, SpannedSequence
+from megatron_rlt.visible_text import is_blank
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +84,7 @@ class PairBuilder:
             yield FormatFlag.MISSING_END_TAG
         if parts.text_after_end_tag.strip():
             yield FormatFlag.TEXT_AFTER_END_TAG
-        if not text.strip():
+        if is_blank(text):
             yield FormatFlag.EMPTY
         # The decoded text shows special tokens too, sampled as one id or spelt out.
         tags = {*self.teacher.tags.texts, *self.student.tags.texts}

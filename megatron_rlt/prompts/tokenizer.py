@@ -18,6 +18,7 @@ from megatron_rlt.config.model_files import declared_stop_ids
 from megatron_rlt.given_files import reason_of
 from megatron_rlt.prompts.tags import TagSet
 from megatron_rlt.types import Problem
+from megatron_rlt.visible_text import is_blank
 
 # What a template's own code can raise besides jinja's errors.
 _TEMPLATE_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
@@ -163,7 +164,7 @@ def required_trace(problem: Problem) -> str:
 def check_text(tokenizer: ChatTokenizer, problem: Problem) -> None:
     """Raise ValueError as `check_question` does, or if the solution is empty."""
     check_question(tokenizer, problem.problem_id, problem.question)
-    if not problem.solution.strip():
+    if is_blank(problem.solution):
         raise ValueError(f"problem {problem.problem_id}: its solution is empty; drop the row")
 
 

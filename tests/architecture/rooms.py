@@ -13,7 +13,7 @@ PACKAGE = "megatron_rlt"
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 
-_CONFIG = {"config", "config/commands", "types", "whole_files", "given_files"}
+_CONFIG = {"config", "config/commands", "types", "whole_files", "given_files", "visible_text"}
 _BENEATH_STAGES = {"models", "parallel"} | _CONFIG
 _STAGES = {"data", "prompts", "rollout", "scoring", "policy", "checkpoint", "metrics", "store"}
 _PURE_STAGES = {"rewards", "algorithm"}
@@ -30,7 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "whole_files": set(),
     "given_files": set(),
-    "config": {"types", "given_files"},
+    "visible_text": set(),
+    "config": {"types", "given_files", "visible_text"},
     "config/commands": {"config", "types", "given_files"},
     "parallel": _CONFIG,
     "launch": {"parallel"} | _CONFIG,
@@ -76,6 +77,7 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
 WITHOUT_TORCH = (
     "config/",
     "given_files.py",
+    "visible_text.py",
     "cli.py",
     "__main__.py",
     "parallel/environment.py",
