@@ -23,6 +23,7 @@ Config = TypeVar("Config", bound=Section)
 Tree = dict[str, Any]
 
 # YAML 1.1 reads 1e-6 as text because it has no dot; people write it as a number.
+_NULLS = ("", "~", "null", "Null", "NULL")
 _PLAIN_EXPONENT = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
 
 
@@ -53,7 +54,7 @@ def has_section(path: Path, overrides: Sequence[str], name: str) -> bool:
 
 def to_yaml(config: Section) -> str:
     """The resolved configuration, every key stated; `load_config` reads it back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Loader(yaml.SafeLoader):
@@ -73,7 +74,12 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _PLAIN_EXPONENT, list("-+0123456789"))
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back: text that looks like 1e-6 in quotes."""
+
+
+for _reader_or_writer in (_Loader, _Dumper):
+    _reader_or_writer.add_implicit_resolver("tag:yaml.org,2002:float", _PLAIN_EXPONENT, list("-+0123456789"))
 _Loader.add_constructor("tag:yaml.org,2002:value", _Loader.construct_yaml_str)  # type: ignore[type-var]  # `=` is text
 
 
@@ -131,22 +137,30 @@ def _apply_override(tree: Tree, override: str, config_class: type[Section]) -> s
 
 
 def _override_value(text: str, *, source: str, is_text: bool) -> Any:  # noqa: ANN401 - whatever the YAML holds
-    """The value that an override writes: YAML without comments, since a shell's word has none.
+    """The value that an override writes, as YAML without comments, since a shell's word has none.
 
-    `is_text`: the key holds text or a path. Then what YAML would read as anything else, or not at all, is the text
-    itself, such as `output_dir=2024` or `Answer: yes`.
+    `is_text`: the key holds text or a path. Then the word is that text, whatever YAML would read in it
+    (`output_dir=2024`, `run #3`, `Answer: yes`), unless it is null or quoted as a whole.
     """
-    try:
-        node = yaml.compose(text, _Loader)
-        is_cut = text[0 if node is None else node.end_mark.index :].strip() != ""
-        value = text.strip() if is_cut and is_text else _parse(text, source=source)
-    except (ValueError, yaml.YAMLError):
-        if not is_text:
-            _parse(text, source=source)  # raises the error that names line and column
-        return text.strip()
-    if is_cut and not is_text:
+    word = text.strip()
+    if is_text and word not in _NULLS:
+        quoted = _quoted(word) if word[0] in "'\"" else None
+        return word if quoted is None else quoted
+    value = _parse(text, source=source)
+    node = yaml.compose(text, _Loader)
+    if text[0 if node is None else node.end_mark.index :].strip():
         raise ValueError(f"{source}: {_shown(text)} holds a comment of YAML's; leave out what begins with #")
-    return value if not is_text or isinstance(value, str | None) else text.strip()
+    return value
+
+
+def _quoted(word: str) -> str | None:
+    """The text of a word that is quoted as a whole; None for any other."""
+    try:
+        node = yaml.compose(word, _Loader)
+    except yaml.YAMLError:
+        return None
+    is_whole = isinstance(node, yaml.ScalarNode) and node.end_mark.index == len(word)
+    return str(node.value) if is_whole else None
 
 
 def _over_presets(config_class: type[Section], tree: Tree) -> Tree:

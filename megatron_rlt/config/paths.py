@@ -75,12 +75,21 @@ def row_file_faults(key: str, file: Path) -> list[str]:
 
 def folder_faults(key: str, folder: Path) -> list[str]:
     """The folder may not exist yet, but it must be possible to make it and to write into it."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    target = Path(os.path.realpath(folder))  # a link to a folder that is not there yet is made there
+    existing = next(path for path in (target, *target.parents) if os.path.lexists(path))
     if not existing.is_dir():
-        return [f"{key}: {existing} is a file; give a folder"]
+        what = "is a link that leads to itself" if existing.is_symlink() else "is a file"
+        return [f"{key}: {existing} {what}; give a folder"]
     if not os.access(existing, os.W_OK | os.X_OK):
         return [f"{key}: {existing} is not writable; give a folder you may write to"]
     return []
+
+
+def output_file_faults(key: str, file: Path) -> list[str]:
+    """A Parquet file that a command writes; its folder may not exist yet."""
+    if file.suffix != ".parquet" or file.is_dir():
+        return [f"{key}: {file} must be a Parquet file to write; give a name that ends in .parquet"]
+    return folder_faults(key, Path(os.path.realpath(file)).parent)
 
 
 def count_rows(data: Path) -> int | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from megatron_rlt.visible_text import is_blank
 
@@ -28,23 +28,30 @@ def _visible(text: str) -> str:
 NonEmptyText = Annotated[str, AfterValidator(_visible)]
 
 
-class Section(BaseModel):
-    """A frozen part of the configuration tree; an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _expand_home(cls, value: Any) -> Any:  # noqa: ANN401 - any field's value
-        """`~` at the front of a path is the home folder, as in a shell."""
-        return Path(with_home(str(value))) if isinstance(value, Path) else value
-
-
 def with_home(path: str) -> str:
-    """A path with its `~` or `~user` replaced; raises ValueError for a name that no file can have."""
+    """A path with its `~` or `~user` replaced; raises ValueError for a name that no file can have.
+
+    `./~x`, which names a file here, becomes absolute: `Path` would drop the `./`.
+    """
     if "\0" in path or any(len(part.encode(errors="surrogateescape")) > _LONGEST_NAME for part in path.split("/")):
         raise ValueError(f"must be a path whose names have at most {_LONGEST_NAME} bytes, none of them 0")
+    if path.startswith("./~"):
+        return os.path.abspath(path)  # noqa: PTH100 - as above
     expanded = os.path.expanduser(path)  # noqa: PTH111 - Path's own raises for an unknown user
     if path.startswith("~") and expanded == path:
         raise ValueError(f"must be a path: there is no home folder for {path.split('/')[0]}; ./{path} is a file here")
     return expanded
+
+
+def _home(value: object) -> object:
+    return with_home(value) if isinstance(value, str) else value
+
+
+FilePath = Annotated[Path, BeforeValidator(_home)]
+"""A file or folder; `~` at the front is the home folder, as in a shell."""
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration tree; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)

@@ -5,12 +5,12 @@ A rule is a function that returns one line per fault, naming key, value and reme
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from megatron_rlt.config.section import (
+    FilePath,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -23,7 +23,7 @@ from megatron_rlt.config.section import (
 class DataConfig(Section):
     """Where training rows come from and in which order."""
 
-    path: Path
+    path: FilePath
     """Folder of webdataset shards written by `prepare`, or one JSONL file (sharded into the run folder first)."""
     shuffle_buffer_size: PositiveInt = 4096
     """Rows held per rank for shuffling; 1 keeps the shards' order."""

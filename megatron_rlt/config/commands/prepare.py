@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from megatron_rlt.config.commands.job import CommandConfig
 from megatron_rlt.config.paths import HUB, folder_faults, row_file_faults
-from megatron_rlt.config.section import PositiveInt, Section, with_home
+from megatron_rlt.config.section import FilePath, PositiveInt, Section, with_home
 
 
 def named_columns(columns: Section) -> frozenset[str]:
@@ -59,7 +59,7 @@ class PrepareConfig(CommandConfig):
 
     input: tuple[str, ...]
     """JSONL or Parquet files, or one `hf://name[:split]` data set of the Hugging Face hub."""
-    output_dir: Path
+    output_dir: FilePath
     """Folder for the shards; it must not hold another data set."""
     columns: ColumnConfig = ColumnConfig()
     """Column names."""

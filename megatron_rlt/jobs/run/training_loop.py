@@ -178,8 +178,13 @@ class TrainingRun:
 
     def _remove_export(self) -> None:
         """Remove the export of an earlier, shorter run: a killed run must not leave weights of fewer steps there."""
-        if self._is_writer and (self._output_dir / EXPORT).exists():
-            shutil.rmtree(self._output_dir / EXPORT)
+        export = self._output_dir / EXPORT
+        if not self._is_writer:
+            return
+        if export.is_symlink():
+            export.unlink()  # what it names was not written by this run
+        elif export.exists():
+            shutil.rmtree(export)
 
     def _export(self, state: TrainingState) -> None:
         """Write the final weights, unless they exist already."""
