@@ -159,8 +159,9 @@ def _quoted(word: str) -> str | None:
         node = yaml.compose(word, _Loader)
     except yaml.YAMLError:
         return None
-    is_whole = isinstance(node, yaml.ScalarNode) and node.end_mark.index == len(word)
-    return str(node.value) if is_whole else None
+    if not isinstance(node, yaml.ScalarNode) or node.end_mark.index != len(word):
+        return None
+    return str(node.value)
 
 
 def _over_presets(config_class: type[Section], tree: Tree) -> Tree:

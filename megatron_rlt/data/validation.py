@@ -17,6 +17,7 @@ class RowValidator:
     def __init__(self, columns: ColumnConfig, *, max_characters: int) -> None:
         self._columns, self._max_characters = columns, max_characters
         self._seen_ids: set[str] = set()
+        self._made_ids: set[str] = set()  # of rows without one
 
     def problem(self, values: Mapping[str, object], *, position: int) -> Problem:
         """Validate one row; `position` (1-based, over all sources) replaces a missing id. Raises UnusableRowError."""
@@ -75,9 +76,11 @@ class RowValidator:
         else:
             problem_id = self._text(value, column)
         if problem_id in self._seen_ids:
-            made = "" if value is not None else ", which stands for the missing one,"
-            raise UnusableRowError(
-                RejectReason.DUPLICATE_ID, column, f"id {problem_id!r}{made} was used by an earlier row"
-            )
+            made = ", which stands for the missing one," if value is None else ""
+            first = " without an id" if problem_id in self._made_ids else ""
+            detail = f"id {problem_id!r}{made} was used by an earlier row{first}"
+            raise UnusableRowError(RejectReason.DUPLICATE_ID, column, detail)
         self._seen_ids.add(problem_id)
+        if value is None:
+            self._made_ids.add(problem_id)
         return problem_id

@@ -81,9 +81,25 @@ def read_explanations(file: Path, *, with_tokens: bool) -> Iterator[StoredExplan
     """The rows of a file in order; `with_tokens` adds ids and log-probs, most of it. Raises as `reward_settings`."""
     reward_settings(file)
     with _naming(file), pq.ParquetFile(file) as parquet:
+        _require_columns(parquet.schema_arrow)
         columns = [field.name for field in parquet.schema_arrow if with_tokens or _dtype(field.type) is None]
         for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns):
             yield from _rows(batch)
+
+
+def _require_columns(found: pa.Schema) -> None:
+    """Raise ValueError for a column that is missing, or of another type than this version writes."""
+    for column in explanation_schema((), None):
+        place = found.get_field_index(column.name)
+        if place < 0:
+            raise ValueError(f"column {column.name!r} is missing")
+        if _content(found.field(place).type) != _content(column.type):
+            raise ValueError(f"column {column.name!r} holds {found.field(place).type} instead of {column.type}")
+
+
+def _content(column: pa.DataType) -> tuple[str, pa.DataType]:
+    """A type without the name that a file's writer gives to the items of a list."""
+    return ("list", column.value_type) if pa.types.is_list(column) else ("one", column)
 
 
 @contextmanager
