@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import datetime
-from typing import Annotated, Literal
+from itertools import combinations
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 
 from megatron_rlt.config.section import NonEmptyText, PositiveInt, Section
 
 TEMPLATE_DATE = datetime.date(2024, 7, 26)  # the one that Llama's own templates write where no clock is at hand
+_MAY_BE_EQUAL = ({"thought_open", "explanation_open"}, {"thought_close", "explanation_close"})
 
 
 def _as_date(value: object) -> object:
@@ -39,6 +41,15 @@ class TagsConfig(Section):
     student_solution_tags: bool = True
     """Whether the student writes the solution's tags; false: its solution is what follows thought_close, which then may
     not be empty."""
+
+    @model_validator(mode="after")
+    def _are_different(self) -> Self:
+        """Equal tags cannot be told apart; only what opens, or closes, an explanation for both models may be equal."""
+        tags = {name: text.strip() for name, text in dict(self).items() if name != "separator" and text.strip()}
+        for first, second in combinations(tags, 2):
+            if tags[first] == tags[second] and {first, second} not in _MAY_BE_EQUAL:
+                raise ValueError(f"{first} and {second} are equal, {tags[first]!r}, and must be different tags")
+        return self
 
 
 class PromptConfig(Section):

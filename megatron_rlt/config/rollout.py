@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
@@ -13,7 +12,7 @@ from pydantic import BeforeValidator
 from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.mismatch import MismatchConfig
 from megatron_rlt.config.models import ModelConfig
-from megatron_rlt.config.section import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from megatron_rlt.config.section import FilePath, Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 def _as_tuple(value: object) -> object:
@@ -30,7 +29,7 @@ class VllmServerConfig(Section):
     addresses: Texts = ()
     """Servers that already run, such as http://node7:8000, with VLLM_SERVER_DEV_MODE=1, `--served-model-name policy`
     and `--logprobs-mode processed_logprobs`; empty: the job starts its own servers, and ends them."""
-    api_key_file: Path | None = None
+    api_key_file: FilePath | None = None
     """File with the API key of these servers; None: they need none."""
     devices: Texts = ("",)
     """The job starts one server per entry, which is the server's CUDA_VISIBLE_DEVICES, such as "6,7"; "" leaves the
@@ -50,7 +49,7 @@ class VllmServerConfig(Section):
     bucket_bytes: PositiveInt = 2**30
     """Size of the buckets in which `broadcast` and `ipc` send tensors, in bytes. Sender and worker hold about two
     buckets each."""
-    transfer_dir: Path | None = None
+    transfer_dir: FilePath | None = None
     """Folder that all servers can read, into which `files` writes weights for the time of a sync; None takes the run
     folder."""
     scoring_parts: PositiveInt = 4

@@ -47,6 +47,9 @@ def parse_conversation(turns: object, column: str) -> Conversation:
 
 def _role_and_text(turn: object, column: str) -> tuple[str, str]:
     if isinstance(turn, dict):
+        for own, other in (("from", "role"), ("value", "content")):
+            if turn.get(own, turn.get(other)) != turn.get(other, turn.get(own)):
+                raise UnusableRowError(RejectReason.AMBIGUOUS, column, f"a turn's {own!r} and {other!r} differ")
         role = turn["from"] if "from" in turn else turn.get("role")
         text = turn["value"] if "value" in turn else turn.get("content")
         if isinstance(role, str) and isinstance(text, str):

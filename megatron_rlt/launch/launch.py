@@ -32,6 +32,7 @@ from megatron_rlt.parallel.environment import Place, given_place, share_cores, s
 from megatron_rlt.parallel.fp8_support import prepare_fp8
 from megatron_rlt.parallel.platform import start_distributed, stop_distributed
 from megatron_rlt.types import FAILED
+from megatron_rlt.whole_files import require_writable
 
 Config = TypeVar("Config", bound=JobConfig)
 Job = Callable[[Config, Heartbeat], int]
@@ -54,9 +55,10 @@ def run_job(job: Job[Config], config: Config, world_size: int) -> int:
     """Run a job on `world_size` ranks and return the exit status of the whole.
 
     `job` is a module-level function, which started processes import by name.
-    Raises ValueError if torchrun or srun started another number of ranks.
+    Raises ValueError if torchrun or srun started another number of ranks, or output_dir cannot be written.
     """
     place = given_place()
+    require_writable("output_dir", config.output_dir)
     if place is not None:
         if place.world_size != world_size:
             raise ValueError(

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megatron_rlt.config.architecture import Architecture
+from megatron_rlt.config.model_files import vocabulary_fault
 from megatron_rlt.config.prompts import PromptConfig
 from megatron_rlt.prompts.stopping import CompletionParts, split_completion
 from megatron_rlt.prompts.student import StudentFormat
@@ -17,6 +19,7 @@ from megatron_rlt.prompts.teacher import TeacherFormat
 from megatron_rlt.prompts.tokenizer import ChatTokenizer, load_tokenizer
 from megatron_rlt.prompts.tokenizer_checks import check_exact_text, check_same_ids
 from megatron_rlt.types import Completion, FinishReason, FormatFlag, Problem, Prompt, ScoringPair, Span, SpannedSequence
+from megatron_rlt.visible_text import is_blank
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +115,7 @@ class PairBuilder:
             yield FormatFlag.MISSING_END_TAG
         if parts.text_after_end_tag.strip():
             yield FormatFlag.TEXT_AFTER_END_TAG
-        if not text.strip():
+        if is_blank(text):
             yield FormatFlag.EMPTY
         # The decoded text shows special tokens too, sampled as one id or spelt out.
         tags = {*self.teacher.tags.texts, *self.student.tags.texts}
@@ -126,8 +129,8 @@ class PairBuilder:
 def teacher_format(folder: Path, prompts: PromptConfig) -> TeacherFormat:
     """The teacher's format with the tokenizer in `folder`.
 
-    Raises ValueError if tokenizer, chat template and tags do not go together: `load_tokenizer`, `check_exact_text`,
-    `check_template` and `check_tags`.
+    Raises ValueError if model, tokenizer, chat template and tags do not go together: `load_tokenizer`,
+    `check_exact_text`, `check_template` and `check_tags`.
     """
     return _teacher_format(_exact_tokenizer(folder, prompts), prompts)
 
@@ -160,7 +163,15 @@ def _student_format(tokenizer: ChatTokenizer, prompts: PromptConfig) -> StudentF
 
 
 def _exact_tokenizer(folder: Path, prompts: PromptConfig) -> ChatTokenizer:
+    """The tokenizer of a model; raises ValueError also where the model has no row for one of its ids.
+
+    The rules have compared both before, but only for a folder with a `tokenizer.json`.
+    """
     tokenizer = load_tokenizer(folder, date=prompts.date)
+    if (folder / "config.json").is_file():  # else a tokenizer alone
+        fault = vocabulary_fault(Architecture.from_folder(folder).vocab_size, tokenizer.num_ids)
+        if fault is not None:
+            raise ValueError(f"{folder}: {fault}")
     if prompts.exact_text:
         check_exact_text(tokenizer)
     return tokenizer

@@ -14,12 +14,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from megatron_rlt.config.model_files import declared_stop_ids
 from megatron_rlt.config.prompts import TEMPLATE_DATE
+from megatron_rlt.given_files import reason_of
 from megatron_rlt.types import Problem, Span
+from megatron_rlt.visible_text import is_blank
+
+# What a template's own code can raise besides jinja's errors.
+_TEMPLATE_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 MARK = "turnmark"  # placeholder text, to find what the template writes around a message
 _OWN_FILE = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that read tokenizer.json as it is
@@ -120,6 +126,16 @@ class ChatTokenizer:
                 add_generation_prompt=answer is None and header,
                 strftime_now=self.date.strftime,
             )
+        except TemplateSyntaxError as error:
+            raise ValueError(
+                f"chat template of {self.folder} is no valid template (line {error.lineno}: {error.message}); download"
+                " it again"
+            ) from error
+        except _TEMPLATE_FAULTS as error:
+            raise ValueError(
+                f"chat template of {self.folder} fails ({type(error).__name__}: {reason_of(error)}); correct or"
+                " download it again"
+            ) from error
         except TemplateError as error:
             raise ValueError(
                 f"chat template of {self.folder} refuses the messages: {error}. If it knows no system role, set the"
@@ -133,10 +149,17 @@ def load_tokenizer(folder: Path, *, date: datetime.date = TEMPLATE_DATE) -> Chat
     settings = folder / "tokenizer_config.json"
     if not settings.is_file():
         raise ValueError(f"{folder} holds no tokenizer (no tokenizer_config.json); name a complete Hugging Face folder")
-    # For some model types AutoTokenizer takes another class than the folder names, with a pre-tokenizer of its own.
-    named = json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class")
-    own = named in _OWN_FILE and (folder / "tokenizer.json").is_file()
-    hf: Any = (PreTrainedTokenizerFast if own else AutoTokenizer).from_pretrained(str(folder), local_files_only=True)
+    try:
+        # For some model types AutoTokenizer takes another class than the folder names, with a pre-tokenizer of its own.
+        named = json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class")
+        own = named in _OWN_FILE and (folder / "tokenizer.json").is_file()
+        reader = PreTrainedTokenizerFast if own else AutoTokenizer
+        hf: Any = reader.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise ValueError(
+            f"tokenizer of {folder} cannot be loaded ({type(error).__name__}: {reason_of(error)}); download its files"
+            " again"
+        ) from error
     if not hf.is_fast:
         raise ValueError(f"tokenizer of {folder} has no tokenizer.json that can be read; save it with transformers")
     if not hf.chat_template:
@@ -146,7 +169,7 @@ def load_tokenizer(folder: Path, *, date: datetime.date = TEMPLATE_DATE) -> Chat
     if hf.eos_token_id is None:
         raise ValueError(f"tokenizer of {folder} has no eos_token; name the end of turn in its tokenizer_config.json")
     hf.backend_tokenizer.post_processor = None  # adds special tokens, which templates write, and trims offsets
-    tokenizer = ChatTokenizer(hf, folder, _declared_stop_ids(folder / "generation_config.json"), date)
+    tokenizer = ChatTokenizer(hf, folder, declared_stop_ids(folder), date)
     _protect_turn_markers(tokenizer)
     return tokenizer
 
@@ -170,13 +193,6 @@ def _empty_span(offsets: Sequence[tuple[int, int]], start: int) -> Span:
     return Span(place, place)
 
 
-def _declared_stop_ids(file: Path) -> frozenset[int]:
-    if not file.is_file():
-        return frozenset()
-    declared = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-    return frozenset(declared if isinstance(declared, list) else [] if declared is None else [declared])
-
-
 def required_trace(problem: Problem) -> str:
     if not problem.reasoning_trace:
         raise ValueError(f"problem {problem.problem_id} has no reasoning_trace to train on; drop the row or add one")
@@ -186,7 +202,7 @@ def required_trace(problem: Problem) -> str:
 def check_text(tokenizer: ChatTokenizer, problem: Problem) -> None:
     """Raise ValueError as `check_question` does, or if the solution is empty."""
     check_question(tokenizer, problem.problem_id, problem.question)
-    if not problem.solution.strip():
+    if is_blank(problem.solution):
         raise ValueError(f"problem {problem.problem_id}: its solution is empty; drop the row")
 
 

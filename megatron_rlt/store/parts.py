@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from megatron_rlt.given_files import read_json_object
 from megatron_rlt.store.run_folder import describe_changes
 from megatron_rlt.whole_files import replacing, write_text
 
@@ -62,7 +63,8 @@ class PartStore:
         """
         if self.folder.is_dir() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
             file = self.folder / _IDENTITY_FILE
-            self._require_own(self.folder, json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {})
+            remedy = f"choose another {self._key}"
+            self._require_own(self.folder, read_json_object(file, remedy=remedy) if file.is_file() else {})
         if self.output is None or not self.output.exists():
             return False
         self._require_own(self.output, _identity_in(self.output))

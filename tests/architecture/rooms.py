@@ -13,7 +13,7 @@ PACKAGE = "megatron_rlt"
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 
-_CONFIG = {"config", "config/commands", "types", "whole_files"}
+_CONFIG = {"config", "config/commands", "types", "whole_files", "given_files", "visible_text"}
 _BENEATH_STAGES = {"models", "parallel"} | _CONFIG
 _STAGES = {"data", "prompts", "rollout", "scoring", "policy", "checkpoint", "metrics", "store"}
 _PURE_STAGES = {"rewards", "algorithm"}
@@ -29,8 +29,10 @@ _FLOORS = {"jobs/run", "jobs/reward", "jobs/rl"}
 MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "whole_files": set(),
-    "config": {"types"},
-    "config/commands": {"config", "types"},
+    "given_files": set(),
+    "visible_text": set(),
+    "config": {"types", "given_files", "visible_text"},
+    "config/commands": {"config", "types", "given_files"},
     "parallel": _CONFIG,
     "launch": {"parallel"} | _CONFIG,
     "models": {"parallel"} | _CONFIG,
@@ -74,6 +76,8 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
 # Runs before torch is imported: bad input is refused within a second.
 WITHOUT_TORCH = (
     "config/",
+    "given_files.py",
+    "visible_text.py",
     "cli.py",
     "__main__.py",
     "parallel/environment.py",

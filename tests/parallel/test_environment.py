@@ -116,3 +116,65 @@ def test_nothing_imports_megatron_before_the_scales_are_set() -> None:
         "sys.exit(any(name.startswith(('megatron.', 'transformer_engine')) for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+_NOT_A_NUMBER = ("x", "", "-1", "1.5", "0x1", "9" * 30, "1 2")
+
+
+@pytest.mark.parametrize("text", _NOT_A_NUMBER)
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
+def test_a_variable_of_torchruns_that_is_no_number_is_named(
+    name: str, text: str, environment: pytest.MonkeyPatch
+) -> None:
+    _set(environment, {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", name: text})
+    with pytest.raises(ValueError, match=f"^environment variable {name}='{text}': must be a whole number from"):
+        given_place()
+
+
+@pytest.mark.parametrize("name", ["SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS"])
+def test_a_variable_of_sruns_that_is_no_number_or_absent_is_named(name: str, environment: pytest.MonkeyPatch) -> None:
+    _set(environment, _SRUN | {name: "four"})
+    with pytest.raises(ValueError, match=f"environment variable {name}='four'"):
+        given_place()
+    environment.delenv("SLURM_NTASKS")
+    environment.delenv(name)
+    if name == "SLURM_PROCID":  # no step of srun's
+        assert given_place() is None
+        return
+    missing = "SLURM_NTASKS" if name == "SLURM_STEP_NUM_TASKS" else name
+    with pytest.raises(ValueError, match=f"environment variable {missing} is not set"):
+        given_place()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2: must be below WORLD_SIZE=2"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE='0': must be a whole number from 1 on"),
+        (_SRUN | {"SLURM_PROCID": "8"}, "SLURM_PROCID=8: must be below SLURM_STEP_NUM_TASKS=8"),
+    ],
+)
+def test_a_rank_outside_the_job_is_named(changes: dict[str, str], named: str, environment: pytest.MonkeyPatch) -> None:
+    _set(environment, changes)
+    with pytest.raises(ValueError, match=named):
+        given_place()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"MASTER_ADDR": "head", "MASTER_PORT": "http"}, "MASTER_PORT='http'"),
+        ({"MASTER_PORT": "0"}, "MASTER_PORT='0': must be a whole number from 1 to 65535"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT='70000'"),
+        ({"SLURM_JOB_ID": "4711_3"}, "SLURM_JOB_ID='4711_3'"),
+        ({"SLURM_STEP_ID": "batch"}, "SLURM_STEP_ID='batch'"),
+        ({"SLURM_STEP_NODELIST": ""}, "SLURM_STEP_NODELIST is not set"),
+        ({"SLURM_STEP_NODELIST": ",,"}, "names no host"),
+    ],
+)
+def test_a_meeting_point_that_cannot_be_found_is_named(
+    changes: dict[str, str], named: str, environment: pytest.MonkeyPatch
+) -> None:
+    _set(environment, _SRUN | changes)
+    with pytest.raises(ValueError, match=named), torch_environment(Place(5, 8, 1, "srun")):
+        pass

@@ -10,6 +10,7 @@ from megatron_rlt.prompts.pairs import PairBuilder, pair_builder
 from megatron_rlt.prompts.stopping import BLOCK_TOKENS
 from megatron_rlt.prompts.tags import R1, STRATOS
 from megatron_rlt.types import Completion, FinishReason, FormatFlag, Problem, ScoringPair
+from megatron_rlt.visible_text import is_blank
 from tests.prompts.texts import (
     QUICK,
     any_text,
@@ -177,7 +178,7 @@ def test_given_text_becomes_the_completion_a_teacher_would_have_sampled(
         assert spelt == f"{written}{tags.padding}".removeprefix(tags.padding)
     assert pair.explanation_text == explanation
     assert pair.explanation_ids.tolist() == pair.explanation_span.of(pair.student.token_ids).tolist()
-    assert (FormatFlag.EMPTY in pair.flags) == (not explanation.strip())
+    assert (FormatFlag.EMPTY in pair.flags) == is_blank(explanation)
     assert (FormatFlag.CONTAINS_TAGS in pair.flags) == (
         any(tag in explanation for tag in tags.texts) or tokenizer.special_token_in(explanation) is not None
     )

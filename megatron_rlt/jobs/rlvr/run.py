@@ -28,7 +28,7 @@ def run_rlvr(config: RlvrConfig, heartbeat: Heartbeat) -> int:
 
     Raises ValueError before any weight is loaded if model, data, solutions and run folder do not go together.
     """
-    run = TrainingRun(config, "rlvr", heartbeat, source_model=config.student.model)
+    run = TrainingRun(config, "rlvr", heartbeat, trained="student")
     student = student_format(config.student.model, config.prompts)
     with (
         AnswerJudge(config.verifier.kind, student.tags, timeout_seconds=config.verifier.timeout_seconds) as judge,

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megatron_rlt.models.weights.hf_reader import INDEX_FILE, SINGLE_FILE
+from megatron_rlt.config.weight_files import INDEX_FILE, SINGLE_FILE
 from megatron_rlt.whole_files import flush_to_disk
 
 _CONFIG_FILE = "config.json"

@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from megatron_rlt.given_files import read_text
 from megatron_rlt.parallel.collectives import on_first_rank
 from megatron_rlt.parallel.platform import world
 from megatron_rlt.rollout.requests import Arrival, SampleRequest
@@ -122,7 +123,7 @@ class VllmServers:
             self._servers.extend(self._start(number) for number in range(len(self._config.devices)))
             return
         file = self._config.api_key_file
-        key = None if file is None else file.read_text(encoding="utf-8").strip()
+        key = None if file is None else read_text(file, remedy="write the key into it").strip()
         for address in self._config.addresses:
             seconds = self._config.request_timeout_seconds
             server = ServerClient(address, api_key=key, timeout_seconds=seconds, process=None)
