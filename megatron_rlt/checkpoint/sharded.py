@@ -26,7 +26,7 @@ from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
-from megatron_rlt.checkpoint.torch_format import DataOnlyCommonStrategy, DataOnlyLoadStrategy, own_failures
+from megatron_rlt.checkpoint.torch_format import DataOnlyCommonStrategy, DataOnlyLoadStrategy, loading, saving
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.layout import Layout
 
@@ -101,12 +101,12 @@ def _save(state: dict[str, Any], folder: Path, layout: Layout) -> None:
     strategy: SaveShardedStrategy = TorchSaveStrategy()
     if layout.dp_cp > 1:  # replicas write different tensors instead of waiting for the first one
         strategy = FullyParallelSaveStrategyWrapper(strategy, layout.dp_cp_group)
-    with _without_deprecations(), own_failures(folder):
+    with _without_deprecations(), saving(folder):
         dist_checkpointing.save(state, str(folder), strategy, content_metadata=dict(_METADATA))
 
 
 def _load(state: dict[str, Any], folder: Path) -> dict[Any, Any]:
-    with _without_deprecations(), own_failures(folder):
+    with _without_deprecations(), loading(folder):
         loaded: dict[Any, Any] = dist_checkpointing.load(
             state, str(folder), DataOnlyLoadStrategy(), DataOnlyCommonStrategy(), strict=StrictHandling.RAISE_ALL
         )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from megatron_rlt.config.models import ModelConfig
+from megatron_rlt.config.remote_code import remote_code_faults
 from megatron_rlt.config.reward import RewardConfig
 
 HUB = "hf://"  # before the name of a Hugging Face data set
@@ -25,6 +26,7 @@ def model_faults(models: dict[str, ModelConfig]) -> list[str]:
                 " (`hf download NAME --local-dir FOLDER` fetches one)"
             )
             continue
+        faults += remote_code_faults(name, folder)
         if not any(folder.glob("*.safetensors")):
             faults.append(f"{name}.model: {folder} holds no *.safetensors; save the model with safetensors")
         if not any((folder / file).is_file() for file in _TOKENIZER_FILES):

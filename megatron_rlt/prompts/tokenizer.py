@@ -107,7 +107,7 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
     """Read a tokenizer from a local folder. Raises ValueError if it, its chat template or its eos token is missing."""
     if not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"{folder} holds no tokenizer (no tokenizer_config.json); name a complete Hugging Face folder")
-    hf: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    hf: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     if not hf.chat_template:
         raise ValueError(
             f"tokenizer of {folder} has no chat template; put the instruct model's chat_template.jinja into the folder"

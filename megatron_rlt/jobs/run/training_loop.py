@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from megatron_rlt.parallel.platform import world
 from megatron_rlt.policy.policy import Policy
 from megatron_rlt.store.run_folder import check_run_folder, write_run_folder
 from megatron_rlt.types import ENDED_EARLY
+from megatron_rlt.whole_files import discard
 
 CHECKPOINTS, EXPORT = "checkpoints", "hf"
 """Folders in the run folder."""
@@ -166,7 +166,7 @@ class TrainingRun:
     def _remove_export(self) -> None:
         """Remove the export of an earlier, shorter run: a killed run must not leave weights of fewer steps there."""
         if self._is_writer and (self._output_dir / EXPORT).exists():
-            shutil.rmtree(self._output_dir / EXPORT)
+            discard(self._output_dir / EXPORT)
 
     def _export(self, state: TrainingState) -> None:
         """Write the final weights, unless they exist already."""
