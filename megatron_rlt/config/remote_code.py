@@ -20,7 +20,7 @@ def remote_code_faults(name: str, folder: Path) -> list[str]:
         sections = [content, *content.values()] if isinstance(content, dict) else []
         if any(isinstance(section, dict) and _KEY in section for section in sections):
             faults.append(
-                f"{name}.model: {file} names code of its own ({_KEY}), and no code of a model folder is ever run; take a"
-                f" model of transformers' own classes, or remove {_KEY} if it is one"
+                f"{name}.model: {file} names code of its own ({_KEY}), and no code of a model folder is ever run; take"
+                f" a model of transformers' own classes, or remove {_KEY} if it is one"
             )
     return faults

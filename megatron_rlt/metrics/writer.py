@@ -126,20 +126,20 @@ def complete_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     if not path.is_file():
         return []
     *lines, _half = path.read_bytes().split(b"\n")
-    return [(f"{line.decode()}\n", _record(path, number, line)) for number, line in enumerate(lines, start=1)]
+    return [_line_and_record(path, number, line) for number, line in enumerate(lines, start=1)]
 
 
-def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _line_and_record(path: Path, number: int, line: bytes) -> tuple[str, dict[str, Any]]:
     try:
-        record = json.loads(line)
-        line.decode()
+        text = f"{line.decode()}\n"
+        record = json.loads(text)
     except (ValueError, RecursionError):
-        record = None
+        text, record = "", None
     if not isinstance(record, dict) or not isinstance(record.get("step"), int):
         raise ValueError(
             f"{path} is damaged: line {number} is no record of a step; remove that line, or put back a copy of the file"
         )
-    return record
+    return text, record
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
