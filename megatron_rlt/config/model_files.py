@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rlt.config.models import ModelConfig, Shapes
+from megatron_rlt.config.remote_code import remote_code_faults
 from megatron_rlt.config.weight_files import weight_index
 from megatron_rlt.given_files import read_json_object, read_text
 
@@ -83,6 +84,7 @@ def _folder_faults(folder: Path) -> Iterator[str]:
             " (`hf download NAME --local-dir FOLDER` fetches one)"
         )
         return
+    yield from remote_code_faults(folder)
     if not any(folder.glob("*.safetensors")):
         yield f"{folder} holds no *.safetensors; save the model with safetensors"
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):

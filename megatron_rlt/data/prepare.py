@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -18,18 +17,20 @@ from pathlib import Path
 from typing import TextIO
 
 from megatron_rlt.config.commands.prepare import PrepareConfig
+from megatron_rlt.data.check import check_data_set
 from megatron_rlt.data.energon_index import write_energon_index
 from megatron_rlt.data.rejection import RejectedRow, UnusableRowError
 from megatron_rlt.data.rows import check_source, read_rows, require_named, source_digest
-from megatron_rlt.data.shards import MANIFEST_FILE, Manifest, content_hash, read_manifest, write_manifest, write_shards
+from megatron_rlt.data.shards import MANIFEST_FILE, Manifest, content_hash, write_manifest, write_shards
 from megatron_rlt.data.validation import RowValidator
+from megatron_rlt.disk_faults import writing
+from megatron_rlt.folder_lock import IN_FOLDER, locked_beside, locked_folder
 from megatron_rlt.types import Problem
-from megatron_rlt.whole_files import real, require_writable
+from megatron_rlt.whole_files import make_folder, real, require_writable, sweep, sweep_beside, temporary_beside
 
 REJECTED_FILE = "rejected.jsonl"
 NUM_EXAMPLES = 3  # rejected rows quoted in an error
 HASH_DIGITS = 12  # hexadecimal digits of the source hash in a folder name: 48 bits
-_PARTIAL = ".partial-"  # begins the name of an unfinished folder
 logger = logging.getLogger(__name__)
 
 
@@ -53,8 +54,8 @@ class PrepareReport:
 def prepare_shards(config: PrepareConfig) -> PrepareReport:
     """Validate and shard all input rows; reuses an output folder that already holds the same data set.
 
-    Raises ValueError, and writes nothing, for unreadable sources, an output folder with other content, no usable row,
-    or a share of rejected rows above `max_rejected_fraction`.
+    Raises ValueError, and writes nothing, for unreadable sources, an output folder with other content or a damaged one,
+    no usable row, a share of rejected rows above `max_rejected_fraction`, or where another start writes there.
     """
     if not config.input:
         raise ValueError("input is empty: give JSONL or Parquet files, or one hf://name[:split]")
@@ -62,28 +63,31 @@ def prepare_shards(config: PrepareConfig) -> PrepareReport:
         check_source(source, config.columns)
     source_hash = _source_hash(config)
     target = config.output_dir
-    if (target.is_dir() and any(_kept(target))) or target.is_file():
-        return PrepareReport(target, _same_data_set(target, source_hash, config), reused=True)
-    is_there, partial = target.is_dir(), _partial_folder(target)
-    try:
-        manifest = _write_data_set(partial, config, source_hash)
-        if is_there:
-            _move_into(partial, target)
-        else:
-            partial.replace(real(target))
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with locked_folder(target) if target.is_dir() else locked_beside(real(target)):
+        _sweep(target)
+        if (target.is_dir() and any(_kept(target))) or target.is_file():
+            return PrepareReport(target, _same_data_set(target, source_hash, config), reused=True)
+        is_there, partial = target.is_dir(), _partial_folder(target)
+        try:
+            with writing(target):
+                manifest = _write_data_set(partial, config, source_hash)
+                if is_there:
+                    _move_into(partial, target)
+                else:
+                    partial.replace(real(target))
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return PrepareReport(target, manifest, reused=False)
 
 
 def ensure_shards(path: Path, work_dir: Path) -> Path:
     """Shard folder for a run's `data.path`: the path itself if it is a folder, else shards made below `work_dir`.
 
-    A second call on an unchanged file reuses the shards. Call it on one rank while the others wait.
-    Raises ValueError as `prepare_shards` and `read_manifest` do.
+    A second call on an unchanged file reuses the shards. Call it on one rank while the others wait: it reads every
+    byte. Raises ValueError as `prepare_shards` and `check_data_set` do.
     """
     if path.is_dir():
-        read_manifest(path)
+        check_data_set(path)
         return path
     config = PrepareConfig(input=(str(path),), output_dir=work_dir)
     check_source(str(path), config.columns)
@@ -105,16 +109,22 @@ def describe_counts(rejected_by_reason: dict[str, int]) -> str:
 
 
 def _kept(folder: Path) -> Iterator[Path]:
-    """What a folder holds, without what a `prepare` that was killed has left."""
-    return (path for path in folder.iterdir() if not path.name.startswith(_PARTIAL))
+    """What a folder holds besides the lock."""
+    return (path for path in folder.iterdir() if path.name != IN_FOLDER)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what a `prepare` that was killed has left, in a target that exists or beside it."""
+    sweep_beside(real(target))
+    if target.is_dir():
+        sweep(target)
 
 
 def _partial_folder(target: Path) -> Path:
     """A new folder in which to write: in a target that exists, which may be a link or a mount, else beside it."""
     require_writable("output_dir", target if target.is_dir() else real(target).parent)
-    name = f"{_PARTIAL}{os.getpid()}"
-    partial = target / name if target.is_dir() else real(target).with_name(f"{name}-{target.name}")
-    partial.mkdir()
+    partial = temporary_beside(target / "data" if target.is_dir() else real(target))
+    make_folder(partial)
     return partial
 
 
@@ -194,7 +204,7 @@ def _same_data_set(target: Path, source_hash: str, config: PrepareConfig) -> Man
     """Manifest of `target`; raises ValueError unless it is this data set."""
     if not (target / MANIFEST_FILE).is_file():
         raise ValueError(f"output_dir {target} is not an empty folder and holds no prepared data set: name another")
-    manifest = read_manifest(target)
+    manifest = check_data_set(target)
     if manifest.source_hash != source_hash:
         raise ValueError(
             f"output_dir {target} holds another data set ({manifest.num_rows} rows of "

@@ -154,7 +154,7 @@ def load_tokenizer(folder: Path, *, date: datetime.date = TEMPLATE_DATE) -> Chat
         named = json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class")
         own = named in _OWN_FILE and (folder / "tokenizer.json").is_file()
         reader = PreTrainedTokenizerFast if own else AutoTokenizer
-        hf: Any = reader.from_pretrained(str(folder), local_files_only=True)
+        hf: Any = reader.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise ValueError(
             f"tokenizer of {folder} cannot be loaded ({type(error).__name__}: {reason_of(error)}); download its files"

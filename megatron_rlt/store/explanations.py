@@ -23,6 +23,7 @@ from megatron_rlt.metrics.reduce import Tally
 from megatron_rlt.store.explanation_row import SETTINGS_KEY, VERSION, StoredExplanation, explanation_schema
 from megatron_rlt.store.parts import COLUMNS_VERSION, PartStore, table_of, write_parquet
 from megatron_rlt.types import ScoredExplanation
+from megatron_rlt.whole_files import make_folder
 
 _ROWS_AT_ONCE = 256
 
@@ -52,7 +53,7 @@ class CompletionStore:
     def write_step(self, step: int, completions: Sequence[ScoredExplanation]) -> None:
         """Write the file of a step, counted from 1; a step that is done again replaces its file."""
         if self._is_writer:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
             rows = [StoredExplanation.of_step(step, one).cells() for one in completions]
             file = self._folder / f"step-{step:06d}.parquet"
             write_parquet(file, [table_of(rows, self._schema)], self._schema)

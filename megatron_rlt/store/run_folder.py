@@ -16,7 +16,7 @@ import yaml
 from megatron_rlt.config.commands.job import JobConfig
 from megatron_rlt.config.loading import to_yaml
 from megatron_rlt.given_files import read_json_object, read_text
-from megatron_rlt.whole_files import write_text
+from megatron_rlt.whole_files import make_folder, write_text
 
 CONFIG_FILE = "config.yaml"
 RUN_FILE = "run.json"
@@ -107,7 +107,7 @@ def write_run_folder(
 
     `contents`: as for `check_contents`, if the command checks them.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path, held = folder / RUN_FILE, _read_run(folder)
     starts = held.get("starts", [])
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -133,7 +133,14 @@ def git_commit(folder: Path) -> str | None:
 def _read_run(folder: Path) -> dict[str, Any]:
     """Content of `run.json`; empty without the file."""
     path = folder / RUN_FILE
-    return read_json_object(path, remedy=_DAMAGED) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    papers = read_json_object(path, remedy=_DAMAGED)
+    kinds = {"command": str, "starts": list, "contents": dict}
+    for name, kind in kinds.items():
+        if not isinstance(papers.get(name, kind()), kind) or (name != "contents" and name not in papers):
+            raise ValueError(f"{path}: holds no valid {name!r}; {_DAMAGED}")
+    return papers
 
 
 def _read_config(path: Path) -> dict[str, Any]:

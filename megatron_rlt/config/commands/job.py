@@ -6,6 +6,7 @@ Everything that can be known to be wrong is found before a model loads or torch 
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -31,6 +32,10 @@ class CommandConfig(Section):
     def path_faults(self) -> list[str]:
         """One line per broken rule about the files and folders it names, models left aside."""
         return []
+
+    def written_files(self) -> tuple[Path, ...]:
+        """What it writes outside its run folder: files, or a folder that appears whole."""
+        return ()
 
     def faults(self, shapes: Shapes) -> list[str]:  # noqa: ARG002 - for commands with models
         """One line per broken rule between its sections, and between them and its models."""

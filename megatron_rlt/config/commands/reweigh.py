@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from megatron_rlt.config.commands.job import CommandConfig
 from megatron_rlt.config.paths import output_file_faults
 from megatron_rlt.config.reward import RewardConfig
@@ -17,6 +19,9 @@ class ReweighConfig(CommandConfig):
     """Parquet file to write, rows in the source's order; None: only the table is printed."""
     reward: RewardConfig = RewardConfig()
     """RLT reward; a key that is not named keeps the value with which the source was made, whatever its default."""
+
+    def written_files(self) -> tuple[Path, ...]:
+        return () if self.output is None else (self.output,)
 
     def path_faults(self) -> list[str]:
         faults, output = [], self.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 
 from megatron_rlt.config.commands.job import JobConfig
 from megatron_rlt.config.models import PAPER_TEMPERATURE, ModelConfig, ScoringConfig, Shapes
@@ -45,6 +46,9 @@ class ScoreConfig(JobConfig):
     def models(self) -> dict[str, ModelConfig]:
         """Teacher and student."""
         return {"teacher": self.teacher, "student": self.student}
+
+    def written_files(self) -> tuple[Path, ...]:
+        return (self.output,)
 
     def path_faults(self) -> list[str]:
         faults = [

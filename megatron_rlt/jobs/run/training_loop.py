@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from megatron_rlt.parallel.platform import world
 from megatron_rlt.policy.policy import Policy
 from megatron_rlt.store.run_folder import check_contents, check_run_folder, write_run_folder
 from megatron_rlt.types import ENDED_EARLY
+from megatron_rlt.whole_files import discard
 
 CHECKPOINTS, EXPORT = "checkpoints", "hf"
 """Folders in the run folder."""
@@ -184,7 +184,7 @@ class TrainingRun:
         if export.is_symlink():
             export.unlink()  # what it names was not written by this run
         elif export.exists():
-            shutil.rmtree(export)
+            discard(export)
 
     def _export(self, state: TrainingState) -> None:
         """Write the final weights, unless they exist already."""

@@ -41,6 +41,7 @@ class EngineShape:
             batched_tokens = max(batched_tokens, self.max_tokens)
         return {
             "model": str(self.folder),
+            "trust_remote_code": False,
             "dtype": self.dtype,
             "tensor_parallel_size": self.tp,
             "max_model_len": self.max_tokens,
