@@ -95,21 +95,33 @@ def prepare_vllm(rank: int, world_size: int, *, on_cpu: bool) -> None:
         os.environ.setdefault(name, value)
 
 
-def server_environment(devices: str, *, on_cpu: bool, unpickles: bool) -> dict[str, str]:
+def server_environment(devices: str, folder: Path, *, on_cpu: bool, unpickles: bool) -> dict[str, str]:
     """The environment of a vLLM server that a rank starts: the rank's own without its rank variables.
 
-    `devices`: its CUDA_VISIBLE_DEVICES; empty: the rank's. `unpickles`: whether it accepts pickled objects.
+    Args:
+        devices: its CUDA_VISIBLE_DEVICES; empty: the rank's.
+        folder: for its temporary files, such as the sockets between its processes.
+        unpickles: whether it accepts pickled objects.
     """
-    ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "VLLM_ENABLE_V1_MULTIPROCESSING")
-    kept = {key: value for key, value in os.environ.items() if key not in ranks and not key.startswith("TORCHELASTIC_")}
-    wanted = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}  # the former enables the weight-update routes
+    left_out = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "VLLM_ENABLE_V1_MULTIPROCESSING"}
+    left_out.add("VLLM_API_KEY")  # of other servers: this one's socket is open to its user alone
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("TORCHELASTIC_")}
+    # The former enables the weight-update routes.
+    wanted = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "NCCL_SOCKET_IFNAME": _LOOPBACK}
     if on_cpu:
         # Idle threads of several processes would compete for cores, and log-probs would need a C++ compiler.
         wanted |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
-    given = {"CUDA_VISIBLE_DEVICES": devices} if devices else {}
+    given = {"TMPDIR": str(folder), "GLOO_SOCKET_IFNAME": _LOOPBACK, "VLLM_HOST_IP": "127.0.0.1"}
+    if devices:
+        given["CUDA_VISIBLE_DEVICES"] = devices
     if unpickles:
         given["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
-    return wanted | kept | given
+    return {name: value for name, value in (wanted | kept | given).items() if name not in left_out}
+
+
+def vllm_api_key() -> str:
+    """The key that vLLM's server demands; empty without one."""
+    return os.environ.get("VLLM_API_KEY", "")
 
 
 def started_by_elastic() -> bool:
@@ -156,8 +168,8 @@ def _nccl_interface() -> str:
     return os.environ.get("NCCL_SOCKET_IFNAME", _LOOPBACK)
 
 
-def free_port() -> int:
-    """A free TCP port of this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+def free_port(host: str = "127.0.0.1") -> int:
+    """A free TCP port of one of this machine's addresses."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])

@@ -30,7 +30,7 @@ class Never:
 
 
 def _servers(server: SmallServer, folder: Path) -> VllmServers:
-    config = VllmServerConfig(addresses=(server.address,), max_retries=0)
+    config = VllmServerConfig(addresses=(server.address,), allow_unprotected=True, max_retries=0)
     shape = EngineShape(folder, "float32", 1, 128, 16, 64, VllmConfig(server=config), on_gpu=False)
     sampling = Sampling(1.0, 1.0, 131, 131, 8, Never())
     return VllmServers(shape, sampling, weight_transport(shape, folder, tell_nobody), log_folder=folder)
