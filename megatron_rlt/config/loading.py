@@ -25,6 +25,7 @@ Tree = dict[str, Any]
 # YAML 1.1 reads 1e-6 as text because it has no dot; people write it as a number.
 _NULLS = ("", "~", "null", "Null", "NULL")
 _PLAIN_EXPONENT = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
+_CREDENTIALS = re.compile(r"://[^/\s]*@")
 
 
 def load_config(config_class: type[Config], path: Path, overrides: Sequence[str]) -> Config:
@@ -216,6 +217,6 @@ def _complaint(fault: Mapping[str, Any], dotted: str, keys: Sequence[Key]) -> st
 
 
 def _shown(value: object) -> str:
-    """A value as its YAML reader would write it, cut to one short line."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    """A value as its YAML reader would write it, cut to one short line, without a password in an address."""
+    text = _CREDENTIALS.sub("://***@", json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= 80 else f"{text[:77]}..."

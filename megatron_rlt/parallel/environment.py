@@ -8,10 +8,12 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 # Below Linux's ephemeral ports (32768 and up), in a range wide enough that two jobs of a cluster seldom collide.
 _FIRST_PORT, _NUM_PORTS = 20_000, 12_000
 _LAUNCH = "start with torchrun or srun, or unset the launcher's variables and let world_size start the ranks"
+_LOOPBACK = "lo"  # Linux's name of the interface that no other machine reaches
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,13 @@ class Place:
     world_size: int
     local_rank: int
     launcher: str  # the program that started the ranks, for messages
+    meeting_file: Path | None = None
+    """Through which ranks that this command started find each other; None: there are no others, or MASTER_ADDR says."""
+
+    @property
+    def is_on_one_machine(self) -> bool:
+        """Whether all ranks are known to run on this machine."""
+        return self.world_size == 1 or self.meeting_file is not None
 
 
 def given_place() -> Place | None:
@@ -67,10 +76,16 @@ def _checked_place(place: Place, rank: str, world_size: str) -> Place:
 
 @contextmanager
 def torch_environment(place: Place) -> Iterator[None]:
-    """Set the variables with which `torch.distributed` finds its peers; restored afterwards."""
+    """Set the variables with which `torch.distributed` finds its peers; restored afterwards.
+
+    Ranks on one machine talk over its loopback interface only.
+    """
     values = {"RANK": str(place.rank), "WORLD_SIZE": str(place.world_size), "LOCAL_RANK": str(place.local_rank)}
-    address, port = _rendezvous_endpoint(place)
-    values |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+    if place.is_on_one_machine:
+        values |= {"GLOO_SOCKET_IFNAME": _LOOPBACK, "NCCL_SOCKET_IFNAME": _nccl_interface()}
+    else:
+        address, port = _rendezvous_endpoint(place)
+        values |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -112,21 +127,33 @@ def prepare_vllm(rank: int, world_size: int, *, on_cpu: bool) -> None:
         os.environ.setdefault(name, value)
 
 
-def server_environment(devices: str, *, on_cpu: bool, unpickles: bool) -> dict[str, str]:
+def server_environment(devices: str, folder: Path, *, on_cpu: bool, unpickles: bool) -> dict[str, str]:
     """The environment of a vLLM server that a rank starts: the rank's own without its rank variables.
 
-    `devices`: its CUDA_VISIBLE_DEVICES; empty: the rank's. `unpickles`: whether it accepts pickled objects.
+    Args:
+        devices: its CUDA_VISIBLE_DEVICES; empty: the rank's.
+        folder: for its temporary files, such as the sockets between its processes.
+        unpickles: whether it accepts pickled objects.
     """
-    ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "VLLM_ENABLE_V1_MULTIPROCESSING")
-    kept = {key: value for key, value in os.environ.items() if key not in ranks and not key.startswith("TORCHELASTIC_")}
-    wanted = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}  # the former enables the weight-update routes
+    left_out = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "VLLM_ENABLE_V1_MULTIPROCESSING"}
+    left_out.add("VLLM_API_KEY")  # of other servers: this one's socket is open to its user alone
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("TORCHELASTIC_")}
+    # The former enables the weight-update routes.
+    wanted = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "NCCL_SOCKET_IFNAME": _LOOPBACK}
     if on_cpu:
         # Idle threads of several processes would compete for cores, and log-probs would need a C++ compiler.
         wanted |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
-    given = {"CUDA_VISIBLE_DEVICES": devices} if devices else {}
+    given = {"TMPDIR": str(folder), "GLOO_SOCKET_IFNAME": _LOOPBACK, "VLLM_HOST_IP": "127.0.0.1"}
+    if devices:
+        given["CUDA_VISIBLE_DEVICES"] = devices
     if unpickles:
         given["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
-    return wanted | kept | given
+    return {name: value for name, value in (wanted | kept | given).items() if name not in left_out}
+
+
+def vllm_api_key() -> str:
+    """The key that vLLM's server demands; empty without one."""
+    return os.environ.get("VLLM_API_KEY", "")
 
 
 def started_by_elastic() -> bool:
@@ -152,8 +179,6 @@ def _rendezvous_endpoint(place: Place) -> tuple[str, int]:
     given = os.environ
     if "MASTER_ADDR" in given and "MASTER_PORT" in given:
         return given["MASTER_ADDR"], _master_port()
-    if place.world_size == 1:
-        return "127.0.0.1", free_port()
     if place.launcher != "srun":
         raise ValueError(
             f"{place.launcher} set RANK and WORLD_SIZE but not MASTER_ADDR and MASTER_PORT;"
@@ -178,8 +203,18 @@ def _node_list() -> str:
     return found
 
 
-def free_port() -> int:
-    """A free TCP port of this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+def nccl_stays_on_this_machine() -> bool:
+    """Whether NCCL, in this process, cannot reach others."""
+    return os.environ.get("NCCL_SOCKET_IFNAME") == _LOOPBACK
+
+
+def _nccl_interface() -> str:
+    """The user's, who may broadcast weights to servers of other machines, else loopback."""
+    return os.environ.get("NCCL_SOCKET_IFNAME", _LOOPBACK)
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A free TCP port of one of this machine's addresses."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])
