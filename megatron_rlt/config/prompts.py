@@ -45,7 +45,8 @@ class TagsConfig(Section):
     @model_validator(mode="after")
     def _are_different(self) -> Self:
         """Equal tags cannot be told apart; only what opens, or closes, an explanation for both models may be equal."""
-        tags = {name: text.strip() for name, text in dict(self).items() if name != "separator" and text.strip()}
+        written = {name: text.strip() for name, text in dict(self).items() if name.endswith(("_open", "_close"))}
+        tags = {name: text for name, text in written.items() if text}
         for first, second in combinations(tags, 2):
             if tags[first] == tags[second] and {first, second} not in _MAY_BE_EQUAL:
                 raise ValueError(f"{first} and {second} are equal, {tags[first]!r}, and must be different tags")
