@@ -176,8 +176,8 @@ def load_tokenizer(folder: Path, *, date: datetime.date = TEMPLATE_DATE) -> Chat
 
 def _protect_turn_markers(tokenizer: ChatTokenizer) -> None:
     """Make special tokens of the ordinary ones that the template writes around messages: data must not write them."""
-    answered = tokenizer.render("", "", answer=MARK)
-    around = tokenizer.render("", "") + answered[answered.rfind(MARK) :]
+    answered = tokenizer.render("", "question", answer=MARK)
+    around = tokenizer.render("", "question") + answered[answered.rfind(MARK) :]
     added: dict[int, AddedToken] = tokenizer.hf.added_tokens_decoder
     markers = [
         AddedToken(one.content, normalized=one.normalized, lstrip=one.lstrip, rstrip=one.rstrip, special=True)

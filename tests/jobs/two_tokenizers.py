@@ -50,14 +50,14 @@ class TextOracle:
         ids = self._encode(f"{before}{solution}{self._closing}")
         # The first token that begins at the solution or later, and the one after the last that ends with it.
         start = next(n for n in range(len(ids)) if len(self._decode(ids[:n])) >= len(before))
-        stop = max(n for n in range(len(ids)) if len(self._decode(ids[:n])) <= len(before) + len(solution))
+        stop = max(n for n in range(len(ids) + 1) if len(self._decode(ids[:n])) <= len(before) + len(solution))
         span = Span(len(prompt) + start, len(prompt) + stop)
         return dense_logprobs(self._model, SpannedSequence(torch.tensor([*prompt, *ids]), (span,)), temperature)
 
     def num_explanation_tokens(self, explanation: str, solution: str) -> int:
         """Tokens of an explanation within the whole text."""
         ids = self._encode(f"{explanation}{self._bridge}{solution}{self._closing}")
-        return max(n for n in range(len(ids)) if len(self._decode(ids[:n])) <= len(explanation))
+        return max(n for n in range(len(ids) + 1) if len(self._decode(ids[:n])) <= len(explanation))
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
