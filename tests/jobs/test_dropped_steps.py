@@ -44,7 +44,9 @@ def test_steps_without_any_reward_stop_the_run(tmp_path: Path) -> None:
     inputs = tiny_inputs(tmp_path, num_rows=4)
     ((reasons, is_unchanged, said),) = run_ranks(steps_until_stop, 1, inputs, tmp_path)
     assert len(reasons) == 2  # the third update in a row without effect ends it
-    assert all(reason is not None and "non-finite student" in reason for step in reasons for reason in step)
+    for step in reasons:
+        assert None not in step
+        assert any("non-finite" in str(reason) for reason in step)
     assert is_unchanged
     assert said.startswith("3 updates in a row changed nothing (optimizer.max_skipped_steps=3)")
     assert "no completion was in the loss" in said
