@@ -89,6 +89,11 @@ def _folder_faults(folder: Path) -> Iterator[str]:
         yield f"{folder} holds no *.safetensors; save the model with safetensors"
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         yield f"{folder} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); copy it from the model"
+    if (folder / "adapter_config.json").is_file():
+        yield (
+            f"{folder} holds an adapter (adapter_config.json), which transformers would add to the weights; merge it"
+            " into them, or remove the file"
+        )
     readers: list[Callable[[], object]] = [partial(declared_stop_ids, folder), partial(token_ids, folder)]
     if any(folder.glob("*.safetensors")):
         readers.append(partial(weight_index, folder))

@@ -126,6 +126,13 @@ def test_the_last_row_of_the_embedding_may_have_a_token(tmp_path: Path) -> None:
     assert max(token_ids(folder).values()) == QWEN2["vocab_size"] - 1
 
 
+def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model")
+    (folder / "adapter_config.json").write_text("{}")
+    (fault,) = faults_of(folder)
+    assert "holds an adapter (adapter_config.json)" in fault
+
+
 def write_index(folder: Path, *files: str) -> None:
     index = {"weight_map": {f"tensor{number}": file for number, file in enumerate(files)}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
