@@ -74,6 +74,20 @@ def checkpoint_bytes(model: Path, tmp_path_factory: pytest.TempPathFactory) -> i
     return _used(folder)
 
 
+@pytest.mark.parametrize("fits", ["models", "optimizer/common.pt"])
+def test_a_disk_that_is_full_for_one_rank_alone(model: Path, tmp_path: Path, fits: str) -> None:
+    """Exactly what is written first fits: of the rest, the common state and the papers are the first rank's alone."""
+    run_ranks(_save, 2, model, tmp_path / "whole")
+    whole = tmp_path / "whole" / "step-000001"
+    size = _used(whole / "models") + (PAGE if fits != "models" else 0)
+    with small_disk(tmp_path / "disk", size) as disk:
+        for seen in run_ranks(_save_twice, 2, model, disk, size):
+            assert str(disk / "checkpoints") in seen["refused"]
+            assert "bytes are free there" in seen["refused"]
+            assert seen["left"] == []
+            assert seen["found"].step == 1
+
+
 def _save(model: Path, folder: Path) -> None:
     training = tiny_training(model, layout_of(1, 1, 1))
     training.update()
