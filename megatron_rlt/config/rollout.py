@@ -27,8 +27,9 @@ class VllmServerConfig(Section):
     """vLLM servers, started by the job's first rank on its machine, or already running at addresses."""
 
     addresses: Texts = ()
-    """Servers that already run, such as http://node7:8000, with VLLM_SERVER_DEV_MODE=1, `--served-model-name policy`
-    and `--logprobs-mode processed_logprobs`; empty: the job starts its own servers, and ends them."""
+    """Servers that already run, such as http://node7:8000, with VLLM_SERVER_DEV_MODE=1, `--served-model-name policy`,
+    `--logprobs-mode processed_logprobs` and `--middleware megatron_rlt.rollout.vllm.require_key.RequireKey`; empty: the
+    job starts its own servers, and ends them."""
     api_key_file: FilePath | None = None
     """File with the API key of these servers, in one line; None: they need none."""
     allow_unprotected: bool = False

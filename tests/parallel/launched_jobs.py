@@ -72,6 +72,16 @@ def freezes_all(config: JobConfig, heartbeat: Heartbeat) -> int:
     return 0
 
 
+def handles_no_signal(config: JobConfig, heartbeat: Heartbeat) -> int:
+    """As a job that still loads its model; the ranks write to both streams."""
+    print(f"output of {dist.get_rank()}", flush=True)
+    print(f"warning of {dist.get_rank()}", file=sys.stderr, flush=True)
+    dist.barrier()
+    _mark_running(config)
+    time.sleep(600)
+    return 0
+
+
 def waits_for_nobody(config: JobConfig, heartbeat: Heartbeat) -> int:
     """No rank notices another's death, and each only takes note of a SIGTERM: like a long kernel."""
     EndRequest()

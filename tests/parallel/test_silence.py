@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from megatron_rlt.config.commands.job import JobConfig
-from megatron_rlt.launch import local_ranks
-from megatron_rlt.launch.launch import run_job
 from megatron_rlt.launch.records import Records
 from megatron_rlt.launch.silence import Silence
-from tests.parallel import launched_jobs
-from tests.ranks import forkserver
+from tests.parallel.forked_jobs import start_forked
 
 _TIMEOUT_SECONDS = 3.0
-
-
-def _run(job: str, folder: Path, errors: Path) -> None:
-    """Two ranks, forked: their start takes no time off the watchdog's."""
-    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
-    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # it has children
-    local_ranks._START_METHOD = "fork"
-    settings = JobConfig.model_validate(
-        {"output_dir": folder, "world_size": 2, "watchdog": {"timeout_seconds": _TIMEOUT_SECONDS}}
-    )
-    sys.exit(run_job(getattr(launched_jobs, job), settings, 2))
 
 
 @pytest.mark.parametrize(
@@ -44,12 +27,10 @@ def _run(job: str, folder: Path, errors: Path) -> None:
 def test_a_rank_without_a_sign_of_life_is_named_rather_than_one_that_waits_for_it(
     job: str, blamed: str, before: list[str], tmp_path: Path
 ) -> None:
-    errors = tmp_path / "errors"
-    process = forkserver().Process(target=_run, args=(job, tmp_path, errors))
-    process.start()
+    process = start_forked(job, tmp_path, timeout_seconds=_TIMEOUT_SECONDS)
     process.join(60)
     assert process.exitcode == 1
-    *others, line = errors.read_text().splitlines()
+    *others, line = (tmp_path / "errors").read_text().splitlines()
     assert others == before, line
     assert re.match(
         rf"megatron-rlt: error: {blamed} failed in phase rollout: no sign of life for [\d.]+ s: the process is stopped",

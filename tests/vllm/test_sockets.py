@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from megatron_rlt.parallel.environment import free_port
 from tests.distributed.commands import Command
 from tests.distributed.tiny_runs import RL_CONFIG, tiny_inputs
+from tests.ranks import run_ranks
+from tests.sockets import ListeningSocket, listening_sockets
 from tests.vllm.policies import assert_nothing_runs
 from tests.vllm.test_train import COLOCATED, SERVER, SETTINGS
 from tools.demo.make_assets import NUM_VLLM_HEADS
@@ -25,3 +28,19 @@ def test_a_job_with_vllm_listens_on_loopback_and_unix_sockets_alone(placement: l
     ended = command.finish()
     assert ended.status == 0, ended.errors
     assert_nothing_runs(tmp_path)
+
+
+def _open_a_broadcasts_store(address: str) -> list[ListeningSocket]:
+    before = set(listening_sockets())
+    from vllm.distributed.utils import StatelessProcessGroup
+
+    group = StatelessProcessGroup.create(address, free_port(address), rank=0, world_size=1)
+    found = [one for one in listening_sockets() if one not in before]
+    assert group.store is not None
+    return found
+
+
+def test_the_store_of_a_broadcast_listens_on_the_address_in_use_alone() -> None:
+    address = "127.0.0.2"  # no address that anything would choose by itself
+    ((found,),) = run_ranks(_open_a_broadcasts_store, 1, address)
+    assert (found.protocol, found.address) == ("tcp", address)
