@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import time
 from pathlib import Path
@@ -37,8 +38,10 @@ def test_a_second_start_on_a_run_folder_is_refused_and_the_first_loses_nothing(
 ) -> None:
     folder = tmp_path / "run"
     first = Command("train", RL_CONFIG, [*SMALL_RL, *inputs.for_train], folder)
-    _wait_for(folder / ".lock")
+    _wait_for(folder / "config.yaml")  # behind the lock
+    os.killpg(first._process.pid, signal.SIGSTOP)  # or it might end before the second has begun
     second = Command("train", RL_CONFIG, [*SMALL_RL, *inputs.for_train], folder).finish()
+    os.killpg(first._process.pid, signal.SIGCONT)
     assert second.status == 2
     lines = [line for line in second.errors.splitlines() if line.startswith("megatron-rlt: error: ")]
     assert len(lines) == 1, second.errors

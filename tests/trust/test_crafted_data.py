@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
 import tarfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from megatron.energon import WorkerConfig, get_train_dataset
 
 from megatron_rlt.config.commands.prepare import ColumnConfig
 from megatron_rlt.data.check import check_data_set
@@ -35,17 +38,18 @@ def payload(tmp_path: Path) -> Payload:
     return Payload(tmp_path / "marker")
 
 
-def _function(folder: Path, payload: Payload) -> None:
-    """What a downloaded data set did: energon calls what this names."""
-    call = {"__module__": "os", "__function__": "mkdir", "path": str(payload.marker)}
-    (folder / ".nv-meta" / "dataset.yaml").write_text(yaml.safe_dump(call))
-
-
 def _argument(folder: Path, payload: Payload) -> None:
+    """What a downloaded data set did, and nobody saw it: energon calls what an argument names, and goes on."""
     call = {"__module__": "os", "__function__": "mkdir", "path": str(payload.marker)}
-    (folder / ".nv-meta" / "dataset.yaml").write_text(
-        yaml.safe_dump({"__module__": "megatron.energon", "__class__": "CrudeWebdataset", "subflavors": call})
-    )
+    dataset = {"__module__": "megatron.energon", "__class__": "CrudeWebdataset", "subflavors": {"a": call}}
+    (folder / ".nv-meta" / "dataset.yaml").write_text(yaml.safe_dump(dataset))
+
+
+def _function(folder: Path, payload: Payload) -> None:
+    """Any function that takes any arguments does."""
+    call = {"__module__": "os", "__function__": "mkdir", "path": str(payload.marker)}
+    dataset = {"__module__": "unittest.mock", "__function__": "Mock", "x": call}
+    (folder / ".nv-meta" / "dataset.yaml").write_text(yaml.safe_dump(dataset))
 
 
 def _loader(folder: Path, payload: Payload) -> None:
@@ -72,8 +76,8 @@ def _pickle_in(name: str) -> Callable[[Path, Payload], None]:
 
 
 CRAFTED = {
-    "function": _function,
     "argument": _argument,
+    "function": _function,
     "sample loader": _loader,
     "split": _tag_in("split.yaml"),
     "info": _tag_in(".info.json"),
@@ -119,8 +123,6 @@ def test_the_untouched_folder_is_accepted_also_where_it_was_copied(tmp_path: Pat
 
 def _reseal(folder: Path, content: bytes) -> None:
     """One shard of other bytes, with the manifest and the index that `prepare` would write for it."""
-    import hashlib
-
     shutil.rmtree(folder / ".nv-meta")
     shard, held = folder / "shard-000000.tar", read_manifest(folder)
     shard.write_bytes(content)
@@ -208,3 +210,21 @@ def test_an_answer_that_is_a_program_is_compared_and_not_computed(payload: Paylo
             verifier.verdict(problem, text)
     verifier.close()
     assert not payload.has_run
+
+
+@pytest.mark.parametrize("craft", [_argument, _function])
+def test_energon_runs_what_it_is_given(
+    tmp_path: Path, payload: Payload, craft: Callable[[Path, Payload], None]
+) -> None:
+    """Without the check it does: these folders are real attacks."""
+    folder = numbered_shards(tmp_path, 12)
+    craft(folder, payload)
+    with suppress(TypeError, AssertionError):  # later, when it looks at what came back
+        get_train_dataset(
+            folder,
+            worker_config=WorkerConfig(rank=0, world_size=1, num_workers=0),
+            batch_size=None,
+            shuffle_buffer_size=None,
+            max_samples_per_sequence=None,
+        )
+    assert payload.has_run
