@@ -81,7 +81,9 @@ def _acquire(file: Path, what: Path) -> int | None:
         try:
             with writing(file):
                 descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except FileNotFoundError:  # the last holder removed the folder, which was empty
+        except FileNotFoundError:  # the last holder removed the folder, which was empty; or no file can be made there
+            if time.monotonic() > deadline:
+                raise
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -63,6 +63,7 @@ def prepare_shards(config: PrepareConfig) -> PrepareReport:
         check_source(source, config.columns)
     source_hash = _source_hash(config)
     target = config.output_dir
+    require_writable("output_dir", target if target.is_dir() else real(target).parent)
     with locked_folder(target) if target.is_dir() else locked_beside(real(target)):
         _sweep(target)
         if (target.is_dir() and any(_kept(target))) or target.is_file():
@@ -122,7 +123,6 @@ def _sweep(target: Path) -> None:
 
 def _partial_folder(target: Path) -> Path:
     """A new folder in which to write: in a target that exists, which may be a link or a mount, else beside it."""
-    require_writable("output_dir", target if target.is_dir() else real(target).parent)
     partial = temporary_beside(target / "data" if target.is_dir() else real(target))
     make_folder(partial)
     return partial

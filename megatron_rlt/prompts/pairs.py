@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.model_files import vocabulary_fault
 from megatron_rlt.config.prompts import PromptConfig
+from megatron_rlt.given_files import read_json_object
 from megatron_rlt.prompts.stopping import CompletionParts, split_completion
 from megatron_rlt.prompts.student import StudentFormat
 from megatron_rlt.prompts.tags import student_system, tag_set, teacher_system
@@ -168,10 +168,11 @@ def _exact_tokenizer(folder: Path, prompts: PromptConfig) -> ChatTokenizer:
     The rules have compared both before, but only for a folder with a `tokenizer.json`.
     """
     tokenizer = load_tokenizer(folder, date=prompts.date)
-    if (folder / "config.json").is_file():  # else a tokenizer alone
-        fault = vocabulary_fault(Architecture.from_folder(folder).vocab_size, tokenizer.num_ids)
-        if fault is not None:
-            raise ValueError(f"{folder}: {fault}")
+    config = folder / "config.json"
+    vocab_size = read_json_object(config).get("vocab_size") if config.is_file() else None  # else a tokenizer alone
+    fault = vocabulary_fault(vocab_size, tokenizer.num_ids) if isinstance(vocab_size, int) else None
+    if fault is not None:
+        raise ValueError(f"{folder}: {fault}")
     if prompts.exact_text:
         check_exact_text(tokenizer)
     return tokenizer
