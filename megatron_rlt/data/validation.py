@@ -48,7 +48,7 @@ class RowValidator:
             self._columns.solution: (solution, parsed.solution),
         }
         for column, (own, other) in stated.items():
-            if own.strip() != other:
+            if own.strip() != other.strip():
                 raise UnusableRowError(RejectReason.AMBIGUOUS, column, f"column {name!r} holds another one")
 
     def _text(self, value: object, column: str) -> str:

@@ -42,8 +42,8 @@ def test_an_empty_folder_keeps_its_place_and_a_killed_start_is_no_content(source
     folder = tmp_path / "mount"
     folder.mkdir()
     inode = folder.stat().st_ino
-    (folder / ".partial-1").mkdir()
-    (folder / ".partial-1" / "shard-000000.tar").write_bytes(b"half")
+    (folder / ".data.rlt-0123abcd.tmp").mkdir()
+    (folder / ".data.rlt-0123abcd.tmp" / "shard-000000.tar").write_bytes(b"half")
     prepare(folder, source)
     assert folder.stat().st_ino == inode  # a mount or a shared folder cannot be replaced
     assert read_manifest(folder).num_rows == 1
