@@ -19,7 +19,6 @@ import megatron_rlt
 
 _IMPORTED_LATE = (
     "tensorboard.compat.proto.event_pb2",
-    "torch.distributed.launcher.api",
     "torch.utils.tensorboard",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",

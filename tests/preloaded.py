@@ -134,13 +134,6 @@ def _main(arguments: list[str], folder: Path, environment: Mapping[str, str], op
 
 def _fork_ranks() -> None:
     """From now on the launcher in this process forks its ranks: what is imported here is imported there."""
-    from megatron_rlt.launch import launch
+    from megatron_rlt.launch import local_ranks
 
-    configure = launch._launch_config
-
-    def forking(*args: Any) -> Any:
-        config = configure(*args)
-        config.start_method = "fork"
-        return config
-
-    launch._launch_config = forking
+    local_ranks._START_METHOD = "fork"

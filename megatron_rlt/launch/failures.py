@@ -35,6 +35,7 @@ class Kind(StrEnum):
     STOPPED = "stopped"  # a StoppedError: the job ended itself
     ERROR = "error"  # any other exception
     STALL = "stall"  # the watchdog fired
+    SILENT = "silent"  # no sign of life, not even of the watchdog
     KILLED = "killed"  # by a signal from outside this launcher
     VANISHED = "vanished"  # a silent exit, or an abort, as by native code when a peer is gone
     CONNECTION = "connection"  # lost a peer
@@ -84,12 +85,25 @@ def failure_of_exit(exit_code: int, *, rank: int, phase: str, seconds: float) ->
     return Failure(rank, phase, kind, f"killed by {name}{hint}", "", seconds)
 
 
+def failure_of_silence(silent_seconds: float, *, rank: int, phase: str) -> Failure:
+    """Failure of a rank that gave no sign of life for so long, and was ended."""
+    message = (
+        f"no sign of life for {silent_seconds:.1f} s: the process is stopped (SIGSTOP), or hangs in the system, as in a"
+        " file system that does not answer"
+    )
+    return Failure(rank, phase, Kind.SILENT, message, "", time.time() - silent_seconds)
+
+
 def culprit(failures: Sequence[Failure]) -> Failure:
     """The failure that caused the others: the gravest kind, then the earliest.
 
-    Of stalled ranks, the one with the fewest beats: all run the same program, and the others wait for it.
+    Where ranks made no progress, one without a sign of life; of those that stalled, the one with the fewest beats: all
+    run the same program, and the others wait for it.
     """
     first = min(failures, key=lambda failure: (_GRAVITY.get(failure.kind, 0), failure.seconds))
+    silent = [failure for failure in failures if failure.kind is Kind.SILENT]
+    if first.kind is Kind.STALL and silent:
+        return min(silent, key=lambda failure: failure.seconds)
     if first.kind is not Kind.STALL:
         return first
     stalled = [failure for failure in failures if failure.kind is Kind.STALL]

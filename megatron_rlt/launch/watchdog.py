@@ -44,6 +44,7 @@ class Heartbeat:
         folder: Path,
         timeout_seconds: float,
         on_phase: Callable[[str], None] | None = None,
+        on_tick: Callable[[], None] | None = None,
         on_stall: Callable[[Stall], None] | None = None,
     ) -> None:
         """
@@ -51,10 +52,11 @@ class Heartbeat:
             folder: receives `stacks-rank-R.txt`.
             timeout_seconds: longest time between two beats.
             on_phase: called with the name of every new phase.
+            on_tick: called in the watching thread at least four times per timeout: this process is not frozen.
             on_stall: called in the watching thread before it ends the process; None prints the line to stderr.
         """
         self._rank, self._timeout_seconds = rank, timeout_seconds
-        self._on_phase, self._on_stall = on_phase, on_stall
+        self._on_phase, self._on_tick, self._on_stall = on_phase, on_tick, on_stall
         self._stacks = folder / f"stacks-rank-{rank}.txt"
         self._last = time.monotonic()
         self._phase, self._detail, self._num_beats = "start", "", 0
@@ -92,6 +94,8 @@ class Heartbeat:
     def _watch(self) -> None:
         interval = min(self._timeout_seconds / 4, 1.0)
         while not self._stop.wait(interval):
+            if self._on_tick is not None:
+                self._on_tick()
             # If the main thread hangs while it holds the GIL, this thread never runs again; then faulthandler's own
             # thread, which does not need the GIL, writes the stacks to stderr and ends the process.
             faulthandler.dump_traceback_later(1.25 * self._timeout_seconds + 5, exit=True, file=_STDERR)

@@ -8,9 +8,11 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 # Below Linux's ephemeral ports (32768 and up), in a range wide enough that two jobs of a cluster seldom collide.
 _FIRST_PORT, _NUM_PORTS = 20_000, 12_000
+_LOOPBACK = "lo"  # Linux's name of the interface that no other machine reaches
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,13 @@ class Place:
     world_size: int
     local_rank: int
     launcher: str  # the program that started the ranks, for messages
+    meeting_file: Path | None = None
+    """Through which ranks that this command started find each other; None: there are no others, or MASTER_ADDR says."""
+
+    @property
+    def is_on_one_machine(self) -> bool:
+        """Whether all ranks are known to run on this machine."""
+        return self.world_size == 1 or self.meeting_file is not None
 
 
 def given_place() -> Place | None:
@@ -43,10 +52,16 @@ def given_place() -> Place | None:
 
 @contextmanager
 def torch_environment(place: Place) -> Iterator[None]:
-    """Set the variables with which `torch.distributed` finds its peers; restored afterwards."""
+    """Set the variables with which `torch.distributed` finds its peers; restored afterwards.
+
+    Ranks on one machine talk over its loopback interface only.
+    """
     values = {"RANK": str(place.rank), "WORLD_SIZE": str(place.world_size), "LOCAL_RANK": str(place.local_rank)}
-    address, port = _rendezvous_endpoint(place)
-    values |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+    if place.is_on_one_machine:
+        values |= {"GLOO_SOCKET_IFNAME": _LOOPBACK, "NCCL_SOCKET_IFNAME": _nccl_interface()}
+    else:
+        address, port = _rendezvous_endpoint(place)
+        values |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -128,8 +143,6 @@ def _rendezvous_endpoint(place: Place) -> tuple[str, int]:
     given = os.environ
     if "MASTER_ADDR" in given and "MASTER_PORT" in given:
         return given["MASTER_ADDR"], int(given["MASTER_PORT"])
-    if place.world_size == 1:
-        return "127.0.0.1", free_port()
     if place.launcher != "srun":
         raise ValueError(
             f"{place.launcher} set RANK and WORLD_SIZE but not MASTER_ADDR and MASTER_PORT;"
@@ -139,6 +152,16 @@ def _rendezvous_endpoint(place: Place) -> tuple[str, int]:
     offset = (7 * int(given["SLURM_JOB_ID"]) + int(given["SLURM_STEP_ID"])) % _NUM_PORTS
     port = int(given.get("MASTER_PORT", _FIRST_PORT + offset))
     return given.get("MASTER_ADDR", first_host(nodes)), port
+
+
+def nccl_stays_on_this_machine() -> bool:
+    """Whether NCCL, in this process, cannot reach others."""
+    return os.environ.get("NCCL_SOCKET_IFNAME") == _LOOPBACK
+
+
+def _nccl_interface() -> str:
+    """The user's, who may broadcast weights to servers of other machines, else loopback."""
+    return os.environ.get("NCCL_SOCKET_IFNAME", _LOOPBACK)
 
 
 def free_port() -> int:

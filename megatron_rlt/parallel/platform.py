@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import warnings
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore, HashStore, Store
 
 from megatron_rlt.parallel.cpu import install_cpu_platform
+from megatron_rlt.parallel.environment import given_place
+from megatron_rlt.parallel.single_rank import start_single_rank
 
 
 def device() -> torch.device:
@@ -45,18 +49,37 @@ def install_platform() -> None:
         install_cpu_platform()
 
 
-def start_distributed(*, timeout_seconds: float, local_rank: int = 0) -> None:
-    """Join the job's process group from the launcher's environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
+def start_distributed(*, timeout_seconds: float, local_rank: int = 0, meeting_file: Path | None = None) -> None:
+    """Join the job's process group as the environment's RANK of WORLD_SIZE.
 
     Uses gloo on CPU ranks, and nccl with one GPU per rank otherwise, with gloo for the same group's CPU tensors.
+
+    Args:
+        meeting_file: through which the ranks of one machine meet, in a folder that nobody else may open; None: at
+            MASTER_ADDR and MASTER_PORT, where the first rank's store listens. A single CPU rank needs neither.
     """
     install_platform()
-    timeout = timedelta(seconds=timeout_seconds)
-    if torch.cuda.is_available():
+    place = given_place()
+    assert place is not None, "the launcher sets RANK and WORLD_SIZE"
+    timeout, on_gpu = timedelta(seconds=timeout_seconds), torch.cuda.is_available()
+    if on_gpu:
         torch.cuda.set_device(local_rank)
-        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout)
+    elif place.world_size == 1:
+        start_single_rank(timeout)
+        return
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    store = _private_store(meeting_file, place.world_size)
+    if store is None:
+        dist.init_process_group(backend, timeout=timeout)
     else:
-        dist.init_process_group("gloo", timeout=timeout)
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size, timeout=timeout)
+
+
+def _private_store(meeting_file: Path | None, world_size: int) -> Store | None:
+    """A store that opens no port; None: the ranks may be on several machines."""
+    if meeting_file is not None:
+        return FileStore(str(meeting_file), world_size)
+    return HashStore() if world_size == 1 else None
 
 
 def world() -> dist.ProcessGroup:
