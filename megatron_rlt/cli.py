@@ -20,11 +20,14 @@ from megatron_rlt.config.commands.reweigh import ReweighConfig
 from megatron_rlt.config.commands.table import COMMANDS, load_job
 from megatron_rlt.config.display import show_keys, show_plan
 from megatron_rlt.config.loading import has_section, load_config, load_overrides, to_yaml
+from megatron_rlt.disk_faults import DiskError, disk_refusals
 
 if TYPE_CHECKING:
     from megatron_rlt.launch.watchdog import Heartbeat
 
-_BAD_INPUT = 2
+_FAILED, _BAD_INPUT = 1, 2
+_START_ALONE = "megatron_rlt.jobs.run.start:start_alone"
+_START_ON_RANK = "megatron_rlt.jobs.run.start:start_on_rank"
 
 app = typer.Typer(
     add_completion=False,
@@ -79,7 +82,7 @@ def _run(
         show_plan(config.plan(shapes), console)
         return 0
     if not isinstance(config, JobConfig):
-        load_job(command.job)(config)
+        load_job(_START_ALONE)(load_job(command.job), config)
         return 0
     from megatron_rlt.launch.launch import run_job
 
@@ -105,7 +108,7 @@ def _reweigh(
         given["output"] = overrides.pop(0)
     config = load_overrides(ReweighConfig, given, overrides)
     config.check()
-    load_job(COMMANDS["reweigh"].job)(config)
+    load_job(_START_ALONE)(load_job(COMMANDS["reweigh"].job), config)
     return 0
 
 
@@ -119,16 +122,17 @@ for _name, _command in COMMANDS.items():
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; a user's fault is one line on stderr."""
     try:
-        status: int = app(args=arguments, prog_name="megatron-rlt", standalone_mode=False)
-    except (typer.TyperException, ValueError) as fault:
+        with disk_refusals():
+            status: int = app(args=arguments, prog_name="megatron-rlt", standalone_mode=False)
+    except (typer.TyperException, ValueError, DiskError) as fault:
         message = fault.format_message() if isinstance(fault, typer.TyperException) else str(fault)
         for line in message.splitlines():
             sys.stderr.write(f"megatron-rlt: error: {line}\n")
-        return _BAD_INPUT
+        return _FAILED if isinstance(fault, DiskError) else _BAD_INPUT
     return status
 
 
 def _job_on_rank(job: str, config: JobConfig, heartbeat: Heartbeat) -> int:
     """A job is imported in its rank, after the process group has begun to be watched."""
-    status: int = load_job(job)(config, heartbeat)
+    status: int = load_job(_START_ON_RANK)(load_job(job), config, heartbeat)
     return status

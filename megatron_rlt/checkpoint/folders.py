@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_rlt.checkpoint.manifest import Manifest, find_fault
+from megatron_rlt.checkpoint.manifest import STEP_NAME, Manifest, find_difference, find_fault
+from megatron_rlt.disk_faults import DiskError, refusal
 from megatron_rlt.parallel.collectives import broadcast_record
-from megatron_rlt.whole_files import flush_to_disk
+from megatron_rlt.whole_files import discard, flush_to_disk
 
 _STEP_NAME = re.compile(r"step-(\d{6,})")
 
@@ -35,11 +36,7 @@ class CheckpointInfo:
 
 
 def step_folder(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:06d}"
-
-
-def temporary_folder(folder: Path, step: int) -> Path:
-    return folder / f".step-{step:06d}.tmp"
+    return folder / STEP_NAME.format(step)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -59,9 +56,7 @@ def sweep_leftovers(folder: Path) -> None:
 def keep_newest(folder: Path, keep_last: int) -> None:
     """Remove all but the newest checkpoints; an interrupted removal leaves no partial checkpoint."""
     for path in list_checkpoints(folder)[:-keep_last]:
-        doomed = path.with_name(f".{path.name}.tmp")
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+        discard(path)
     flush_to_disk(folder)
 
 
@@ -108,6 +103,8 @@ def check_files(
     rank, size = (0, 1) if group is None else (group.rank(), group.size())
     try:
         manifest = Manifest.read(path)
+        if difference := find_difference(path, manifest, below):
+            raise ValueError(difference)
         mine = sorted(name for name in manifest.files if name.startswith(below))[rank::size]
         fault = find_fault(path, {name: manifest.files[name] for name in mine})
     except ValueError as error:
@@ -130,17 +127,20 @@ def all_or_none(action: str) -> Iterator[None]:
 
     Raises:
         RuntimeError: the block failed on the ranks that it names. A failing rank raises its own error.
+        DiskError: the disk refused on any rank.
     """
     failure: Exception | None = None
     try:
         yield
     except Exception as error:  # noqa: BLE001 - raised again below, after the other ranks know
-        failure = error
-    report = None if failure is None else f"{type(failure).__name__}: {failure}"
-    reports: list[str | None] = [None] * dist.get_world_size()
+        line = refusal(error, None) if isinstance(error, OSError) else None
+        failure = error if line is None else DiskError(line)
+    report = None if failure is None else (f"{type(failure).__name__}: {failure}", isinstance(failure, DiskError))
+    reports: list[tuple[str, bool] | None] = [None] * dist.get_world_size()
     dist.all_gather_object(reports, report)
     if failure is not None:
         raise failure
-    failed = [f"rank {rank}: {report}" for rank, report in enumerate(reports) if report is not None]
+    failed = [(rank, *report) for rank, report in enumerate(reports) if report is not None]
     if failed:
-        raise RuntimeError(f"{action} failed on {'; '.join(failed)}")
+        message = f"{action} failed on {'; '.join(f'rank {rank}: {text}' for rank, text, _ in failed)}"
+        raise (DiskError if all(refused for *_, refused in failed) else RuntimeError)(message)

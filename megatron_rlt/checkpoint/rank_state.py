@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+from megatron_rlt.checkpoint.torch_format import load_plain
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class RankState:
 
     def restore_rng(self) -> None:
         """Restore every generator. Call it last: building models and loaders may draw random numbers."""
-        states = torch.load(io.BytesIO(self.rng), weights_only=True)
+        states = load_plain(self.rng, Path("the random-number states of a checkpoint"))
         name, keys, position, has_gauss, cached_gaussian = states["numpy"]
         random.setstate(states["python"])
         np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached_gaussian))
@@ -47,8 +50,11 @@ class RankState:
         return _to_bytes({"rng": bytearray(self.rng), "extra": bytearray(self.extra)})
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> RankState:
-        parts = torch.load(io.BytesIO(content), weights_only=True)
+    def from_bytes(cls, content: bytes, source: Path) -> RankState:
+        """The inverse of `to_bytes`. Raises ValueError, naming `source`, for anything else."""
+        parts = load_plain(content, source)
+        if not isinstance(parts, dict) or not all(isinstance(parts.get(name), bytearray) for name in ("rng", "extra")):
+            raise ValueError(f"{source} holds no state of a rank")
         return cls(bytes(parts["rng"]), bytes(parts["extra"]))
 
 

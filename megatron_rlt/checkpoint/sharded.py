@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies.base import SaveShardedStrategy
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from megatron.core.dist_checkpointing.strategies.torch import (
@@ -25,6 +26,7 @@ from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
+from megatron_rlt.checkpoint.torch_format import DataOnlyCommonStrategy, DataOnlyLoadStrategy, own_failures
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.layout import Layout
 
@@ -56,13 +58,16 @@ class TorchSaveStrategy(SaveShardedStrategy):  # type: ignore[misc]
 def save_model(model: LanguageModel, folder: Path) -> None:
     """Write a model's weights to an empty folder on a shared file system. Collective on the whole job."""
     with model.layout:
-        _save(model.sharded_state_dict(metadata=dict(_METADATA)), folder, model.layout)
+        _save(_tensors(model.sharded_state_dict(metadata=dict(_METADATA))), folder, model.layout)
 
 
 def load_model(model: LanguageModel, folder: Path) -> None:
     """Overwrite a model's weights with those of a folder written in any layout. Collective on the whole job."""
     with model.layout:
-        model.load_state_dict(_load(model.sharded_state_dict(metadata=dict(_METADATA)), folder))
+        state = model.sharded_state_dict(metadata=dict(_METADATA))
+        objects = [key for key, value in state.items() if isinstance(value, ShardedObject)]
+        # Modules that could have an object state ask for it: None is what they have without delayed scaling in FP8.
+        model.load_state_dict(_load(_tensors(state), folder) | dict.fromkeys(objects))
 
 
 def save_optimizer(optimizer: MegatronOptimizer, model: LanguageModel, folder: Path) -> None:
@@ -87,17 +92,24 @@ def load_optimizer(optimizer: MegatronOptimizer, model: LanguageModel, folder: P
             _restore(part, state if len(parts) == 1 else state[index])
 
 
+def _tensors(state: dict[str, Any]) -> dict[str, Any]:
+    """A model's state without objects, such as Transformer Engine's `_extra_state`: an object is a pickle."""
+    return {key: value for key, value in state.items() if not isinstance(value, ShardedObject)}
+
+
 def _save(state: dict[str, Any], folder: Path, layout: Layout) -> None:
     strategy: SaveShardedStrategy = TorchSaveStrategy()
     if layout.dp_cp > 1:  # replicas write different tensors instead of waiting for the first one
         strategy = FullyParallelSaveStrategyWrapper(strategy, layout.dp_cp_group)
-    with _without_deprecations():
+    with _without_deprecations(), own_failures(folder):
         dist_checkpointing.save(state, str(folder), strategy, content_metadata=dict(_METADATA))
 
 
 def _load(state: dict[str, Any], folder: Path) -> dict[Any, Any]:
-    with _without_deprecations():
-        loaded: dict[Any, Any] = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_ALL)
+    with _without_deprecations(), own_failures(folder):
+        loaded: dict[Any, Any] = dist_checkpointing.load(
+            state, str(folder), DataOnlyLoadStrategy(), DataOnlyCommonStrategy(), strict=StrictHandling.RAISE_ALL
+        )
     loaded.pop("content_metadata")
     return loaded
 

@@ -7,6 +7,7 @@ files and a manifest. All can be read in any layout except random-number states,
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from megatron_rlt.checkpoint.folders import (
     CheckpointInfo,
@@ -25,18 +27,26 @@ from megatron_rlt.checkpoint.folders import (
     list_checkpoints,
     step_folder,
     sweep_leftovers,
-    temporary_folder,
 )
-from megatron_rlt.checkpoint.manifest import FORMAT, FileRecord, Manifest, SavedLayout, hash_files, list_files
+from megatron_rlt.checkpoint.manifest import (
+    FORMAT,
+    FileRecord,
+    Manifest,
+    SavedLayout,
+    hash_files,
+    list_files,
+    rank_file,
+)
 from megatron_rlt.checkpoint.rank_state import RankState
 from megatron_rlt.checkpoint.sharded import load_model, load_optimizer, save_model, save_optimizer
+from megatron_rlt.disk_faults import writing
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.collectives import broadcast_record
 from megatron_rlt.parallel.platform import world
-from megatron_rlt.whole_files import flush_to_disk, write_bytes, write_text
+from megatron_rlt.whole_files import flush_to_disk, make_folder, temporary_beside, write_bytes, write_text
 
 POLICY = "policy"  # name of the model that the optimizer trains
-_SAMPLED_AHEAD = "sampled_ahead.bin"
+_SHARED, _DATA_POSITION, _SAMPLED_AHEAD = "shared.json", "data_position.json", "sampled_ahead.bin"
 _PACKAGES = ("megatron-rlt", "megatron-core", "torch")
 
 
@@ -44,7 +54,7 @@ _PACKAGES = ("megatron-rlt", "megatron-core", "torch")
 class SharedState:
     """State without tensors that is the same on every rank."""
 
-    data_position: bytes  # the data loader's state, to continue at the next row
+    data_position: bytes  # the data loader's state as JSON, to continue at the next row
     counters: Mapping[str, Any]  # JSON values by name
     sampled_ahead: bytes = b""  # completions of the next step, if they were sampled already
 
@@ -83,25 +93,32 @@ def save_training_state(
         ValueError: a checkpoint of this step exists.
         RuntimeError: a rank could not write; or the weights are those of the last checkpoint in spite of updates.
     """
-    is_first = dist.get_rank() == 0
-    temporary, final = temporary_folder(folder, step), step_folder(folder, step)
-    with all_or_none(f"preparing {temporary}"):
+    is_first, final = dist.get_rank() == 0, step_folder(folder, step)
+    temporary = broadcast_record(temporary_beside(final), source_rank=0, group=world())
+    with all_or_none(f"preparing {final}"):
         if is_first:
-            _make_folders(folder, step, models)
-    for name, model in models.items():
-        save_model(model, temporary / "models" / name)
-    save_optimizer(optimizer, models[POLICY], temporary / "optimizer")
-    with all_or_none(f"writing {temporary}"):
-        write_bytes(temporary / "ranks" / _rank_file(), rank_state.to_bytes())
+            _make_folders(final, temporary, models)
+    try:
+        for name, model in models.items():
+            save_model(model, temporary / "models" / name)
+        save_optimizer(optimizer, models[POLICY], temporary / "optimizer")
+        with all_or_none(f"writing {final}"):
+            write_bytes(temporary / rank_file(dist.get_rank()), rank_state.to_bytes())
+            if is_first:
+                _write_shared(temporary, shared_state, scheduler)
+        manifest = _manifest(temporary, step, num_updates, models)
+        with all_or_none(f"completing {final}"), writing(final):
+            if is_first:
+                _refuse_stale_bits(folder, manifest)
+                manifest.write(temporary)
+                flush_to_disk(temporary)
+                temporary.rename(final)
+    except BaseException:
+        if is_first:  # a full disk must not stay full of what was not saved
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    with all_or_none(f"removing checkpoints before {final}"):
         if is_first:
-            _write_shared(temporary, shared_state, scheduler)
-    manifest = _manifest(temporary, step, num_updates, models)
-    with all_or_none(f"completing {final}"):
-        if is_first:
-            _refuse_stale_bits(folder, manifest)
-            manifest.write(temporary)
-            flush_to_disk(temporary)
-            temporary.rename(final)
             keep_newest(folder, keep_last)
     return CheckpointInfo(final, manifest)
 
@@ -129,44 +146,59 @@ def load_training_state(
     for name, model in models.items():
         load_model(model, path / "models" / name)
     load_optimizer(optimizer, models[POLICY], path / "optimizer")
-    shared = json.loads((path / "shared.json").read_text(encoding="utf-8"))
+    shared = _read_shared(path / _SHARED)
     scheduler.num_steps = 0  # Megatron's load adds the saved count to the present one
-    scheduler.load_state_dict(shared["scheduler"])
-    sampled_ahead = (path / _SAMPLED_AHEAD).read_bytes() if (path / _SAMPLED_AHEAD).exists() else b""
+    scheduler.load_state_dict(dict(shared.scheduler))
+    sampled_ahead = (path / _SAMPLED_AHEAD).read_bytes() if _SAMPLED_AHEAD in manifest.files else b""
     same_layout = manifest.layout == _saved_layout(models)
     return LoadedState(
         step=manifest.step,
         num_updates=manifest.num_updates,
-        shared=SharedState((path / "data_position.bin").read_bytes(), shared["counters"], sampled_ahead),
-        rank_state=RankState.from_bytes((path / "ranks" / _rank_file()).read_bytes()) if same_layout else None,
+        shared=SharedState((path / _DATA_POSITION).read_bytes(), shared.counters, sampled_ahead),
+        rank_state=_read_rank_state(path / rank_file(dist.get_rank())) if same_layout else None,
     )
 
 
-def _rank_file() -> str:
-    return f"rank-{dist.get_rank():05d}.pt"
+def _read_rank_state(file: Path) -> RankState:
+    return RankState.from_bytes(file.read_bytes(), file)
 
 
-def _make_folders(folder: Path, step: int, models: Mapping[str, LanguageModel]) -> None:
-    final, temporary = step_folder(folder, step), temporary_folder(folder, step)
+def _make_folders(final: Path, temporary: Path, models: Mapping[str, LanguageModel]) -> None:
     if final.exists():
         raise ValueError(f"a step is saved once; {final} exists: remove it to save the step again")
-    folder.mkdir(parents=True, exist_ok=True)
-    sweep_leftovers(folder)
+    make_folder(final.parent)
+    sweep_leftovers(final.parent)
     for name in (*(f"models/{name}" for name in models), "optimizer", "ranks"):
-        (temporary / name).mkdir(parents=True)
+        make_folder(temporary / name)
+
+
+class _Shared(BaseModel):
+    """Content of `shared.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    counters: dict[str, JsonValue]
+    scheduler: dict[str, JsonValue]
+
+
+def _read_shared(file: Path) -> _Shared:
+    try:
+        return _Shared.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{file} is not of a checkpoint: {error.errors()[0]['msg']}; take an intact one") from error
 
 
 def _write_shared(temporary: Path, shared: SharedState, scheduler: OptimizerParamScheduler) -> None:
     content = {"counters": dict(shared.counters), "scheduler": scheduler.state_dict()}
-    write_text(temporary / "shared.json", json.dumps(content, indent=2))
-    write_bytes(temporary / "data_position.bin", shared.data_position)
+    write_text(temporary / _SHARED, json.dumps(content, indent=2))
+    write_bytes(temporary / _DATA_POSITION, shared.data_position)
     if shared.sampled_ahead:
         write_bytes(temporary / _SAMPLED_AHEAD, shared.sampled_ahead)
 
 
 def _saved_layout(models: Mapping[str, LanguageModel]) -> SavedLayout:
     layout = models[POLICY].layout
-    return SavedLayout(layout.tp, layout.pp, layout.dp, layout.sp, layout.cp)
+    return SavedLayout(tp=layout.tp, pp=layout.pp, dp=layout.dp, sp=layout.sp, cp=layout.cp)
 
 
 def _manifest(temporary: Path, step: int, num_updates: int, models: Mapping[str, LanguageModel]) -> Manifest:
@@ -187,7 +219,7 @@ def _hash_together(temporary: Path) -> dict[str, FileRecord]:
     names = broadcast_record(list_files(temporary), source_rank=0, group=world())
     rank, world_size = dist.get_rank(), dist.get_world_size()
     mine: dict[str, FileRecord] = {}
-    with all_or_none(f"reading back {temporary}"):
+    with all_or_none(f"reading back {temporary}"), writing(temporary):
         mine = hash_files(temporary, names[rank::world_size])
     shares: list[dict[str, FileRecord]] = [{}] * world_size
     dist.all_gather_object(shares, mine)

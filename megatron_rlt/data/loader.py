@@ -6,7 +6,7 @@ rank reads the same rows (as energon's rank 0 of 1), so that a resume under anot
 
 from __future__ import annotations
 
-import io
+import json
 import tarfile
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
@@ -30,7 +30,9 @@ from megatron.energon import (
     stateless,
 )
 
+from megatron_rlt.data.check import check_openable
 from megatron_rlt.data.energon_index import SPLIT
+from megatron_rlt.data.position import state_from_json, state_to_json
 from megatron_rlt.data.shards import problem_from_json, read_manifest
 from megatron_rlt.types import Problem
 
@@ -100,9 +102,10 @@ class ProblemStream:
 
         `shuffle_buffer_size` 1 keeps the row order. `num_workers` 0 reads in this process; more workers interleave
         their parts of the data, so their number changes the order.
-        Raises ValueError if the folder holds no complete data set, or fewer rows than workers.
+        Raises ValueError if the folder holds no complete data set, or fewer rows than workers, or if energon would act
+        upon something that `prepare` did not write; the rows themselves are checked by `check_data_set`.
         """
-        manifest = read_manifest(folder)
+        manifest = check_openable(folder)
         if num_workers > manifest.num_rows:
             raise ValueError(
                 f"num_workers {num_workers} is more than the {manifest.num_rows} rows of {folder}: "
@@ -122,16 +125,22 @@ class ProblemStream:
         return tuple(next(self._rows).problem for _ in range(num_rows))
 
     def state_bytes(self) -> bytes:
-        """Serialize the position after the last batch (equal positions may give different bytes)."""
-        buffer = io.BytesIO()
-        torch.save({"order": asdict(self._order), "position": self._loader.save_state_rank()}, buffer)
-        return buffer.getvalue()
+        """Serialize the position after the last batch, as JSON (equal positions may give different bytes)."""
+        position = state_to_json(self._loader.save_state_rank())
+        return json.dumps({"order": asdict(self._order), "position": position}, allow_nan=False).encode()
 
     def load_state_bytes(self, data: bytes) -> None:
-        """Continue after a saved position. Raises ValueError if it belongs to another data set or other settings."""
-        state = torch.load(io.BytesIO(data), weights_only=False)  # energon's own state classes
+        """Continue after a saved position.
+
+        Raises ValueError if it belongs to another data set or other settings, or if it is no position.
+        """
+        try:
+            state = json.loads(data)
+            saved_order, position = dict(state["order"]), state_from_json(state["position"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"the saved data position of {self._folder} is damaged: {error}") from error
         here = asdict(self._order)
-        changed = {key: (saved, here[key]) for key, saved in state["order"].items() if saved != here[key]}
+        changed = {key: (saved_order.get(key), now) for key, now in here.items() if saved_order.get(key) != now}
         if changed:
             described = ", ".join(f"{key} was {saved}, is {now}" for key, (saved, now) in changed.items())
             raise ValueError(
@@ -140,7 +149,7 @@ class ProblemStream:
             )
         self.close()
         self._loader = _open_loader(self._folder, self._order)
-        self._loader.restore_state_rank(state["position"])
+        self._loader.restore_state_rank(position)
 
     def close(self) -> None:
         """End the worker processes; no batch can be read afterwards."""

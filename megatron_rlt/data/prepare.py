@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -18,12 +17,16 @@ from pathlib import Path
 from typing import TextIO
 
 from megatron_rlt.config.commands.prepare import PrepareConfig
+from megatron_rlt.data.check import check_data_set
 from megatron_rlt.data.energon_index import write_energon_index
 from megatron_rlt.data.rejection import RejectedRow, UnusableRowError
 from megatron_rlt.data.rows import check_source, read_rows, source_digest
-from megatron_rlt.data.shards import MANIFEST_FILE, Manifest, content_hash, read_manifest, write_manifest, write_shards
+from megatron_rlt.data.shards import MANIFEST_FILE, Manifest, content_hash, write_manifest, write_shards
 from megatron_rlt.data.validation import RowValidator
+from megatron_rlt.disk_faults import writing
+from megatron_rlt.folder_lock import locked_beside
 from megatron_rlt.types import Problem
+from megatron_rlt.whole_files import make_folder, sweep_beside, temporary_beside
 
 REJECTED_FILE = "rejected.jsonl"
 NUM_EXAMPLES = 3  # rejected rows quoted in an error
@@ -51,8 +54,8 @@ class PrepareReport:
 def prepare_shards(config: PrepareConfig) -> PrepareReport:
     """Validate and shard all input rows; reuses an output folder that already holds the same data set.
 
-    Raises ValueError, and writes nothing, for unreadable sources, an output folder with other content, no usable row,
-    or a share of rejected rows above `max_rejected_fraction`.
+    Raises ValueError, and writes nothing, for unreadable sources, an output folder with other content or a damaged one,
+    no usable row, a share of rejected rows above `max_rejected_fraction`, or where another start writes there.
     """
     if not config.input:
         raise ValueError("input is empty: give JSONL or Parquet files, or one hf://name[:split]")
@@ -60,26 +63,29 @@ def prepare_shards(config: PrepareConfig) -> PrepareReport:
         check_source(source, config.columns)
     source_hash = _source_hash(config)
     target = config.output_dir
-    if (target.is_dir() and any(target.iterdir())) or target.is_file():
-        return PrepareReport(target, _same_data_set(target, source_hash, config), reused=True)
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        manifest = _write_data_set(partial, config, source_hash)
-        partial.replace(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with locked_beside(target):
+        sweep_beside(target)
+        if (target.is_dir() and any(target.iterdir())) or target.is_file():
+            return PrepareReport(target, _same_data_set(target, source_hash, config), reused=True)
+        partial = temporary_beside(target)
+        make_folder(partial)
+        try:
+            with writing(target):
+                manifest = _write_data_set(partial, config, source_hash)
+                partial.replace(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return PrepareReport(target, manifest, reused=False)
 
 
 def ensure_shards(path: Path, work_dir: Path) -> Path:
     """Shard folder for a run's `data.path`: the path itself if it is a folder, else shards made below `work_dir`.
 
-    A second call on an unchanged file reuses the shards. Call it on one rank while the others wait.
-    Raises ValueError as `prepare_shards` and `read_manifest` do.
+    A second call on an unchanged file reuses the shards. Call it on one rank while the others wait: it reads every
+    byte. Raises ValueError as `prepare_shards` and `check_data_set` do.
     """
     if path.is_dir():
-        read_manifest(path)
+        check_data_set(path)
         return path
     config = PrepareConfig(input=(str(path),), output_dir=work_dir)
     check_source(str(path), config.columns)
@@ -169,7 +175,7 @@ def _same_data_set(target: Path, source_hash: str, config: PrepareConfig) -> Man
     """Manifest of `target`; raises ValueError unless it is this data set."""
     if not (target / MANIFEST_FILE).is_file():
         raise ValueError(f"output_dir {target} is not an empty folder and holds no prepared data set: name another")
-    manifest = read_manifest(target)
+    manifest = check_data_set(target)
     if manifest.source_hash != source_hash:
         raise ValueError(
             f"output_dir {target} holds another data set ({manifest.num_rows} rows of "

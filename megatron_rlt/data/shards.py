@@ -24,7 +24,7 @@ FORMAT_VERSION = 1
 class Shard(BaseModel):
     """One tar file of the data set."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: str
     num_rows: int
@@ -35,7 +35,7 @@ class Shard(BaseModel):
 class Manifest(BaseModel):
     """Contents and sources of a folder of shards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     format_version: int = FORMAT_VERSION
     num_rows: int
@@ -52,7 +52,7 @@ def write_shards(folder: Path, problems: Iterable[Problem], *, rows_per_shard: i
     shards: list[Shard] = []
     remaining = iter(problems)
     while part := list(islice(remaining, rows_per_shard)):
-        data = folder / f"shard-{len(shards):06d}.tar"
+        data = folder / _shard_name(len(shards))
         _write_tar(data, part, first_key=len(shards) * rows_per_shard)
         with data.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -80,7 +80,13 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise ValueError(f"{path} is no manifest of a prepared data set: {error}; prepare the data again") from error
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise ValueError(
+            f"{path} is no manifest of a prepared data set: {where}: {fault['msg']}; prepare the data again"
+        ) from error
+    if contradiction := _contradiction(manifest):
+        raise ValueError(f"{path} is no manifest of a prepared data set: {contradiction}; prepare the data again")
     if manifest.format_version != FORMAT_VERSION:
         raise ValueError(
             f"{path} has format_version {manifest.format_version}, this version reads {FORMAT_VERSION}: "
@@ -93,6 +99,22 @@ def read_manifest(folder: Path) -> Manifest:
             found = "is missing" if size is None else f"has {size} bytes"
             raise ValueError(f"{data} {found}, {shard.num_bytes} were written: copy or prepare the data set again")
     return manifest
+
+
+def _contradiction(manifest: Manifest) -> str | None:
+    """What in a manifest cannot be as `prepare` writes it."""
+    names = [_shard_name(number) for number in range(len(manifest.shards))]
+    if [shard.name for shard in manifest.shards] != names:
+        return "its shards must be named " + (", ".join(names[:2]) + ", ..." if names else "...")
+    if sum(shard.num_rows for shard in manifest.shards) != manifest.num_rows or manifest.num_rows < 1:
+        return f"its shards hold not the {manifest.num_rows} rows that it states"
+    if content_hash(manifest.shards) != manifest.content_hash:
+        return "its content_hash is not that of its shards"
+    return None
+
+
+def _shard_name(number: int) -> str:
+    return f"shard-{number:06d}.tar"
 
 
 def problem_to_json(problem: Problem) -> bytes:

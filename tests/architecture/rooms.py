@@ -13,7 +13,7 @@ PACKAGE = "megatron_rlt"
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 
-_CONFIG = {"config", "config/commands", "types", "whole_files"}
+_CONFIG = {"config", "config/commands", "types", "disk_faults", "whole_files", "folder_lock"}
 _BENEATH_STAGES = {"models", "parallel"} | _CONFIG
 _STAGES = {"data", "prompts", "rollout", "scoring", "policy", "checkpoint", "metrics", "store"}
 _PURE_STAGES = {"rewards", "algorithm"}
@@ -28,7 +28,9 @@ _FLOORS = {"jobs/run", "jobs/reward", "jobs/rl"}
 # the table beside the room it lies in, and a file belongs to the innermost room that holds it.
 MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
-    "whole_files": set(),
+    "disk_faults": set(),
+    "whole_files": {"disk_faults"},
+    "folder_lock": {"disk_faults", "whole_files"},
     "config": {"types"},
     "config/commands": {"config", "types"},
     "parallel": _CONFIG,
@@ -48,21 +50,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "jobs/score": _BENEATH_JOBS | _FLOORS | {"jobs/collect"},
     "jobs/parity": _BENEATH_JOBS | _FLOORS | {"jobs/train"},
     "jobs": _BENEATH_JOBS | _FLOORS,
-    "cli": {"launch", "config", "config/commands"},
+    "cli": {"launch", "config", "config/commands", "disk_faults"},
     "__main__": {"cli"},
 }
 
 # Library -> the only files and folders that may import it.
 IMPORTERS: dict[str, tuple[str, ...]] = {
     "megatron.core": ("parallel/", "models/", "policy/", "checkpoint/"),
-    "megatron.energon": ("data/loader.py", "data/energon_index.py"),
+    "megatron.energon": ("data/loader.py", "data/position.py", "data/energon_index.py"),
     "transformers": ("prompts/tokenizer.py", "models/rope.py", "models/dense.py"),
     "transformer_engine": ("models/", "scoring/"),
     "vllm": ("rollout/vllm/model.py", "rollout/vllm/transfer/direct.py"),
     "safetensors": ("models/weights/",),
     "pyarrow": ("data/", "store/"),
     "datasets": ("data/rows.py",),
-    "pydantic": ("config/", "data/shards.py"),
+    "pydantic": ("config/", "data/shards.py", "checkpoint/"),
     "tensorboard": ("metrics/writer.py",),
     "torch.utils.tensorboard": ("metrics/writer.py",),
     "wandb": ("metrics/writer.py",),

@@ -122,7 +122,7 @@ def _break_manifest(folder: Path) -> Path:
 
 def _future_format(folder: Path) -> Path:
     path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 3}))
     return path
 
 
@@ -132,7 +132,7 @@ _DAMAGES = {
     _remove: "is missing",
     _remove_manifest: "is missing",
     _break_manifest: "is not a checkpoint manifest",
-    _future_format: "has format 2; this version reads format 1",
+    _future_format: "has format 3; this version reads format 2",
 }
 
 

@@ -26,7 +26,7 @@ def _draws() -> list[Any]:
 @pytest.mark.parametrize("extra", [b"", b"mine"])
 def test_rank_state_survives_its_bytes(extra: bytes) -> None:
     state = RankState.capture(extra=extra)
-    assert RankState.from_bytes(state.to_bytes()) == state
+    assert RankState.from_bytes(state.to_bytes(), Path("here")) == state
 
 
 Sizes = tuple[int, int, int]  # tp, pp, cp

@@ -32,6 +32,10 @@ class CommandConfig(Section):
         """One line per broken rule about the files and folders it names, models left aside."""
         return []
 
+    def written_files(self) -> tuple[Path, ...]:
+        """What it writes outside its run folder: files, or a folder that appears whole."""
+        return ()
+
     def faults(self, shapes: Shapes) -> list[str]:  # noqa: ARG002 - for commands with models
         """One line per broken rule between its sections, and between them and its models."""
         return []

@@ -18,6 +18,9 @@ class ReweighConfig(CommandConfig):
     reward: RewardConfig = RewardConfig()
     """RLT reward; a key that is not named keeps the value with which the source was made, whatever its default."""
 
+    def written_files(self) -> tuple[Path, ...]:
+        return () if self.output is None else (self.output,)
+
     def path_faults(self) -> list[str]:
         faults, output = [], self.output
         if not self.source.exists():

@@ -46,6 +46,9 @@ class ScoreConfig(JobConfig):
         """Teacher and student."""
         return {"teacher": self.teacher, "student": self.student}
 
+    def written_files(self) -> tuple[Path, ...]:
+        return (self.output,)
+
     def path_faults(self) -> list[str]:
         faults = [
             *tokenizer_faults(self.teacher, {"student": self.student}, self.reward),
