@@ -7,6 +7,7 @@ Torch is imported only once everything that can be checked without it holds. Exi
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from megatron_rlt.cluster.status import status_lines
 from megatron_rlt.config.commands.job import JobConfig
 from megatron_rlt.config.commands.reweigh import ReweighConfig
 from megatron_rlt.config.commands.table import COMMANDS, load_job
@@ -112,11 +114,22 @@ def _reweigh(
     return 0
 
 
+def _status(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder: the output_dir of a command.")],
+) -> int:
+    """Say how far a run is, from any machine that sees its folder: step, rate, time left, ranks, the first failure."""
+    for line in status_lines(run_folder, now=time.time()):
+        sys.stdout.write(f"{line}\n")
+    return 0
+
+
 for _name, _command in COMMANDS.items():
     _is_reweigh = _name == "reweigh"
     app.command(_name, help=_command.config_class.__doc__, context_settings={"ignore_unknown_options": _is_reweigh})(
         _reweigh if _is_reweigh else _run
     )
+
+app.command("status")(_status)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

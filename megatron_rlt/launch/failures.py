@@ -15,8 +15,6 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-import torch.distributed as dist
-
 import megatron_rlt
 from megatron_rlt.launch.watchdog import Stall
 from megatron_rlt.types import BAD_INPUT, FAILED, StoppedError
@@ -142,6 +140,8 @@ def _kind_of(error: BaseException) -> Kind:
         return Kind.INPUT
     if isinstance(error, StoppedError):
         return Kind.STOPPED
+    import torch.distributed as dist  # here: who only reads records needs no torch
+
     broken = isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _CONNECTION_PHRASES)
     return Kind.CONNECTION if broken or isinstance(error, dist.DistError | ConnectionError) else Kind.ERROR
 

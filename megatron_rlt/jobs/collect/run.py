@@ -58,7 +58,7 @@ def run_collect(config: CollectConfig, heartbeat: Heartbeat) -> int:
 
     Raises ValueError before any weight is loaded if models, data and run folder do not fit, or no row is usable.
     """
-    end = EndRequest()
+    end = EndRequest(config.output_dir)
     check_command(config.output_dir, _COMMAND)
     log_to_stdout()
     heartbeat.beat("validate")
