@@ -15,6 +15,7 @@ if [ -f "$RLT_SITE" ]; then . "$RLT_SITE"; fi
 
 RLT_PROGRAM=${RLT_PROGRAM:-$RLT_HOME/.venv/bin/megatron-rlt}
 RLT_CONTAINER=${RLT_CONTAINER:-none}              # none, pyxis or apptainer
+RLT_PREFLIGHT=${RLT_PREFLIGHT:-1}                 # 0: do not run `doctor` before the command
 RLT_MAX_FAILURES=${RLT_MAX_FAILURES:-3}
 
 run_job() {
@@ -26,6 +27,7 @@ run_job() {
     fi
     open_attempt "$@"
     set_environment
+    if [ "$RLT_PREFLIGHT" != 0 ]; then preflight "$command" "$@"; fi
     run_ranks "$command" "$@" "world_size=$RLT_RANKS" && status=0 || status=$?
     finish "$status"
 }
@@ -69,14 +71,12 @@ set_environment() {
     MASTER_PORT=${MASTER_PORT:-$(free_port)}
     export MASTER_ADDR MASTER_PORT
     set_max_connections
-    # Not every Slurm says it. The program saves in time by it, also where no signal comes.
-    if [ -z "${SLURM_JOB_END_TIME:-}" ]; then
-        local end
-        end=$(squeue --noheader --job "$SLURM_JOB_ID" --format %e | head -n 1)
-        case $end in
-            *:*) SLURM_JOB_END_TIME=$(date --date "$end" +%s); export SLURM_JOB_END_TIME ;;   # else NONE: no limit
-        esac
-    fi
+    # The program saves in time by it, also where no signal comes. Not every Slurm says it, and one inherited from the
+    # shell that submitted would be wrong. RLT_END_TIME: an earlier end of your own, in seconds since the epoch.
+    local end
+    end=$(squeue --noheader --job "$SLURM_JOB_ID" --format %e | head -n 1)
+    case $end in *:*) end=$(date --date "$end" +%s) ;; *) end= ;; esac   # else NONE: no limit
+    export SLURM_JOB_END_TIME=${RLT_END_TIME:-$end}
     cat <<EOF
 $(date '+%F %T') job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $SLURM_JOB_NUM_NODES nodes x $per_node ranks on $SLURM_JOB_NODELIST
   run folder   $RLT_RUN_DIR
@@ -122,6 +122,18 @@ in_container() {
     exec srun "${options[@]}" "$@"
 }
 
+# Seconds that save hours: nodes, folder, GPUs and network, before models load. A bad node is left out of the next start.
+preflight() {
+    local log=$RLT_ATTEMPT_DIR/doctor.log status bad
+    (RLT_ATTEMPT_DIR='' in_container doctor "${RLT_STEP[@]}" \
+        -- "$RLT_PROGRAM" doctor "$@" "world_size=$RLT_RANKS" >"$log" 2>&1) && status=0 || status=$?
+    sed 's/^/  /' "$log"
+    if [ "$status" -eq 0 ]; then return; fi
+    if [ "$status" -eq 2 ]; then exit 2; fi
+    bad=$(sed -n 's/^bad node \([^:]*\):.*/\1/p' "$log" | sort -u | paste -s -d ,)
+    count_failure "preflight failed${bad:+ on $bad}" "$bad"
+}
+
 # All ranks of a command; signals are passed on while they run. Returns 0, 2, 75 or 1.
 run_ranks() {
     local asked=0 step status
@@ -159,30 +171,27 @@ tell_rank() {
     echo "$(date '+%F %T') asked the ranks to save and end after this step"
 }
 
-# srun's status says only that some rank ended badly; the ranks say why.
+# srun's status is the largest, also of ranks that it ended itself.
 status_of_ranks() {
     if [ "$1" -eq 0 ]; then return "$(cat "$RLT_ATTEMPT_DIR/ranks/status-0" 2>/dev/null || echo 0)"; fi
-    if grep -qsx 2 "$RLT_ATTEMPT_DIR"/ranks/status-*; then return 2; fi
+    if [ "$1" -eq 75 ]; then return 75; fi   # a single rank says it itself
+    if grep -q 'xited with exit code 2$' "$RLT_ATTEMPT_DIR/srun.log"; then return 2; fi   # also before any rank began
     return 1
 }
 
 # ---- after the ranks --------------------------------------------------------------------------------------------
 
 finish() {
-    local failures=$RLT_RUN_DIR/attempts/failures_in_a_row count
     case $1 in
-        0) echo "$(date '+%F %T') done"; exit 0 ;;
+        0)
+            if declare -F when_done >/dev/null; then when_done; fi   # a script's own closing work
+            echo "$(date '+%F %T') done"
+            exit 0 ;;
         75) requeue "saved and ended early" ;;
     esac
     explain
     if [ "$1" -eq 2 ]; then exit 2; fi
-    count=$(($(cat "$failures" 2>/dev/null || echo 0) + 1))
-    echo "$count" >"$failures"
-    if [ "$count" -gt "$RLT_MAX_FAILURES" ]; then
-        echo "megatron-rlt: error: failed $count times in a row without a new finished step: not requeued" >&2
-        exit 1
-    fi
-    requeue "failure $count of at most $RLT_MAX_FAILURES without a new finished step"
+    count_failure "failed"
 }
 
 # The earliest failure of all ranks with its traceback; later connection errors are folded.
@@ -190,12 +199,35 @@ explain() {
     (in_container status --ntasks=1 --nodes=1 --overlap -- "$RLT_PROGRAM" status "$RLT_RUN_DIR" >&2) || true
 }
 
-# Only a running job: one that was cancelled, or that Slurm requeues itself, must not come back twice.
+# `count_failure WHAT [NODE,...]`: back into the queue, without these nodes, unless it fails too often. A rank that
+# finishes a step for the first time removes the count.
+count_failure() {
+    local file=$RLT_RUN_DIR/attempts/failures_in_a_row count
+    count=$(($(cat "$file" 2>/dev/null || echo 0) + 1))
+    echo "$count" >"$file"
+    if [ "$count" -gt "$RLT_MAX_FAILURES" ]; then
+        echo "megatron-rlt: error: $1, $count times in a row without a new finished step: not requeued" >&2
+        exit 1
+    fi
+    requeue "$1 (at most $RLT_MAX_FAILURES times in a row without a new finished step, this is $count)" "${2:-}"
+}
+
+# `requeue WHY [NODE,...]`. Only a running job: one that was cancelled, or that Slurm requeues itself, must not come
+# back twice.
 requeue() {
+    trap ':' TERM   # Slurm ends this script too, which has one thing left to do
     if [ "$(squeue --noheader --job "$SLURM_JOB_ID" --format %T)" = RUNNING ]; then
         echo "$(date '+%F %T') $1: back into the queue"
         scontrol requeue "$SLURM_JOB_ID"
-        sleep 60   # Slurm ends this script
+        if [ -n "${2:-}" ]; then exclude "$2"; fi
     fi
     exit 75
+}
+
+# Slurm takes this only of a job that waits, which this one now does. Nodes that were left out before stay out.
+exclude() {
+    local before
+    before=$(scontrol show job --oneliner "$SLURM_JOB_ID" | sed -n 's/.*ExcNodeList=\([^ ]*\).*/\1/p')
+    case $before in '' | '(null)') before= ;; *) before=,$before ;; esac
+    scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$1$before" && echo "  left out from now on: $1$before"
 }

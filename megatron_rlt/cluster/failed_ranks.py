@@ -23,11 +23,12 @@ def failures_of(attempt: Path) -> list[Failure]:
     if lost := _LOST_NODE.search(text):
         return [*failures.values(), Failure(-1, "", Kind.KILLED, f"node {lost[1]} failed", "", 0.0)]
     first = _ENDED.search(text)
-    if first is None or first[3].startswith("Exited with exit code"):  # those recorded themselves, if they could
+    if first is None or (rank := int(first[2])) in failures:
         return list(failures.values())
-    rank = int(first[2])
-    if rank not in failures:
-        message = f"{first[3].lower()} by a signal from outside, such as the system when it runs out of memory"
-        seconds = records.last_sign(rank) or 0.0
-        failures[rank] = Failure(rank, records.phase(rank), Kind.KILLED, message, "", seconds)
+    how, seconds, phase = first[3].lower(), records.last_sign(rank) or 0.0, records.phase(rank)
+    if how.startswith("exited"):
+        failures[rank] = Failure(rank, phase, Kind.VANISHED, f"{how}, no reason given", "", seconds)
+    else:
+        message = f"{how} by a signal from outside, such as the system's when memory runs out"
+        failures[rank] = Failure(rank, phase, Kind.KILLED, message, "", seconds)
     return list(failures.values())

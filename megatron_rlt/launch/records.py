@@ -7,13 +7,12 @@ folder, which all nodes see.
 from __future__ import annotations
 
 import os
-import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_rlt.launch.failures import Failure, read_failures, write_failure
-from megatron_rlt.parallel.environment import attempt_folder, job_step
+from megatron_rlt.parallel.environment import attempt_folder, job_step, node_name
 from megatron_rlt.whole_files import make_folder
 
 RANKS = "ranks"
@@ -45,8 +44,8 @@ class Records:
         self._done(rank).touch()
 
     def mark_place(self, rank: int) -> None:
-        """Record on which host a rank runs."""
-        self._host(rank).write_text(socket.gethostname(), encoding="utf-8")
+        """Record on which node a rank runs."""
+        self._host(rank).write_text(node_name(), encoding="utf-8")
 
     def mark_listening(self, rank: int) -> None:
         """Record that a rank's process may be sent signals from now on: its id, the id's name space, Slurm's step."""

@@ -144,6 +144,11 @@ def attempt_folder() -> Path | None:
     return Path(given) if given else None
 
 
+def node_name() -> str:
+    """Slurm's name of this node, else the host's."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 def job_step() -> str:
     """Slurm's name of the step that this rank belongs to, such as `1234.0`."""
     return f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"

@@ -23,6 +23,7 @@ _LIBRARIES = UNPACKED / "usr/lib/x86_64-linux-gnu"
 _PLUGINS = _LIBRARIES / "slurm-wlm"
 _FIRST_PORT = 17_000
 _POLL_SECONDS = 0.1
+_REVOKED_SECONDS = 2.0  # a requeued job that starts within the second of its end has no valid credential
 
 _CONFIG = """
 ClusterName=fake
@@ -162,6 +163,7 @@ class Cluster:
         def is_there() -> bool:
             found = self.job(job)
             if found.state == "PENDING" and found.reason == "BeginTime" and "PENDING" not in wanted:
+                time.sleep(_REVOKED_SECONDS)
                 self.call("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
             return found.state in wanted
 
@@ -194,7 +196,7 @@ class Cluster:
 
     def logs(self) -> str:
         """The last lines of the daemons' logs."""
-        return "\n".join(file.read_text()[-1500:] for file in sorted((self._folder / "log").glob("*.log")))
+        return "\n".join(file.read_text()[-800:] for file in sorted((self._folder / "log").glob("*.log")))
 
     def _start(self, name: str, command: list[str]) -> None:
         log = (self._folder / "log" / f"{name}.out").open("ab")

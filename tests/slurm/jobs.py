@@ -69,6 +69,18 @@ class Job:
             assert time.monotonic() < deadline, self.text()
             time.sleep(0.05)
 
+    def wait_for_rank(self, rank: int, *, attempt: int) -> None:
+        """Wait until a rank of this start, counted from 0, listens to signals, and its attempt holds the run."""
+        folder = self.run / "attempts" / f"{self.number}-{attempt}"
+        self.cluster.wait_until(
+            lambda: (
+                (folder / "ranks" / f"listens-{rank}").is_file()
+                and (self.run / "attempts" / "latest").resolve() == folder
+            ),
+            60,
+            f"rank {rank} of start {attempt}",
+        )
+
     def kill_rank(self, rank: int, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a rank's process a signal."""
         file = self.run / "attempts" / "latest" / "ranks" / f"listens-{rank}"

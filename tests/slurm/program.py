@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         signal.signal(number, lambda number, frame: os.kill(process, number))
     status = int(server.recv(16) or -9)
     if status < 0:
-        signal.signal(-status, signal.SIG_DFL)
+        if status != -signal.SIGKILL:
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     sys.exit(status)
 """
@@ -89,11 +90,14 @@ def _wait_for_work(connection: socket.socket) -> None:
 
 def _kill_with_task(connection: socket.socket, process: int) -> None:
     if connection.recv(1) == b"":
-        os.kill(process, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 def _work(request: bytes, descriptors: list[int]) -> int:
     arguments, folder, environment = json.loads(request)
+    if environment.get("RLT_TEST_ODD"):
+        _have_another_version()
     try:
         return _main(arguments, Path(folder), environment, dict(enumerate(descriptors)))
     except SystemExit as end:
@@ -104,3 +108,11 @@ def _work(request: bytes, descriptors: list[int]) -> int:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def _have_another_version() -> None:
+    """As on a node whose software was installed another day."""
+    from megatron_rlt.cluster import node_facts
+
+    true = node_facts.version
+    node_facts.version = lambda package: "0.0" if package == "transformers" else true(package)
