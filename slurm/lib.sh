@@ -215,10 +215,10 @@ count_failure() {
 # `requeue WHY [NODE,...]`. Only a running job: one that was cancelled, or that Slurm requeues itself, must not come
 # back twice.
 requeue() {
-    trap ':' TERM   # Slurm ends this script too, which has one thing left to do
+    trap '' TERM   # Slurm ends this script and what it calls; ignored, by both, until the last thing is done
     if [ "$(squeue --noheader --job "$SLURM_JOB_ID" --format %T)" = RUNNING ]; then
         echo "$(date '+%F %T') $1: back into the queue"
-        scontrol requeue "$SLURM_JOB_ID"
+        scontrol requeue "$SLURM_JOB_ID" || exit 75
         if [ -n "${2:-}" ]; then exclude "$2"; fi
     fi
     exit 75
@@ -229,5 +229,11 @@ exclude() {
     local before
     before=$(scontrol show job --oneliner "$SLURM_JOB_ID" | sed -n 's/.*ExcNodeList=\([^ ]*\).*/\1/p')
     case $before in '' | '(null)') before= ;; *) before=,$before ;; esac
-    scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$1$before" && echo "  left out from now on: $1$before"
+    for _ in 1 2 3 4 5; do   # it waits a moment after it was told to
+        if scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$1$before"; then
+            echo "  left out from now on: $1$before"
+            return
+        fi
+        sleep 1
+    done
 }

@@ -173,6 +173,19 @@ class Cluster:
             self.wait_until(is_there, seconds, f"job {job} in {wanted}")
         return self.job(job)
 
+    def drain(self, seconds: float) -> None:
+        """Wait until no job is left; those that wait after a requeue are told to start."""
+
+        def is_empty() -> bool:
+            lines = self.call("squeue", "--noheader", "--array", "--format=%A %r").splitlines()
+            for job, reason in (line.split(" ", 1) for line in lines):
+                if reason == "BeginTime":
+                    time.sleep(_REVOKED_SECONDS)
+                    self.call("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
+            return not lines
+
+        self.wait_until(is_empty, seconds, "an empty queue")
+
     def crash(self, node: str) -> None:
         """Kill everything on a node at once, as when it loses power, and let Slurm notice at once."""
         for process in (self._daemons.pop(node).pid, *self._processes_on(node)):
