@@ -20,7 +20,7 @@ from megatron_rlt.config.models import Shapes
 from megatron_rlt.config.plan import num_parameters
 from megatron_rlt.launch.watchdog import Heartbeat
 from megatron_rlt.parallel.collectives import broadcast_record
-from megatron_rlt.parallel.environment import given_place, node_name
+from megatron_rlt.parallel.environment import given_place, network_settings, node_name
 from megatron_rlt.parallel.platform import device, world
 from megatron_rlt.types import BAD_INPUT, FAILED
 from megatron_rlt.whole_files import make_folder
@@ -129,6 +129,7 @@ def _summary(facts: Sequence[NodeFacts], speed: float | None, between: dict[str,
         f"{one.node} {one.write_bytes_per_second / 1e9:.2g}" for one in facts if one.write_bytes_per_second is not None
     )
     yield f"run folder: {min(one.free_bytes for one in facts) / 1e9:.3g} GB free, written with GB/s: {writes or 'not'}"
+    yield "network: " + (", ".join(f"{name}={value}" for name, value in network_settings().items()) or "this machine")
     if speed is not None:
         yield f"all-reduce: {speed / 1e9:.3g} GB/s per rank"
     if between:

@@ -14,7 +14,8 @@ from functools import partial
 from megatron_rlt.launch.failures import Failure, Kind, report
 from megatron_rlt.launch.rank import Config, Job, Listeners, exit_now, run_rank
 from megatron_rlt.launch.records import Records, attempt_records
-from megatron_rlt.parallel.environment import Place
+from megatron_rlt.launch.watchdog import Heartbeat
+from megatron_rlt.parallel.environment import Place, network_settings, node_name
 from megatron_rlt.types import ENDED_EARLY
 
 # A rank cannot see its peers' records in time: a rank that only lost a connection waits, so that the culprit reports
@@ -33,10 +34,18 @@ def run_given_rank(job: Job[Config], config: Config, place: Place) -> int:
         partial(records.mark_phase, place.rank),
         partial(records.mark_alive, place.rank),
     )
-    status = run_rank(job, config, place, listeners)
+    status = run_rank(partial(_announced, job, place), config, place, listeners)
     records.mark_status(place.rank, status)
     records.mark_done(place.rank)
     return 0 if status == ENDED_EARLY else status
+
+
+def _announced(job: Job[Config], place: Place, config: Config, heartbeat: Heartbeat) -> int:
+    """Run the job; the first rank of each node says before what it tells NCCL and gloo of the network."""
+    if place.local_rank == 0:
+        told = ", ".join(f"{name}={value}" for name, value in network_settings().items())
+        print(f"network of {node_name()}: {told}", flush=True)
+    return job(config, heartbeat)
 
 
 def _end_among_peers(place: Place, records: Records | None, failure: Failure) -> None:

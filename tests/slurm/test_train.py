@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_rlt.cluster.status import status_lines
 from megatron_rlt.metrics.writer import read_metrics
 from tests.distributed.tiny_runs import outcome
 from tests.slurm.jobs import Jobs
@@ -136,3 +137,19 @@ exec {jobs.program} "$@"
     assert "bad node 127.0.0.2: transformers is 0.0" in job.printed, job.text()
     assert (state.state, state.restarts, state.exclude) == ("COMPLETED", 1, "127.0.0.2"), job.text()
     assert "127.0.0.[1,3]" in job.printed
+
+
+def test_what_a_job_tells_of_itself(undisturbed: Path) -> None:
+    """One log a rank, the network of each node, and `status` from the folder alone."""
+    attempt = undisturbed / "attempts" / "latest"
+    assert sorted(path.name for path in attempt.glob("rank-*.log")) == [f"rank-{rank}.log" for rank in range(4)]
+    for first_rank, node in ((0, "127.0.0.1"), (2, "127.0.0.2")):
+        log = (attempt / f"rank-{first_rank}.log").read_text()
+        assert f"network of {node}: MASTER_ADDR=127.0.0.1, MASTER_PORT=2" in log
+        assert "GLOO_SOCKET_IFNAME=lo" in log
+    lines = status_lines(undisturbed, now=time.time())
+    assert any(line.startswith("step: 6 of 6, ") for line in lines)
+    assert "ranks: 4 started, 4 ended well, 0 failed, 0 not ended" in lines
+    doctor = (attempt / "doctor.log").read_text()
+    assert "nodes: 2 (127.0.0.1, 127.0.0.2), 4 ranks" in doctor
+    assert "bad node" not in doctor
