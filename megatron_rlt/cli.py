@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from megatron_rlt.cluster.pipeline import load_stages, show, submit
-from megatron_rlt.cluster.status import status_lines
 from megatron_rlt.config.commands.job import JobConfig, WatchdogConfig
 from megatron_rlt.config.commands.reweigh import ReweighConfig
 from megatron_rlt.config.commands.table import COMMANDS, load_job
@@ -120,6 +118,8 @@ def _status(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder: the output_dir of a command.")],
 ) -> int:
     """Say how far a run is, from any machine that sees its folder: step, rate, time left, ranks, the first failure."""
+    from megatron_rlt.cluster.status import status_lines
+
     for line in status_lines(run_folder, now=time.time()):
         sys.stdout.write(f"{line}\n")
     return 0
@@ -132,6 +132,8 @@ def _pipeline(
     show_status: Annotated[bool, typer.Option("--status", help="Say how far each stage is, and exit.")] = False,
 ) -> int:
     """Submit a chain of jobs to Slurm, each after those before it; called again, it submits what is missing."""
+    from megatron_rlt.cluster.pipeline import load_stages, show, submit
+
     stages = load_stages(pipeline_file, overrides or [])
     for line in show(stages) if show_status else submit(stages, dry_run=dry_run):
         sys.stdout.write(f"{line}\n")

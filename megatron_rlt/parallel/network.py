@@ -5,8 +5,6 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-import psutil
-
 _INFINIBAND = Path("/sys/class/infiniband")
 
 
@@ -19,6 +17,8 @@ def interface_towards(address: str, port: int) -> str | None:
             own = probe.getsockname()[0]
     except OSError:
         return None
+    import psutil  # here: most commands need no network
+
     for name, addresses in psutil.net_if_addrs().items():
         if any(one.address.partition("%")[0] == own for one in addresses):
             return name

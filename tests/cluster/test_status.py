@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,3 +94,14 @@ def test_what_a_rank_could_not_record_is_read_from_srun(tmp_path: Path, line: st
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no run \(no run.json\); give the output_dir"):
         status_lines(tmp_path, now=_NOW)
+
+
+def test_status_needs_no_torch(tmp_path: Path) -> None:
+    """A login node answers at once, also where torch is not installed."""
+    _run(tmp_path)
+    program = (
+        "import sys; from megatron_rlt.cli import main;"
+        f" main(['status', {str(tmp_path)!r}]); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.splitlines()[1]) == (0, "step: 3 of 10, 5.0 s each, 0:00:35 left"), done.stderr
