@@ -14,7 +14,7 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 # Which engine samples in the demo's RL: megatron, or vllm (make demo ENGINE=vllm).
 ENGINE ?= megatron
 
-.PHONY: demo demo-ablation test test-all test-vllm test-slurm lint format docs clean
+.PHONY: demo demo-ablation test test-all test-vllm test-py312 test-slurm lint format docs clean
 
 ifeq ($(ENGINE),vllm)
 demo: $(VLLM_INSTALLED)
@@ -34,6 +34,14 @@ test: $(INSTALLED) lint
 # Also what shows the same in more layouts.
 test-all: $(INSTALLED) lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest --durations 25 --full
+
+# The suite without vLLM on Python 3.12, once per release; GPU hosts have it.
+test-py312:
+	@if ! python3.12 -c '' 2>/dev/null; then echo "test-py312 skipped: there is no python3.12 here"; \
+	else test -x .venv-py312/bin/python || python3.12 -m venv .venv-py312; \
+	.venv-py312/bin/pip install --quiet --disable-pip-version-check $(TORCH) && \
+	.venv-py312/bin/pip install --quiet --disable-pip-version-check --editable '.[test]' && \
+	OMP_NUM_THREADS=1 .venv-py312/bin/pytest --durations 25; fi
 
 # vLLM itself on the CPU, in an environment of its own.
 test-vllm: $(VLLM_INSTALLED)
@@ -89,4 +97,4 @@ $(SLURM_UNPACKED):
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm .slurm runs build *.egg-info
+	rm -rf .venv .venv-vllm .venv-py312 .slurm runs build *.egg-info

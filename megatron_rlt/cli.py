@@ -106,7 +106,7 @@ def _reweigh(
     _help_config: HelpConfig = False,
 ) -> int:
     given, overrides = {"source": str(source)}, [word.removeprefix("--") for word in words or []]
-    if overrides and "=" not in overrides[0]:
+    if overrides and ("=" not in overrides[0] or "/" in overrides[0].partition("=")[0]):  # a path may hold "="
         given["output"] = overrides.pop(0)
     config = load_overrides(ReweighConfig, given, overrides)
     config.check()

@@ -61,7 +61,8 @@ def refusal(error: OSError, path: Path | None) -> str | None:
 
     `path`: what is named where the error names no file: an error while writing to an open file has no name.
     """
-    named = error.filename if isinstance(error.filename, str | bytes | os.PathLike) else None
+    named = error.filename2 or error.filename  # of two, the second is the one that is written
+    named = named if isinstance(named, str | bytes | os.PathLike) else None
     place = Path(os.fsdecode(named)) if named else path
     if place is None:
         return None

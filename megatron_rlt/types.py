@@ -146,7 +146,7 @@ class ScoringPair:
     student: SpannedSequence
     num_explanation_tokens: int  # the first so many tokens of the completion are the explanation
     flags: frozenset[FormatFlag]
-    explanation_text: str  # decoded for people, and for a student with another tokenizer; else never encoded again
+    explanation_text: str  # for people: as given, or decoded; a student with another tokenizer reads decoded text
     one_tokenizer: bool = True  # False: the student's explanation has ids, and a length, of its own
 
     @property

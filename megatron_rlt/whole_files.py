@@ -1,5 +1,7 @@
 """Writes files and folders whole or not at all: beside their place under a name of their own, then renamed.
 
+A link is followed.
+
 Whatever the disk refuses is a DiskError of one line, and what was written so far goes. Leftovers of a kill have a
 name by which the next start finds them: see `sweep`.
 """
@@ -15,6 +17,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import BinaryIO
 
 from megatron_rlt.disk_faults import writing
@@ -35,9 +38,26 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name[:_KEPT_CHARACTERS]}.rlt-{secrets.token_hex(4)}.tmp")
 
 
+def real(path: Path) -> Path:
+    """What a path names once all links are followed, whether it exists or not; a link of links to itself stays."""
+    return Path(os.path.realpath(path))
+
+
+def require_writable(key: str, folder: Path) -> None:
+    """Make a folder if it is not there, and raise ValueError that names `key` if nothing can be written into it."""
+    try:
+        real(folder).mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ValueError(f"{key}: {folder} cannot be written ({why}); give a folder you may write to") from error
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path` once the block has ended; an error leaves what was there."""
+    path = real(path)
     temporary = temporary_beside(path)
     with writing(path):
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,13 +30,13 @@ SECTIONS: Mapping[str, Fp8Config | None] = {
 }
 
 
-def small_model(folder: Path, *, num_layers: int = 2, family: str = "qwen2") -> Path:
+def small_model(folder: Path, *, num_layers: int = 2, family: str = "qwen2", vocab_size: int = VOCAB_SIZE) -> Path:
     """Sizes that are multiples of 128 also at tp 2; bfloat16 weights."""
     return tiny_hf_model(
         folder,
         family,
         tied=False,
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         num_layers=num_layers,
         hidden_size=256,
         ffn_size=512,
@@ -44,6 +46,16 @@ def small_model(folder: Path, *, num_layers: int = 2, family: str = "qwen2") -> 
         dtype=torch.bfloat16,
         weight_scale=0.05,
     )
+
+
+def small_student(folder: Path, *, teacher: Path) -> Path:
+    """A small model of the family, the tokenizer and the vocabulary of another."""
+    config = json.loads((teacher / "config.json").read_text())
+    small_model(folder, family=config["model_type"], vocab_size=config["vocab_size"])
+    for file in teacher.iterdir():
+        if file.name != "config.json" and file.suffix != ".safetensors":
+            shutil.copy(file, folder)
+    return folder
 
 
 def sequences() -> list[SpannedSequence]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import ipaddress
 import os
 import struct
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
+_POLL_SECONDS = 0.02
 _LISTENING = {"tcp": "0A", "tcp6": "0A", "udp": "07", "udp6": "07"}  # state, from linux/tcp_states.h
 
 
@@ -61,3 +65,14 @@ def _endpoint(text: str) -> tuple[str, int]:
     address, port = text.split(":")
     words = [struct.pack("=I", int(address[start : start + 8], 16)) for start in range(0, len(address), 8)]
     return str(ipaddress.ip_address(b"".join(words))), int(port, 16)
+
+
+def sockets_while_it_runs(process_id: int, is_running: Callable[[], bool]) -> set[ListeningSocket]:
+    """Every socket on which a process or one beneath it listens, looked for again and again until it ends."""
+    found: set[ListeningSocket] = set()
+    while is_running():
+        with suppress(psutil.NoSuchProcess):
+            beneath = psutil.Process(process_id).children(recursive=True)
+            found.update(listening_sockets([process_id, *(process.pid for process in beneath)]))
+        time.sleep(_POLL_SECONDS)
+    return found

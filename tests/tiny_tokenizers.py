@@ -18,6 +18,9 @@ Style = Literal["qwen", "llama"]
 BPE_VOCAB_SIZE = 392  # 256 bytes and 136 merges; special tokens come on top, 400 at most
 
 WORD = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+NEWLINES_APART = Regex(
+    r"[\r\n]+|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|[^\S\r\n]+"
+)  # a word of another kind
 
 SENTENCES = (
     "The question asks for the sum of three and four, so the answer is seven.",
@@ -54,11 +57,13 @@ CHAT_TEMPLATES: dict[Style, str] = {
 }
 
 
-def tiny_tokenizer(folder: Path, style: Style = "qwen", sentences: Sequence[str] = SENTENCES) -> Path:
+def tiny_tokenizer(
+    folder: Path, style: Style = "qwen", sentences: Sequence[str] = SENTENCES, *, word: Regex = WORD
+) -> Path:
     """Save a tokenizer of fewer than 400 ids into `folder` (made if missing) and return the folder."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(WORD, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [pre_tokenizers.Split(word, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

@@ -135,7 +135,8 @@ def all_or_none(action: str) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 - raised again below, after the other ranks know
         line = refusal(error, None) if isinstance(error, OSError) else None
         failure = error if line is None else DiskError(line)
-    report = None if failure is None else (f"{type(failure).__name__}: {failure}", isinstance(failure, DiskError))
+    refused = isinstance(failure, DiskError)
+    report = None if failure is None else (str(failure) if refused else f"{type(failure).__name__}: {failure}", refused)
     reports: list[tuple[str, bool] | None] = [None] * dist.get_world_size()
     dist.all_gather_object(reports, report)
     if failure is not None:

@@ -5,16 +5,23 @@ The `torch_dist` folders can be read in any layout and by other tools. `training
 
 from __future__ import annotations
 
+import io
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CONFIG_FNAME, CheckpointingConfig
 from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies.base import SaveShardedStrategy
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
@@ -26,11 +33,14 @@ from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
-from megatron_rlt.checkpoint.torch_format import DataOnlyCommonStrategy, DataOnlyLoadStrategy, own_failures
+from megatron_rlt.checkpoint.folders import all_or_none
+from megatron_rlt.checkpoint.torch_format import DataOnlyCommonStrategy, DataOnlyLoadStrategy, loading, saving
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.layout import Layout
+from megatron_rlt.whole_files import write_bytes, write_text
 
 # Optimizer state as full tensors in the weights' shapes, so that tp, pp and dp may all change on resume.
+_CONTENT_METADATA = "content_metadata"  # Megatron's own name of it among the common state
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
 
@@ -101,16 +111,29 @@ def _save(state: dict[str, Any], folder: Path, layout: Layout) -> None:
     strategy: SaveShardedStrategy = TorchSaveStrategy()
     if layout.dp_cp > 1:  # replicas write different tensors instead of waiting for the first one
         strategy = FullyParallelSaveStrategyWrapper(strategy, layout.dp_cp_group)
-    with _without_deprecations(), own_failures(folder):
-        dist_checkpointing.save(state, str(folder), strategy, content_metadata=dict(_METADATA))
+    with _without_deprecations():
+        tensors, common = save_preprocess(state | {_CONTENT_METADATA: dict(_METADATA)}, True)
+        # As `dist_checkpointing.save`, but a disk that refuses the first rank's own files must not leave the others in
+        # a collective.
+        with all_or_none(f"writing {folder}"):
+            if dist.get_rank() == 0:
+                content = io.BytesIO()
+                torch.save(common, content)
+                write_bytes(folder / COMMON_STATE_FNAME, content.getvalue())
+        with saving(folder):
+            strategy.save(tensors, folder)
+        with all_or_none(f"writing {folder}"):
+            if dist.get_rank() == 0:
+                kind = CheckpointingConfig(strategy.backend, strategy.version)
+                write_text(folder / CONFIG_FNAME, json.dumps(asdict(kind)))
 
 
 def _load(state: dict[str, Any], folder: Path) -> dict[Any, Any]:
-    with _without_deprecations(), own_failures(folder):
+    with _without_deprecations(), loading(folder):
         loaded: dict[Any, Any] = dist_checkpointing.load(
             state, str(folder), DataOnlyLoadStrategy(), DataOnlyCommonStrategy(), strict=StrictHandling.RAISE_ALL
         )
-    loaded.pop("content_metadata")
+    loaded.pop(_CONTENT_METADATA)
     return loaded
 
 

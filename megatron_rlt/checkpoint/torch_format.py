@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME, TorchCommonLoadStrategy
@@ -160,31 +159,49 @@ def load_plain(content: bytes, source: Path) -> Any:  # noqa: ANN401 - tensors a
 
 
 @contextmanager
-def own_failures(folder: Path) -> Iterator[None]:
-    """Raise what failed inside torch's checkpoint code as an ordinary exception.
+def saving(folder: Path) -> Iterator[None]:
+    """Raise what failed inside torch's checkpoint code as an ordinary exception: its own is no `Exception`.
 
-    Torch's own is no `Exception` and hides the cause of a rank in its text.
+    Raises DiskError where the disk refused on any rank.
     """
     try:
         yield
     except CheckpointException as error:
-        raise _cause(error, folder) from error
-    except CheckpointingException:
-        raise
+        rank, cause = _first_cause(error)
+        if isinstance(cause, OSError) and (line := refusal(cause, folder)) is not None:
+            raise DiskError(line) from error
+        if _says_unwritten(cause):
+            raise _unnamed_refusal(folder) from error
+        raise RuntimeError(f"{folder}: rank {rank}: {type(cause).__name__}: {cause}") from error
     except RuntimeError as error:
-        if not any(phrase in str(error) for phrase in _WRITE_FAILURES):
+        if not _says_unwritten(error):
             raise
         raise _unnamed_refusal(folder) from error
 
 
-def _cause(error: CheckpointException, folder: Path) -> Exception:
-    rank, (cause, _) = min(error.failures.items())
-    if isinstance(cause, OSError) and (line := refusal(cause, folder)) is not None:
-        return DiskError(line)
-    if any(phrase in str(cause) for phrase in _WRITE_FAILURES):
-        return _unnamed_refusal(folder)
-    text = f"{folder}: rank {rank}: {type(cause).__name__}: {cause}"
-    return ValueError(text) if isinstance(cause, ValueError) else RuntimeError(text)
+@contextmanager
+def loading(folder: Path) -> Iterator[None]:
+    """As `saving`. Raises ValueError in one line for what a crafted file makes torch refuse."""
+    try:
+        yield
+    except CheckpointException as error:
+        rank, cause = _first_cause(error)
+        if isinstance(cause, OSError):
+            raise cause from error
+        reason = " ".join(str(cause).split())[-200:]
+        raise ValueError(
+            f"{folder} is damaged or holds more than data, of which nothing was run (rank {rank}:"
+            f" {type(cause).__name__}: {reason})"
+        ) from error
+
+
+def _first_cause(error: CheckpointException) -> tuple[int, BaseException]:
+    rank, (cause, _) = min(error.failures.items(), key=lambda failure: failure[0])
+    return rank, cause
+
+
+def _says_unwritten(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _WRITE_FAILURES)
 
 
 def _unnamed_refusal(folder: Path) -> DiskError:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args, get_origin
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
@@ -69,6 +71,30 @@ def section_class(annotation: object) -> type[Section] | None:
         if isinstance(candidate, type) and issubclass(candidate, Section):
             return candidate
     return None
+
+
+def holds_text(config_class: type[Section], names: Sequence[str]) -> bool:
+    """Whether the key of these names holds free text or a path, or null; False for an unknown key."""
+    section: type[Section] | None = config_class
+    for place, name in enumerate(names):
+        if section is None or name not in section.model_fields:
+            return False
+        annotation = section.model_fields[name].annotation
+        if place + 1 == len(names):
+            return _plain_kinds(annotation) - {NoneType} in ({str}, {Path})
+        if get_origin(annotation) is dict:  # sections by names of the user's
+            return holds_text(get_args(annotation)[1], names[place + 2 :])
+        section = section_class(annotation)
+    return False
+
+
+def _plain_kinds(annotation: object) -> set[object]:
+    """The types of `X | Y`, annotations of each left aside."""
+    if get_origin(annotation) is Annotated:
+        return _plain_kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return {kind for part in get_args(annotation) for kind in _plain_kinds(part)}
+    return {annotation}
 
 
 def renamed(dotted: str, value: object) -> str | None:

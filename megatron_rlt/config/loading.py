@@ -15,14 +15,17 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from megatron_rlt.config.keys import Key, closest_key, keys_of, renamed
+from megatron_rlt.config.keys import Key, closest_key, holds_text, keys_of, renamed
 from megatron_rlt.config.section import Section
+from megatron_rlt.given_files import read_text
 
 Config = TypeVar("Config", bound=Section)
 Tree = dict[str, Any]
 
 # YAML 1.1 reads 1e-6 as text because it has no dot; people write it as a number.
+_NULLS = ("", "~", "null", "Null", "NULL")
 _PLAIN_EXPONENT = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
+_CREDENTIALS = re.compile(r"://[^/\s]*@")
 
 
 def load_config(config_class: type[Config], path: Path, overrides: Sequence[str]) -> Config:
@@ -46,37 +49,43 @@ def with_changes(below: Config, above: Config) -> Config:
 
 def has_section(path: Path, overrides: Sequence[str], name: str) -> bool:
     """Whether a configuration or its overrides name a top-level section; raises ValueError as `load_config`."""
-    tree = _read_file(path)
-    for override in overrides:
-        _apply_override(tree, override)
-    return name in tree
+    named = (override.partition("=")[0].partition(".")[0].strip() for override in overrides)
+    return name in _read_file(path) or name in named
 
 
 def to_yaml(config: Section) -> str:
     """The resolved configuration, every key stated; `load_config` reads it back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-6 as a number and refuses a key given twice."""
+    """Safe YAML that reads 1e-6 as a number and refuses a key given twice; merge keys (`<<: *name`) work."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401 - PyYAML's types name another
+        """Check the keys as they were written: merging adds others later."""
+        node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key_node, _ in node.value:
             key = key_node.value
-            if key_node.tag != "tag:yaml.org,2002:str":
+            if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} must be text", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
             seen.add(key)
-        return super().construct_mapping(node, deep)
+        return node
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _PLAIN_EXPONENT, list("-+0123456789"))
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back: text that looks like 1e-6 in quotes."""
+
+
+for _reader_or_writer in (_Loader, _Dumper):
+    _reader_or_writer.add_implicit_resolver("tag:yaml.org,2002:float", _PLAIN_EXPONENT, list("-+0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:value", _Loader.construct_yaml_str)  # type: ignore[type-var]  # `=` is text
 
 
 def _checked(config_class: type[Config], tree: Tree, overrides: Sequence[str], *, source: str) -> Config:
-    from_command_line = [_apply_override(tree, override) for override in overrides]
+    from_command_line = [_apply_override(tree, override, config_class) for override in overrides]
     tree = _over_presets(config_class, tree)
     try:
         return config_class.model_validate_json(json.dumps(tree, default=str), strict=True)
@@ -86,19 +95,16 @@ def _checked(config_class: type[Config], tree: Tree, overrides: Sequence[str], *
 
 
 def _read_file(path: Path) -> Tree:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such configuration file; give the path of a YAML file") from error
-    except IsADirectoryError as error:
-        raise ValueError(f"{path}: is a folder; give the path of a YAML file") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from error
+    text = read_text(path, missing="give the path of a YAML file", remedy="save the file as UTF-8")
     tree = _parse(text, source=str(path))
     if tree is None:
         return {}
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: must hold keys and values at the top, got {_shown(tree)}")
+    try:
+        json.dumps(tree, default=str)
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid YAML: an anchor holds itself; write the values out") from error
     return tree
 
 
@@ -113,21 +119,50 @@ def _parse(text: str, *, source: str) -> Any:  # noqa: ANN401 - whatever the YAM
         raise ValueError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
-def _apply_override(tree: Tree, override: str) -> str:
+def _apply_override(tree: Tree, override: str, config_class: type[Section]) -> str:
     """Set one `dotted.key=value` in the tree; returns the key."""
     dotted, equals, text = override.partition("=")
+    dotted = dotted.strip()
     names = dotted.split(".")
     if not equals or not all(names):
         raise ValueError(f"command line: {override!r} is no override; write dotted.key=value, such as num_steps=8")
     node = tree
     for name in names[:-1]:
-        child = node.setdefault(name, {})
-        if not isinstance(child, dict):
-            # The file holds a value where the override wants a section: the schema decides which of them is wrong.
-            child = node[name] = {}
+        child = node.get(name)
+        # A value where the override wants a section: the schema decides which of them is wrong. A copy, since several
+        # keys of a file can share one section by an anchor.
+        child = node[name] = dict(child) if isinstance(child, dict) else {}
         node = child
-    node[names[-1]] = _parse(text, source=f"command line: {dotted}")
+    node[names[-1]] = _override_value(text, source=f"command line: {dotted}", is_text=holds_text(config_class, names))
     return dotted
+
+
+def _override_value(text: str, *, source: str, is_text: bool) -> Any:  # noqa: ANN401 - whatever the YAML holds
+    """The value that an override writes, as YAML without comments, since a shell's word has none.
+
+    `is_text`: the key holds text or a path. Then the word is that text, whatever YAML would read in it
+    (`output_dir=2024`, `run #3`, `Answer: yes`), unless it is null or quoted as a whole.
+    """
+    word = text.strip()
+    if is_text and word not in _NULLS:
+        quoted = _quoted(word) if word[0] in "'\"" else None
+        return word if quoted is None else quoted
+    value = _parse(text, source=source)
+    node = yaml.compose(text, _Loader)
+    if text[0 if node is None else node.end_mark.index :].strip():
+        raise ValueError(f"{source}: {_shown(text)} holds a comment of YAML's; leave out what begins with #")
+    return value
+
+
+def _quoted(word: str) -> str | None:
+    """The text of a word that is quoted as a whole; None for any other."""
+    try:
+        node = yaml.compose(word, _Loader)
+    except yaml.YAMLError:
+        return None
+    if not isinstance(node, yaml.ScalarNode) or node.end_mark.index != len(word):
+        return None
+    return str(node.value)
 
 
 def _over_presets(config_class: type[Section], tree: Tree) -> Tree:
@@ -163,6 +198,8 @@ def _fault_line(fault: Mapping[str, Any], config_class: type[Section], source: s
 
 def _complaint(fault: Mapping[str, Any], dotted: str, keys: Sequence[Key]) -> str:
     kind, value = fault["type"], fault["input"]
+    if kind == "value_error":
+        return f"{fault['ctx']['error']}, got {_shown(value)}"
     now = renamed(dotted, value) if kind in ("extra_forbidden", "literal_error") else None
     if now is not None:
         return f"is now {now}"
@@ -180,6 +217,6 @@ def _complaint(fault: Mapping[str, Any], dotted: str, keys: Sequence[Key]) -> st
 
 
 def _shown(value: object) -> str:
-    """A value as its YAML reader would write it, cut to one short line."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    """A value as its YAML reader would write it, cut to one short line, without a password in an address."""
+    text = _CREDENTIALS.sub("://***@", json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Literal
 
 from megatron_rlt.config.architecture import Architecture, position_limit
 from megatron_rlt.config.fp8 import Fp8Config, Scales, fp8_faults, scales_faults
-from megatron_rlt.config.section import PositiveInt, Section
+from megatron_rlt.config.section import FilePath, PositiveInt, Section
 
 Shapes = Mapping[str, Architecture]  # by the model's section name; a model that could not be read is left out
 PAPER_TEMPERATURE = 0.7  # arXiv 2506.08388, of sampling and of log-probs
@@ -35,7 +34,7 @@ class LayoutConfig(Section):
 class ModelConfig(Section):
     """A model on disk and how it runs here."""
 
-    model: Path
+    model: FilePath
     """Hugging Face folder: config.json, safetensors, tokenizer."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of weights and activations; sums over tokens and log-sum-exp are float32 in any case."""

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from megatron_rlt.config.model_files import TOKENIZER_FILES, token_ids
 from megatron_rlt.config.models import ModelConfig
 from megatron_rlt.config.reward import RewardConfig
+from megatron_rlt.given_files import read_json_object
 
 HUB = "hf://"  # before the name of a Hugging Face data set
 _ROW_FILES = (".jsonl", ".parquet")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-
-
-def model_faults(models: dict[str, ModelConfig]) -> list[str]:
-    faults = []
-    for name, model in models.items():
-        folder = model.model
-        if not folder.is_dir():
-            faults.append(
-                f"{name}.model: no such folder: {folder}; give a Hugging Face folder on disk"
-                " (`hf download NAME --local-dir FOLDER` fetches one)"
-            )
-            continue
-        if not any(folder.glob("*.safetensors")):
-            faults.append(f"{name}.model: {folder} holds no *.safetensors; save the model with safetensors")
-        if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
-            faults.append(
-                f"{name}.model: {folder} holds no tokenizer ({', '.join(_TOKENIZER_FILES)}); copy it from the model"
-            )
-    return faults
 
 
 def tokenizer_faults(teacher: ModelConfig, students: Mapping[str, ModelConfig], reward: RewardConfig) -> list[str]:
@@ -42,10 +23,7 @@ def tokenizer_faults(teacher: ModelConfig, students: Mapping[str, ModelConfig], 
     for name, student in students.items():
         try:
             difference = _tokenizer_difference(teacher.model, student.model)
-        except (ValueError, KeyError, TypeError) as error:
-            faults.append(
-                f"{name}.model: tokenizer.json of teacher or student is not readable ({error}); download it again"
-            )
+        except (ValueError, OSError):  # `model_faults` names the file
             continue
         if difference is not None and reward.lambda_kl != 0:
             faults.append(
@@ -62,11 +40,11 @@ def tokenizer_faults(teacher: ModelConfig, students: Mapping[str, ModelConfig], 
 
 def _tokenizer_difference(teacher: Path, student: Path) -> str | None:
     """How a student's tokenizer differs from its teacher's, in words; None where all ids mean the same."""
-    shared = [name for name in _TOKENIZER_FILES if (teacher / name).is_file() and (student / name).is_file()]
+    shared = [name for name in TOKENIZER_FILES if (teacher / name).is_file() and (student / name).is_file()]
     if "tokenizer.json" not in shared:
         equal = any((teacher / name).read_bytes() == (student / name).read_bytes() for name in shared)
         return None if equal or not shared else "without tokenizer.json beside both models its ids are not comparable"
-    ours, theirs = _token_ids(teacher), _token_ids(student)
+    ours, theirs = token_ids(teacher), token_ids(student)
     differing = sorted({token for token, _ in ours.items() ^ theirs.items()})
     if not differing:
         return None
@@ -75,17 +53,6 @@ def _tokenizer_difference(teacher: Path, student: Path) -> str | None:
         f"its tokenizer differs from the teacher's in {len(differing)} tokens (token {token!r} has id"
         f" {ours.get(token, 'none')} for the teacher, {theirs.get(token, 'none')} for the student)"
     )
-
-
-def _token_ids(folder: Path) -> dict[str, int]:
-    """Ids of all tokens, added ones included, as transformers reads them from a folder."""
-    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    vocabulary = content["model"]["vocab"]
-    ids = dict(vocabulary) if isinstance(vocabulary, dict) else {entry[0]: i for i, entry in enumerate(vocabulary)}
-    ids |= {token["content"]: token["id"] for token in content["added_tokens"]}
-    settings = folder / "tokenizer_config.json"
-    added = json.loads(settings.read_text(encoding="utf-8")).get("added_tokens_decoder") if settings.is_file() else {}
-    return ids | {token["content"]: int(token_id) for token_id, token in (added or {}).items()}
 
 
 def data_faults(key: str, path: Path) -> list[str]:
@@ -108,12 +75,21 @@ def row_file_faults(key: str, file: Path) -> list[str]:
 
 def folder_faults(key: str, folder: Path) -> list[str]:
     """The folder may not exist yet, but it must be possible to make it and to write into it."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    target = Path(os.path.realpath(folder))  # a link to a folder that is not there yet is made there
+    existing = next(path for path in (target, *target.parents) if os.path.lexists(path))
     if not existing.is_dir():
-        return [f"{key}: {existing} is a file; give a folder"]
+        what = "is a link that leads to itself" if existing.is_symlink() else "is a file"
+        return [f"{key}: {existing} {what}; give a folder"]
     if not os.access(existing, os.W_OK | os.X_OK):
         return [f"{key}: {existing} is not writable; give a folder you may write to"]
     return []
+
+
+def output_file_faults(key: str, file: Path) -> list[str]:
+    """A Parquet file that a command writes; its folder may not exist yet."""
+    if file.suffix != ".parquet" or file.is_dir():
+        return [f"{key}: {file} must be a Parquet file to write; give a name that ends in .parquet"]
+    return folder_faults(key, Path(os.path.realpath(file)).parent)
 
 
 def count_rows(data: Path) -> int | None:
@@ -124,5 +100,7 @@ def count_rows(data: Path) -> int | None:
     index = data / ".nv-meta" / ".info.json"
     if not index.is_file():
         return None
-    counts: dict[str, int] = json.loads(index.read_text(encoding="utf-8"))["shard_counts"]
+    counts = read_json_object(index, remedy="prepare the data again").get("shard_counts")
+    if not isinstance(counts, dict) or not all(isinstance(count, int) for count in counts.values()):
+        raise ValueError(f"{index}: holds no shard_counts; prepare the data again")
     return sum(counts.values())

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
-from megatron_rlt.config.section import NonEmptyText, PositiveInt, Section
+from megatron_rlt.config.section import FilePath, NonEmptyText, PositiveInt, Section
 
 
 class StageConfig(Section):
@@ -13,7 +12,7 @@ class StageConfig(Section):
 
     script: Literal["sft", "train_rlt", "collect", "score", "evaluate"]
     """The script of `slurm/` that runs it."""
-    config: Path
+    config: FilePath
     """The command's configuration."""
     keys: tuple[NonEmptyText, ...] = ()
     """Keys that win over the file, such as `num_steps=20`."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
@@ -13,7 +11,8 @@ from pydantic import BeforeValidator
 from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.mismatch import MismatchConfig
 from megatron_rlt.config.models import ModelConfig
-from megatron_rlt.config.section import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from megatron_rlt.config.section import FilePath, Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from megatron_rlt.config.server_access import address_faults, read_key
 
 
 def _as_tuple(value: object) -> object:
@@ -28,10 +27,14 @@ class VllmServerConfig(Section):
     """vLLM servers, started by the job's first rank on its machine, or already running at addresses."""
 
     addresses: Texts = ()
-    """Servers that already run, such as http://node7:8000, with VLLM_SERVER_DEV_MODE=1, `--served-model-name policy`
-    and `--logprobs-mode processed_logprobs`; empty: the job starts its own servers, and ends them."""
-    api_key_file: Path | None = None
-    """File with the API key of these servers; None: they need none."""
+    """Servers that already run, such as http://node7:8000, with VLLM_SERVER_DEV_MODE=1, `--served-model-name policy`,
+    `--logprobs-mode processed_logprobs` and `--middleware megatron_rlt.rollout.vllm.require_key.RequireKey`; empty: the
+    job starts its own servers, and ends them."""
+    api_key_file: FilePath | None = None
+    """File with the API key of these servers, in one line; None: they need none."""
+    allow_unprotected: bool = False
+    """Use servers at addresses though they answer some paths, or all, without a key: only where nobody else reaches
+    them. Otherwise every path is tried without the key before the first request."""
     devices: Texts = ("",)
     """The job starts one server per entry, which is the server's CUDA_VISIBLE_DEVICES, such as "6,7"; "" leaves the
     variable as it is."""
@@ -50,7 +53,7 @@ class VllmServerConfig(Section):
     bucket_bytes: PositiveInt = 2**30
     """Size of the buckets in which `broadcast` and `ipc` send tensors, in bytes. Sender and worker hold about two
     buckets each."""
-    transfer_dir: Path | None = None
+    transfer_dir: FilePath | None = None
     """Folder that all servers can read, into which `files` writes weights for the time of a sync; None takes the run
     folder."""
     scoring_parts: PositiveInt = 4
@@ -200,17 +203,31 @@ def _server_faults(vllm: VllmConfig) -> list[str]:
             "rollout.vllm.server.devices: has no effect on servers at addresses, which run already; leave one of the"
             " two out"
         )
-    wrong = [address for address in server.addresses if not re.match(r"https?://[^/]+$", address)]
-    if wrong:
-        faults.append(f"rollout.vllm.server.addresses: {wrong[0]!r} is no address such as http://node7:8000")
-    if server.api_key_file is not None and not server.addresses:
+    return [*faults, *address_faults(server.addresses)[:1], *_key_faults(server), *_transport_faults(server)]
+
+
+def _key_faults(server: VllmServerConfig) -> list[str]:
+    faults = []
+    for name, is_set in (
+        ("api_key_file", server.api_key_file is not None),
+        ("allow_unprotected", server.allow_unprotected),
+    ):
+        if is_set and not server.addresses:
+            faults.append(
+                f"rollout.vllm.server.{name}: has no effect on servers that the job starts; leave it out, or name"
+                " addresses"
+            )
+    if server.api_key_file is not None:
+        try:
+            read_key(server.api_key_file)
+        except ValueError as error:
+            faults.append(str(error))
+    elif server.addresses and not server.allow_unprotected:
         faults.append(
-            "rollout.vllm.server.api_key_file: has no effect on servers that the job starts; leave it out, or name"
-            " addresses"
+            "rollout.vllm.server.addresses: without a key whoever reaches the servers can replace their weights; name"
+            " the file of their key in api_key_file, or set allow_unprotected=true"
         )
-    if server.api_key_file is not None and not server.api_key_file.is_file():
-        faults.append(f"rollout.vllm.server.api_key_file: {server.api_key_file} is no file; write the key into it")
-    return [*faults, *_transport_faults(server)]
+    return faults
 
 
 def _transport_faults(server: VllmServerConfig) -> list[str]:

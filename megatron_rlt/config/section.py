@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from megatron_rlt.visible_text import is_blank
+
+_LONGEST_NAME = 255  # bytes, on every usual file system
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
-NonEmptyText = Annotated[str, Field(pattern=r"\S")]
+
+
+def _visible(text: str) -> str:
+    if is_blank(text):
+        raise ValueError("must hold visible text")
+    return text
+
+
+NonEmptyText = Annotated[str, AfterValidator(_visible)]
+
+
+def with_home(path: str) -> str:
+    """A path with its `~` or `~user` replaced; raises ValueError for a name that no file can have.
+
+    `./~x`, which names a file here, becomes absolute: `Path` would drop the `./`.
+    """
+    if "\0" in path or any(len(part.encode(errors="surrogateescape")) > _LONGEST_NAME for part in path.split("/")):
+        raise ValueError(f"must be a path whose names have at most {_LONGEST_NAME} bytes, none of them 0")
+    if path.startswith("./~"):
+        return os.path.abspath(path)  # noqa: PTH100 - as above
+    expanded = os.path.expanduser(path)  # noqa: PTH111 - Path's own raises for an unknown user
+    if path.startswith("~") and expanded == path:
+        raise ValueError(f"must be a path: there is no home folder for {path.split('/')[0]}; ./{path} is a file here")
+    return expanded
+
+
+def _home(value: object) -> object:
+    return with_home(value) if isinstance(value, str) else value
+
+
+FilePath = Annotated[Path, BeforeValidator(_home)]
+"""A file or folder; `~` at the front is the home folder, as in a shell."""
 
 
 class Section(BaseModel):

@@ -5,12 +5,12 @@ A rule is a function that returns one line per fault, naming key, value and reme
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from megatron_rlt.config.section import (
+    FilePath,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -23,7 +23,7 @@ from megatron_rlt.config.section import (
 class DataConfig(Section):
     """Where training rows come from and in which order."""
 
-    path: Path
+    path: FilePath
     """Folder of webdataset shards written by `prepare`, or one JSONL file (sharded into the run folder first)."""
     shuffle_buffer_size: PositiveInt = 4096
     """Rows held per rank for shuffling; 1 keeps the shards' order."""
@@ -59,9 +59,10 @@ class GrpoConfig(Section):
     updates_per_batch: PositiveInt = 1
     """Optimizer steps per RL step, each on an equal share of the groups."""
     clip_low: PositiveFloat | None = None
-    """Lower clip: the ratio is clamped to >= 1 - clip_low; None: not clamped."""
+    """Lower clip: the ratio is clamped to >= 1 - clip_low; None: not clamped. Needs updates_per_batch above 1."""
     clip_high: PositiveFloat | None = None
-    """Upper clip: the ratio is clamped to <= 1 + clip_high; None: not clamped. DAPO sets it above clip_low (0.28)."""
+    """Upper clip: the ratio is clamped to <= 1 + clip_high; None: not clamped. DAPO sets it above clip_low (0.28).
+    Needs updates_per_batch above 1."""
     reference: ReferenceConfig | None = ReferenceConfig()
     """KL to a reference model in the loss; null: no KL and no reference model."""
     aggregation: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean"
@@ -86,11 +87,11 @@ class OptimizerConfig(Section):
     lr: PositiveFloat = 1e-6
     """Peak learning rate."""
     min_lr: NonNegativeFloat = 0.0
-    """Learning rate at the end of a decaying schedule."""
+    """Learning rate towards which a decaying schedule falls; it would have it one step after its last."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Shape after the warm-up."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of all optimizer steps during which the rate rises from 0."""
+    """Share of all optimizer steps during which the rate rises from 0, which the first of them has."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of the first moment."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
@@ -98,11 +99,12 @@ class OptimizerConfig(Section):
     epsilon: PositiveFloat = 1e-8
     """Added to the denominator of Adam."""
     weight_decay: NonNegativeFloat = 0.0
-    """Decoupled weight decay."""
+    """Decoupled weight decay of matrices, embedding and output layer included; norms and biases have none."""
     clip_grad: PositiveFloat = 1.0
     """Largest global gradient norm; larger gradients are scaled down to it."""
     max_skipped_steps: PositiveInt = 5
-    """Consecutive steps with a non-finite gradient after which the run stops."""
+    """Consecutive updates without effect, since the gradient was not finite or no completion was in the loss, after
+    which the run stops."""
 
 
 class CheckpointConfig(Section):
@@ -125,6 +127,12 @@ def grpo_faults(grpo: GrpoConfig) -> list[str]:
         faults.append(
             f"grpo.clip_low={grpo.clip_low:g}: the lower ratio bound 1 - clip_low must stay above 0;"
             " use a value below 1, such as 0.2, or null for no clipping"
+        )
+    clips = [name for name in ("clip_low", "clip_high") if dict(grpo)[name] is not None]
+    if not faults and clips and grpo.updates_per_batch == 1:
+        faults.append(
+            f"grpo.{clips[0]}={dict(grpo)[clips[0]]:g}: has no effect with updates_per_batch=1, where the ratio is"
+            " always 1; set updates_per_batch=2 or more, or leave it out"
         )
     reference = grpo.reference
     if reference is not None and reference.sync_steps is None and reference.mix != ReferenceConfig().mix:

@@ -19,7 +19,7 @@ SYSTEM_ROLE = "system"  # its text is the format's, not the row's; prompts bring
 
 @dataclass(frozen=True)
 class Conversation:
-    """One parsed conversation, stripped of white space at the ends."""
+    """One parsed conversation: texts as they stand, with the newlines that models of this format have seen."""
 
     question: str
     reasoning_trace: str
@@ -42,11 +42,14 @@ def parse_conversation(turns: object, column: str) -> Conversation:
     if match is None or any(answer.count(marker) != 1 for marker in MARKERS):
         detail = f"the assistant's turn is not {MARKERS[0]}..{MARKERS[1]} {MARKERS[2]}..{MARKERS[3]}, each once"
         raise UnusableRowError(RejectReason.BAD_CONVERSATION, column, detail)
-    return Conversation(question.strip(), match[1].strip(), match[2].strip())
+    return Conversation(question, match[1], match[2])
 
 
 def _role_and_text(turn: object, column: str) -> tuple[str, str]:
     if isinstance(turn, dict):
+        for own, other in (("from", "role"), ("value", "content")):
+            if turn.get(own, turn.get(other)) != turn.get(other, turn.get(own)):
+                raise UnusableRowError(RejectReason.AMBIGUOUS, column, f"a turn's {own!r} and {other!r} differ")
         role = turn["from"] if "from" in turn else turn.get("role")
         text = turn["value"] if "value" in turn else turn.get("content")
         if isinstance(role, str) and isinstance(text, str):

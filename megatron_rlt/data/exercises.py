@@ -18,9 +18,10 @@ from megatron_rlt.config.commands.evaluation_sets import QuestionColumnConfig
 from megatron_rlt.config.commands.job import AnswerKind
 from megatron_rlt.config.commands.prepare import ColumnConfig
 from megatron_rlt.data.rejection import RejectedRow, RejectReason, UnusableRowError
-from megatron_rlt.data.rows import convert_rows, read_columns
+from megatron_rlt.data.rows import convert_rows, read_columns, require_named
 from megatron_rlt.data.validation import RowValidator
 from megatron_rlt.types import Problem
+from megatron_rlt.visible_text import is_blank
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 StateCountdown = Callable[[Sequence[int], int, bool | None, object], str]
@@ -45,7 +46,9 @@ def read_exercises(
     """
     reader = _ExerciseReader(kind, columns, state_countdown)
     rows = read_columns(source, partial(_wanted_columns, source, kind, columns), streaming=False)
-    return convert_rows(rows, lambda row: reader.exercise(row.values, row.row))
+    return convert_rows(
+        require_named(rows, columns.named, f"data {source!r}"), lambda row: reader.exercise(row.values, row.row)
+    )
 
 
 class _ExerciseReader:
@@ -77,16 +80,18 @@ class _ExerciseReader:
         if columns.wrong_answers:
             named = [_required_text(values, name) for name in (columns.answer, *columns.wrong_answers)]
             question = _required_text(values, columns.question)
+            _require_different(named, columns.answer)
             order = random.Random(hashlib.sha256(question.encode("utf-8", "replace")).digest())
             return tuple(order.sample(named, len(named)))
         listed = values.get(columns.choices)
         if listed is None:
             return ()
         texts = [_as_text(choice) for choice in listed] if isinstance(listed, list) else []
-        choices = tuple(text for text in texts if isinstance(text, str) and text.strip())
+        choices = tuple(text for text in texts if isinstance(text, str) and not is_blank(text))
         if not 2 <= len(choices) <= len(_LETTERS) or len(choices) != len(texts):
             detail = f"{str(listed)[:80]!r} instead of a list of 2 to {len(_LETTERS)} texts"
             raise UnusableRowError(RejectReason.WRONG_TYPE, columns.choices, detail)
+        _require_different(choices, columns.choices)
         return choices
 
     def _task(self, values: Mapping[str, object]) -> tuple[list[int], int, bool | None]:
@@ -118,10 +123,17 @@ def _is_whole(value: object) -> bool:
 
 def _required_text(values: Mapping[str, object], column: str) -> str:
     value = _as_text(values.get(column))
-    if isinstance(value, str) and value.strip():
+    if isinstance(value, str) and not is_blank(value):
         return value
     reason = RejectReason.MISSING if value is None else RejectReason.WRONG_TYPE
     raise UnusableRowError(reason, column, f"{str(value)[:80]!r} instead of text")
+
+
+def _require_different(choices: Sequence[str], column: str) -> None:
+    """Raise UnusableRowError if two choices are one text."""
+    twice = next((text for place, text in enumerate(choices) if text.strip() in map(str.strip, choices[:place])), None)
+    if twice is not None:
+        raise UnusableRowError(RejectReason.AMBIGUOUS, column, f"the choice {twice[:80]!r} stands twice")
 
 
 def _letter(answer: object, choices: Sequence[str], column: str) -> object:
@@ -129,6 +141,11 @@ def _letter(answer: object, choices: Sequence[str], column: str) -> object:
     if not choices or not isinstance(answer, str):
         return answer
     letter = answer.strip().upper()
+    if answer in choices and letter in _LETTERS[: len(choices)] and len(letter) == 1:
+        if choices.index(answer) == _LETTERS.index(letter):
+            return letter
+        detail = f"{answer!r} is the letter of one choice and the text of another"
+        raise UnusableRowError(RejectReason.AMBIGUOUS, column, detail)
     if letter in _LETTERS[: len(choices)] and len(letter) == 1 and answer not in choices:
         return letter
     if choices.count(answer) == 1:
@@ -146,6 +163,11 @@ def _wanted_columns(source: str, kind: AnswerKind, columns: QuestionColumnConfig
         raise ValueError(
             f"data {source!r} lacks the columns {', '.join(missing)} and has {', '.join(present)}; name yours under"
             " `columns`"
+        )
+    if lost := sorted(columns.named - set(present)):
+        raise ValueError(
+            f"data {source!r} lacks the columns {', '.join(lost)} that `columns` names, and has {', '.join(present)};"
+            " correct the names"
         )
     optional = {columns.problem_id, columns.choices, columns.numbers, columns.target, columns.use_all}
     return [name for name in present if name in needed | optional]

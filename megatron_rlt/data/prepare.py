@@ -20,13 +20,13 @@ from megatron_rlt.config.commands.prepare import PrepareConfig
 from megatron_rlt.data.check import check_data_set
 from megatron_rlt.data.energon_index import write_energon_index
 from megatron_rlt.data.rejection import RejectedRow, UnusableRowError
-from megatron_rlt.data.rows import check_source, read_rows, source_digest
+from megatron_rlt.data.rows import check_source, read_rows, require_named, source_digest
 from megatron_rlt.data.shards import MANIFEST_FILE, Manifest, content_hash, write_manifest, write_shards
 from megatron_rlt.data.validation import RowValidator
 from megatron_rlt.disk_faults import writing
-from megatron_rlt.folder_lock import locked_beside
+from megatron_rlt.folder_lock import IN_FOLDER, locked_beside, locked_folder
 from megatron_rlt.types import Problem
-from megatron_rlt.whole_files import make_folder, sweep_beside, temporary_beside
+from megatron_rlt.whole_files import make_folder, real, require_writable, sweep, sweep_beside, temporary_beside
 
 REJECTED_FILE = "rejected.jsonl"
 NUM_EXAMPLES = 3  # rejected rows quoted in an error
@@ -63,16 +63,18 @@ def prepare_shards(config: PrepareConfig) -> PrepareReport:
         check_source(source, config.columns)
     source_hash = _source_hash(config)
     target = config.output_dir
-    with locked_beside(target):
-        sweep_beside(target)
-        if (target.is_dir() and any(target.iterdir())) or target.is_file():
+    with locked_folder(target) if target.is_dir() else locked_beside(real(target)):
+        _sweep(target)
+        if (target.is_dir() and any(_kept(target))) or target.is_file():
             return PrepareReport(target, _same_data_set(target, source_hash, config), reused=True)
-        partial = temporary_beside(target)
-        make_folder(partial)
+        is_there, partial = target.is_dir(), _partial_folder(target)
         try:
             with writing(target):
                 manifest = _write_data_set(partial, config, source_hash)
-                partial.replace(target)
+                if is_there:
+                    _move_into(partial, target)
+                else:
+                    partial.replace(real(target))
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return PrepareReport(target, manifest, reused=False)
@@ -104,6 +106,32 @@ def describe_counts(rejected_by_reason: dict[str, int]) -> str:
     """Format as `empty: 2, not_json: 1`, largest count first."""
     ordered = sorted(rejected_by_reason.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{reason}: {count}" for reason, count in ordered)
+
+
+def _kept(folder: Path) -> Iterator[Path]:
+    """What a folder holds besides the lock."""
+    return (path for path in folder.iterdir() if path.name != IN_FOLDER)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what a `prepare` that was killed has left, in a target that exists or beside it."""
+    sweep_beside(real(target))
+    if target.is_dir():
+        sweep(target)
+
+
+def _partial_folder(target: Path) -> Path:
+    """A new folder in which to write: in a target that exists, which may be a link or a mount, else beside it."""
+    require_writable("output_dir", target if target.is_dir() else real(target).parent)
+    partial = temporary_beside(target / "data" if target.is_dir() else real(target))
+    make_folder(partial)
+    return partial
+
+
+def _move_into(partial: Path, target: Path) -> None:
+    """Move a data set into the folder that holds it; the manifest, without which it is none, comes last."""
+    for path in sorted(partial.iterdir(), key=lambda path: path.name == MANIFEST_FILE):
+        path.rename(target / path.name)
 
 
 @dataclass
@@ -144,7 +172,8 @@ def _write_data_set(folder: Path, config: PrepareConfig, source_hash: str) -> Ma
 def _usable_rows(config: PrepareConfig, rejections: _Rejections) -> Iterator[Problem]:
     validator = RowValidator(config.columns, max_characters=config.max_characters)
     rows = chain.from_iterable(read_rows(source, config.columns) for source in config.input)
-    for position, row in enumerate(rows, start=1):
+    named = require_named(rows, config.columns.named, ", ".join(config.input))
+    for position, row in enumerate(named, start=1):
         if isinstance(row, RejectedRow):
             rejections.add(row)
             continue

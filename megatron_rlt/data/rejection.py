@@ -15,12 +15,13 @@ class RejectReason(StrEnum):
     NOT_JSON = "not_json"
     NOT_AN_OBJECT = "not_an_object"  # valid JSON, but no {"column": value} object
     MISSING = "missing"  # column absent or null
-    EMPTY = "empty"  # nothing but white space
+    EMPTY = "empty"  # nothing that can be seen
     WRONG_TYPE = "wrong_type"
     TOO_LONG = "too_long"
     DUPLICATE_ID = "duplicate_id"
     UNUSABLE_PROMPT = "unusable_prompt"  # too many tokens, or text of a special token
     UNREADABLE_ANSWER = "unreadable_answer"  # the reference answer cannot be used for judging
+    AMBIGUOUS = "ambiguous"  # one fact stated twice, and not the same
     BAD_CONVERSATION = "bad_conversation"  # turns or markers differ from Bespoke-Stratos rows
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -127,13 +127,41 @@ def _parse_line(source: str, number: int, line: bytes) -> SourceRow | RejectedRo
     if not text.strip():
         return RejectedRow(source, number, RejectReason.EMPTY, None, "blank line")
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=_unique_keys)
+    except UnusableRowError as error:
+        return error.rejected(source, number)
     except (ValueError, RecursionError) as error:  # ValueError: also integers of thousands of digits
         return RejectedRow(source, number, RejectReason.NOT_JSON, None, str(error))
     if not isinstance(values, dict):
         detail = f"a JSON {type(values).__name__} instead of an object"
         return RejectedRow(source, number, RejectReason.NOT_AN_OBJECT, None, detail)
     return SourceRow(source, number, values)
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; one in which a key stands twice is ambiguous, and Python would take the last."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        raise UnusableRowError(RejectReason.AMBIGUOUS, twice, "the key stands twice in one object")
+    return values
+
+
+def require_named(
+    rows: Iterable[SourceRow | RejectedRow], named: Collection[str], where: str
+) -> Iterator[SourceRow | RejectedRow]:
+    """The rows; raises ValueError behind the last if no readable row has a column that the user named."""
+    missing, present = set(named), dict[str, None]()
+    for row in rows:
+        if isinstance(row, SourceRow):
+            missing.difference_update(row.values)
+            present |= dict.fromkeys(row.values) if missing else {}
+        yield row
+    if missing and present:
+        raise ValueError(
+            f"{where}: no row has the column {', '.join(map(repr, sorted(missing)))} that `columns` names; correct the"
+            f" name, the rows have {', '.join(sorted(present))}"
+        )
 
 
 def _read_parquet(source: str, select: SelectColumns) -> Iterator[SourceRow | RejectedRow]:
@@ -149,7 +177,7 @@ def _readable_parquet(source: str) -> Iterator[None]:
     """Re-raise Arrow's error for a damaged file as a ValueError that names the file."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"input file {source!r} is no readable Parquet file: {error}; write it again") from error
 
 
@@ -200,6 +228,11 @@ def _wanted_columns(source: str, columns: ColumnConfig, present: list[str]) -> l
         raise ValueError(
             f"input {source!r} has the columns {sorted(present)}: it needs {columns.question!r} and "
             f"{columns.solution!r}, or {columns.conversations!r}; name yours under `columns`"
+        )
+    if lost := sorted(columns.named - set(present)):
+        raise ValueError(
+            f"input {source!r} lacks the column {', '.join(map(repr, lost))} that `columns` names, and has"
+            f" {sorted(present)}; correct the name"
         )
     wanted = {columns.question, columns.solution, columns.reasoning_trace, columns.problem_id, columns.conversations}
     return [name for name in present if name in wanted]

@@ -17,6 +17,7 @@ from megatron_rlt.data.rejection import RejectedRow, RejectReason, UnusableRowEr
 from megatron_rlt.data.rows import SourceRow, convert_rows, read_columns
 from megatron_rlt.data.validation import RowValidator
 from megatron_rlt.types import Problem
+from megatron_rlt.visible_text import is_blank
 
 EXPLANATION = "explanation"
 _COLUMNS = ColumnConfig(reasoning_trace=EXPLANATION)
@@ -45,7 +46,7 @@ def _trace(row: SourceRow, validator: RowValidator) -> Trace:
         if values[name] is None:
             raise UnusableRowError(RejectReason.MISSING, name, "absent or null")
     explanation = values[EXPLANATION]
-    if isinstance(explanation, str) and not explanation.strip():
+    if isinstance(explanation, str) and is_blank(explanation):
         return Trace(row.row, validator.problem(values | {EXPLANATION: None}, position=row.row), explanation)
     problem = validator.problem(values, position=row.row)
     assert problem.reasoning_trace is not None, "the validator keeps valid text"

@@ -109,17 +109,23 @@ def print_reweighed(rows: Sequence[Row], change: RankingChange, console: Console
     table.add_line("  without a reward", f"{len(rows) - len(new):,}")
     table.add_section()
     was = Tally.of(row["old_reward"] for row in rows if row["old_reward"] is not None)
-    table.add_line("old reward, mean", f"{was.mean:.4f}")
+    table.add_line("old reward, mean", _shown(was.mean))
     labels = {"reward": "new reward, mean", **{term.name: f"  {LABELS[term.name]}" for term in TERMS}}
     for name, label in labels.items():
         mean = Tally.of(math.nan if row[name] is None else row[name] for row in new).mean
-        table.add_line(label, f"{mean:.4f}")
+        table.add_line(label, _shown(mean))
     table.add_section()
     table.add_line("questions", f"{change.num_questions:,}")
     table.add_line("  with two rewards or more", f"{change.num_with_choice:,}")
-    table.add_line("  of these, best explanation changed", f"{change.best_changed:.1%}")
-    table.add_line("rank correlation within questions, mean", f"{change.mean_correlation:.4f}")
+    if change.num_with_choice > 0:  # else nothing is ranked
+        table.add_line("  of these, best explanation changed", f"{change.best_changed:.1%}")
+        table.add_line("rank correlation within questions, mean", _shown(change.mean_correlation))
     console.print(table)
+
+
+def _shown(value: float) -> str:
+    """Four digits; a dash for a mean over nothing."""
+    return "-" if math.isnan(value) else f"{value:.4f}"
 
 
 def _check_settings(old: RewardConfig, new: RewardConfig, source: Path) -> None:

@@ -30,7 +30,7 @@ def run_sft(config: SftConfig, heartbeat: Heartbeat) -> int:
 
     Raises ValueError, before loading weights, if model, tokenizer, data or run folder do not fit together.
     """
-    run = TrainingRun(config, "sft", heartbeat, source_model=config.model.model)
+    run = TrainingRun(config, "sft", heartbeat, trained="model")
     with run.timer.phase("setup"):
         sequence_of = _sequence_maker(config)
         held_out: tuple[SpannedSequence, ...] = ()

@@ -14,6 +14,7 @@ from megatron_rlt.launch.given_rank import run_given_rank
 from megatron_rlt.launch.local_ranks import run_local_ranks
 from megatron_rlt.launch.rank import Config, Job, Listeners, run_rank
 from megatron_rlt.parallel.environment import Place, given_place
+from megatron_rlt.whole_files import require_writable
 
 _INTERRUPTED = 128 + signal.SIGINT
 
@@ -22,9 +23,10 @@ def run_job(job: Job[Config], config: Config, world_size: int) -> int:
     """Run a job on `world_size` ranks and return the exit status of the whole.
 
     `job` is a module-level function, which started processes import by name.
-    Raises ValueError if torchrun or srun started another number of ranks.
+    Raises ValueError if torchrun or srun started another number of ranks, or output_dir cannot be written.
     """
     place = given_place()
+    require_writable("output_dir", config.output_dir)
     if place is not None:
         if place.world_size != world_size:
             raise ValueError(

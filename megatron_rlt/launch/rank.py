@@ -32,7 +32,7 @@ class Listeners:
     """Receives a failure, and may end the process."""
     on_phase: Callable[[str], None] | None = None
     """Receives the name of every new phase."""
-    on_tick: Callable[[], None] | None = None
+    on_tick: Callable[[], None] = lambda: None
     """Called by the watchdog about once a second, whatever the rank's main thread does."""
 
 

@@ -44,7 +44,7 @@ class Heartbeat:
         folder: Path,
         timeout_seconds: float,
         on_phase: Callable[[str], None] | None = None,
-        on_tick: Callable[[], None] | None = None,
+        on_tick: Callable[[], None] = lambda: None,
         on_stall: Callable[[Stall], None] | None = None,
     ) -> None:
         """
@@ -93,9 +93,9 @@ class Heartbeat:
 
     def _watch(self) -> None:
         interval = min(self._timeout_seconds / 4, 1.0)
+        self._on_tick()
         while not self._stop.wait(interval):
-            if self._on_tick is not None:
-                self._on_tick()
+            self._on_tick()
             # If the main thread hangs while it holds the GIL, this thread never runs again; then faulthandler's own
             # thread, which does not need the GIL, writes the stacks to stderr and ends the process.
             faulthandler.dump_traceback_later(1.25 * self._timeout_seconds + 5, exit=True, file=_STDERR)

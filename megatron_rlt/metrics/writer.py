@@ -6,15 +6,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from megatron_rlt.disk_faults import writing
 from megatron_rlt.parallel.environment import wandb_mode
-from megatron_rlt.whole_files import write_text
+from megatron_rlt.whole_files import make_folder, write_text
 
 METRICS_FILE = "metrics.jsonl"
+
+logger = logging.getLogger(__name__)
 
 
 class _Sink(Protocol):
@@ -34,7 +38,7 @@ class MetricsWriter:
         self._sinks: list[_Sink] = []
         if not is_writer:
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._sinks.append(JsonLines(folder / METRICS_FILE, resumed_step=resumed_step))
         if tensorboard:
             self._sinks.append(_TensorBoard(folder / "tensorboard", resumed_step))
@@ -94,27 +98,48 @@ class JsonLines:
     """Appends one JSON line per step to a file in which no step appears twice, also after a kill and a resume."""
 
     def __init__(self, path: Path, *, resumed_step: int) -> None:
-        """Remove the lines after step `resumed_step`, which will be run again."""
-        kept = [line for line, record in complete_lines(path) if record["step"] <= resumed_step]
-        write_text(path, "".join(kept))
-        self._file = path.open("a", encoding="utf-8")
+        """Remove the lines after step `resumed_step`, which will be run again. Raises ValueError for a damaged file."""
+        kept = [(line, record) for line, record in complete_lines(path) if record["step"] <= resumed_step]
+        if lost := resumed_step - len({record["step"] for _, record in kept}):
+            logger.warning("%s lacks %d of the %d steps or parts that are done", path, lost, resumed_step)
+        write_text(path, "".join(line for line, _ in kept))
+        self._path = path
+        with writing(path):
+            self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Record a step once; a non-finite number becomes null."""
         record = {"step": step} | {name: _finite(value) for name, value in values.items()}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         self._file.close()
 
 
 def complete_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Lines with their parsed records, oldest first, without a half-written last line."""
+    """Lines with their parsed records, oldest first, without a half-written last line.
+
+    Raises ValueError, naming file and line, for a line that is no record of a step.
+    """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [(line, json.loads(line)) for line in lines if line.endswith("}\n")]
+    *lines, _half = path.read_bytes().split(b"\n")
+    return [_line_and_record(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _line_and_record(path: Path, number: int, line: bytes) -> tuple[str, dict[str, Any]]:
+    try:
+        text = f"{line.decode()}\n"
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        text, record = "", None
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        raise ValueError(
+            f"{path} is damaged: line {number} is no record of a step; remove that line, or put back a copy of the file"
+        )
+    return text, record
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds

@@ -24,7 +24,9 @@ def dense_logprobs(
     Loads the model for the call and computes one sequence at a time, with all logits of its wanted tokens at once.
     """
     disable_progress_bar()  # it would write among the lines of an error
-    model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        str(folder), dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+    )
     model.to(device()).eval()
     found = []
     for number, sequence in enumerate(sequences):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from transformer_engine.pytorch import autocast, quantized_model_init
 from megatron_rlt.config.fp8 import Fp8Config
 
 
+@cache
 def in_bf16(linear: Any) -> Any:  # noqa: ANN401 - a class of Megatron's, which has no types
     """A subclass of one of Megatron's Transformer Engine linears that stays bfloat16 inside an FP8 model."""
 

@@ -14,6 +14,7 @@ from megatron_rlt.parallel.network import active_infiniband_ports, interface_tow
 
 # Below Linux's ephemeral ports (32768 and up), in a range wide enough that two jobs of a cluster seldom collide.
 _FIRST_PORT, _NUM_PORTS = 20_000, 12_000
+_LAUNCH = "start with torchrun or srun, or unset the launcher's variables and let world_size start the ranks"
 _LOOPBACK = "lo"  # Linux's name of the interface that no other machine reaches
 
 
@@ -41,15 +42,38 @@ def given_place() -> Place | None:
     """
     given = os.environ
     if "RANK" in given and "WORLD_SIZE" in given:
-        rank = int(given["RANK"])
-        return Place(rank, int(given["WORLD_SIZE"]), int(given.get("LOCAL_RANK", rank)), "torchrun")
+        rank, world_size = _whole_number("RANK"), _whole_number("WORLD_SIZE", least=1)
+        local_rank = _whole_number("LOCAL_RANK") if "LOCAL_RANK" in given else rank
+        return _checked_place(Place(rank, world_size, local_rank, "torchrun"), "RANK", "WORLD_SIZE")
     # A batch script outside srun has SLURM_PROCID too, but no step id.
     if "SLURM_STEP_ID" not in given or "SLURM_PROCID" not in given:
         return None
-    num_tasks = int(given.get("SLURM_STEP_NUM_TASKS") or given["SLURM_NTASKS"])
+    tasks = "SLURM_STEP_NUM_TASKS" if given.get("SLURM_STEP_NUM_TASKS") else "SLURM_NTASKS"
+    num_tasks = _whole_number(tasks, least=1)
     if num_tasks == 1:
         return None
-    return Place(int(given["SLURM_PROCID"]), num_tasks, int(given["SLURM_LOCALID"]), "srun")
+    place = Place(_whole_number("SLURM_PROCID"), num_tasks, _whole_number("SLURM_LOCALID"), "srun")
+    return _checked_place(place, "SLURM_PROCID", tasks)
+
+
+def _whole_number(name: str, *, least: int = 0, most: int | None = None) -> int:
+    """A launcher's variable; raises ValueError that names it where it is absent or no such number."""
+    text = os.environ.get(name)
+    if text is None:
+        raise ValueError(f"environment variable {name} is not set; {_LAUNCH}")
+    value = int(text) if re.fullmatch(r"\s*[0-9]{1,18}\s*", text) else -1
+    if value < least or (most is not None and value > most):
+        bounds = f"from {least} on" if most is None else f"from {least} to {most}"
+        raise ValueError(f"environment variable {name}={text!r}: must be a whole number {bounds}; {_LAUNCH}")
+    return value
+
+
+def _checked_place(place: Place, rank: str, world_size: str) -> Place:
+    if place.rank >= place.world_size:
+        raise ValueError(
+            f"environment variable {rank}={place.rank}: must be below {world_size}={place.world_size}; {_LAUNCH}"
+        )
+    return place
 
 
 @contextmanager
@@ -107,21 +131,33 @@ def prepare_vllm(rank: int, world_size: int, *, on_cpu: bool) -> None:
         os.environ.setdefault(name, value)
 
 
-def server_environment(devices: str, *, on_cpu: bool, unpickles: bool) -> dict[str, str]:
+def server_environment(devices: str, folder: Path, *, on_cpu: bool, unpickles: bool) -> dict[str, str]:
     """The environment of a vLLM server that a rank starts: the rank's own without its rank variables.
 
-    `devices`: its CUDA_VISIBLE_DEVICES; empty: the rank's. `unpickles`: whether it accepts pickled objects.
+    Args:
+        devices: its CUDA_VISIBLE_DEVICES; empty: the rank's.
+        folder: for its temporary files, such as the sockets between its processes.
+        unpickles: whether it accepts pickled objects.
     """
-    ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "VLLM_ENABLE_V1_MULTIPROCESSING")
-    kept = {key: value for key, value in os.environ.items() if key not in ranks and not key.startswith("TORCHELASTIC_")}
-    wanted = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}  # the former enables the weight-update routes
+    left_out = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "VLLM_ENABLE_V1_MULTIPROCESSING"}
+    left_out.add("VLLM_API_KEY")  # of other servers: this one's socket is open to its user alone
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("TORCHELASTIC_")}
+    # The former enables the weight-update routes.
+    wanted = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "NCCL_SOCKET_IFNAME": _LOOPBACK}
     if on_cpu:
         # Idle threads of several processes would compete for cores, and log-probs would need a C++ compiler.
         wanted |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
-    given = {"CUDA_VISIBLE_DEVICES": devices} if devices else {}
+    given = {"TMPDIR": str(folder), "GLOO_SOCKET_IFNAME": _LOOPBACK, "VLLM_HOST_IP": "127.0.0.1"}
+    if devices:
+        given["CUDA_VISIBLE_DEVICES"] = devices
     if unpickles:
         given["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
-    return wanted | kept | given
+    return {name: value for name, value in (wanted | kept | given).items() if name not in left_out}
+
+
+def vllm_api_key() -> str:
+    """The key that vLLM's server demands; empty without one."""
+    return os.environ.get("VLLM_API_KEY", "")
 
 
 def _cluster_network(address: str, port: int) -> dict[str, str]:
@@ -182,16 +218,29 @@ def first_host(node_list: str) -> str:
 def _rendezvous_endpoint(place: Place) -> tuple[str, int]:
     given = os.environ
     if "MASTER_ADDR" in given and "MASTER_PORT" in given:
-        return given["MASTER_ADDR"], int(given["MASTER_PORT"])
+        return given["MASTER_ADDR"], _master_port()
     if place.launcher != "srun":
         raise ValueError(
             f"{place.launcher} set RANK and WORLD_SIZE but not MASTER_ADDR and MASTER_PORT;"
             " set them to the first rank's host and a free port"
         )
-    nodes = given.get("SLURM_STEP_NODELIST") or given.get("SLURM_JOB_NODELIST") or given["SLURM_NODELIST"]
-    offset = (7 * int(given["SLURM_JOB_ID"]) + int(given["SLURM_STEP_ID"])) % _NUM_PORTS
-    port = int(given.get("MASTER_PORT", _FIRST_PORT + offset))
-    return given.get("MASTER_ADDR", first_host(nodes)), port
+    if "MASTER_PORT" in given:
+        port = _master_port()
+    else:
+        port = _FIRST_PORT + (7 * _whole_number("SLURM_JOB_ID") + _whole_number("SLURM_STEP_ID")) % _NUM_PORTS
+    return given["MASTER_ADDR"] if "MASTER_ADDR" in given else first_host(_node_list()), port
+
+
+def _master_port() -> int:
+    return _whole_number("MASTER_PORT", least=1, most=65535)
+
+
+def _node_list() -> str:
+    names = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
+    found = next((os.environ[name] for name in names if os.environ.get(name)), None)
+    if found is None:
+        raise ValueError(f"environment variable {names[0]} is not set; set MASTER_ADDR to the first node's name")
+    return found
 
 
 def nccl_stays_on_this_machine() -> bool:
@@ -204,8 +253,8 @@ def _nccl_interface() -> str:
     return os.environ.get("NCCL_SOCKET_IFNAME", _LOOPBACK)
 
 
-def free_port() -> int:
-    """A free TCP port of this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+def free_port(host: str = "127.0.0.1") -> int:
+    """A free TCP port of one of this machine's addresses."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])

@@ -76,8 +76,12 @@ def optimizer_bytes(optimizer: MegatronOptimizer, model: LanguageModel) -> int:
 def build_scheduler(
     optimizer: MegatronOptimizer, settings: OptimizerConfig, *, num_updates: int
 ) -> OptimizerParamScheduler:
-    """Megatron's schedule over the run's `num_updates`, advanced to the first: step 0 of a warm-up has rate 0."""
-    scheduler = OptimizerParamScheduler(
+    """Megatron's schedule over the run's `num_updates`, at the first of them.
+
+    Update `n`, from 0, has the rate of position `n`, as with transformers' schedules: without a warm-up the first has
+    the peak, the last has more than the minimum, and the first of a warm-up has rate 0.
+    """
+    return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=settings.lr,
@@ -92,5 +96,3 @@ def build_scheduler(
         use_checkpoint_opt_param_scheduler=False,
         override_opt_param_scheduler=True,  # a resumed run uses its own configuration
     )
-    scheduler.step(increment=1)
-    return scheduler

@@ -25,7 +25,7 @@ from megatron_rlt.parallel.collectives import broadcast_record, gather_by_index
 from megatron_rlt.parallel.packed_batch import PackedBatch
 from megatron_rlt.parallel.pipeline import forward_backward
 from megatron_rlt.policy.optimizer import build_optimizer, build_scheduler, optimizer_bytes, wrap_for_training
-from megatron_rlt.types import OnProgress, SpannedSequence, tell_nobody
+from megatron_rlt.types import OnProgress, SpannedSequence, StoppedError, tell_nobody
 
 T = TypeVar("T")
 RowLoss = Callable[[PackedBatch, Tensor, Tensor], tuple[Tensor, T]]
@@ -39,7 +39,7 @@ class Update(Generic[T]):
     records: tuple[T, ...]  # one per packed batch, of all data-parallel replicas
     grad_norm: float  # before clipping
     lr: float
-    skipped: bool  # the gradient was not finite: the weights did not change
+    skipped: bool  # the gradient was not finite, or nothing was in the loss: the weights did not change
 
 
 class Policy:
@@ -77,15 +77,18 @@ class Policy:
         self._blocks, self._temperature = blocks, temperature
         self._max_tokens, self._max_sequences = max_tokens_per_pack, micro_batch_size
 
-    def update(self, sequences: Sequence[SpannedSequence], loss: RowLoss[T]) -> Update[T]:
+    def update(
+        self, sequences: Sequence[SpannedSequence], loss: RowLoss[T], *, nothing_counts: bool = False
+    ) -> Update[T]:
         """Take one optimizer step on the whole batch. Collective.
 
         Args:
             sequences: the whole batch, the same on every rank; a loss picks its values with `PackedBatch.join`.
             loss: called on the last pipeline stage for each packed batch.
+            nothing_counts: the loss has weight 0 for every token, so no step is taken.
 
         Raises:
-            RuntimeError: the gradient was not finite in `max_skipped_steps` updates in a row.
+            StoppedError: `max_skipped_steps` updates in a row took no step.
         """
         batches, layout = self._my_batches(sequences), self.model.layout
         self.wrapped.zero_grad_buffer()
@@ -99,7 +102,7 @@ class Policy:
             on_batch=lambda index: self._on_progress(f"micro-batch {index + 1} of {len(batches)}"),
         )
         lr = float(self.optimizer.param_groups[0]["lr"])
-        grad_norm, skipped = self._step()
+        grad_norm, skipped = self._step(nothing_counts=nothing_counts)
         self.num_updates += int(not skipped and grad_norm > 0 and lr > 0)
         records = broadcast_record(records, source_rank=layout.last_stage_rank, group=layout.pp_group)
         by_replica = gather_by_index({layout.dp_rank: records}, layout.dp, layout.dp_group)
@@ -139,18 +142,20 @@ class Policy:
         )
         return loss(batch, logprobs, entropy)
 
-    def _step(self) -> tuple[float, bool]:
+    def _step(self, *, nothing_counts: bool) -> tuple[float, bool]:
         with self.model.layout, torch.no_grad():
             self.optimizer.prepare_grads()
             grad_norm = float(self.optimizer.get_grad_norm())
-            skipped = not math.isfinite(grad_norm)
+            skipped = nothing_counts or not math.isfinite(grad_norm)
             if not skipped:
                 self.optimizer.step()
         self.scheduler.step(increment=1)
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
         if self.skipped_in_a_row >= self._max_skipped:
-            raise RuntimeError(
-                f"the gradient was not finite in {self.skipped_in_a_row} updates in a row (optimizer.max_skipped_steps="
-                f"{self._max_skipped}): lower optimizer.lr, or look at the last completions for degenerate rewards"
+            why = "no completion was in the loss" if nothing_counts else "the gradient was not finite"
+            raise StoppedError(
+                f"{self.skipped_in_a_row} updates in a row changed nothing (optimizer.max_skipped_steps="
+                f"{self._max_skipped}): in the last {why}. Look at the last completions for what they have in common"
+                " (metrics dropped/..., truncated), and at the models' weights; or lower optimizer.lr"
             )
         return grad_norm, skipped

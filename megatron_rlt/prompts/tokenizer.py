@@ -1,10 +1,12 @@
 """A model folder's tokenizer with its chat template: text to ids and back, and the end-of-turn token.
 
-Text from data and tags are encoded as plain text: `<|im_end|>` written in a solution must not end the turn.
+Text from data and tags are encoded as plain text: `<|im_end|>` written in a solution must not end the turn. The same
+holds for turn markers that are no special tokens, such as DeepSeek's `<｜User｜>`.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +14,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-from transformers import AutoTokenizer
+from jinja2 import TemplateError, TemplateSyntaxError
+from tokenizers import AddedToken
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from megatron_rlt.prompts.tags import TagSet
-from megatron_rlt.types import Problem
+from megatron_rlt.config.model_files import declared_stop_ids
+from megatron_rlt.config.prompts import TEMPLATE_DATE
+from megatron_rlt.given_files import reason_of
+from megatron_rlt.types import Problem, Span
+from megatron_rlt.visible_text import is_blank
+
+# What a template's own code can raise besides jinja's errors.
+_TEMPLATE_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 MARK = "turnmark"  # placeholder text, to find what the template writes around a message
+_OWN_FILE = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that read tokenizer.json as it is
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +38,25 @@ class ChatTokenizer:
     hf: Any
     folder: Path
     declared_stop_ids: frozenset[int]  # `eos_token_id` of generation_config.json; empty without that file
+    date: datetime.date  # what the chat template is told if it asks for today's
 
     def encode(self, text: str) -> list[int]:
         """Encode plain text: no begin-of-text token; strings of special tokens are spelt out as ordinary text."""
         ids: list[int] = self.hf.encode(text, add_special_tokens=False, split_special_tokens=True)
         return ids
+
+    def encode_joined(self, *texts: str) -> tuple[list[int], tuple[Span, ...]]:
+        """Encode texts as the one text they make; for each, the span of the tokens that lie wholly within it."""
+        encoded = self.hf(
+            "".join(texts), add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+        )
+        spans, start = [], 0
+        for text in texts:
+            stop = start + len(text)
+            within = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if start <= a and b <= stop]
+            spans.append(Span(within[0], within[-1] + 1) if within else _empty_span(encoded["offset_mapping"], start))
+            start = stop
+        return list(encoded["input_ids"]), tuple(spans)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Decode to text, special tokens included."""
@@ -42,22 +66,20 @@ class ChatTokenizer:
     def chat_prefix(self, system: str, question: str) -> list[int]:
         """Ids up to where the assistant begins to write; an empty `system` sends no system message.
 
-        Raises ValueError if the template rejects the messages or renders nothing.
+        Raises ValueError if the template rejects the messages or does not write the question as it is.
         """
-        ids = self._encode_template(self._render(system, question, answer=None))
-        if not ids:
-            raise ValueError(f"chat template of {self.folder} renders an empty prompt; it must write the question")
-        return ids
-
-    def generation_header(self) -> str:
-        """Text that the template writes between the user's message and the assistant's."""
-        rendered = self._render("", MARK, answer=None)
-        return rendered[rendered.rfind(MARK) + len(MARK) :]
+        rendered = self.render(system, question)
+        if question.strip() not in rendered:
+            raise ValueError(
+                f"chat template of {self.folder} does not write the question {question[:60]!r} as it is; put a"
+                " template into the folder (chat_template.jinja) that takes a message's content as one text"
+            )
+        return self._encode_template(rendered)
 
     @cached_property
     def end_of_turn_id(self) -> int:
         """Special token that the template writes after an assistant's text, else the end-of-sequence token."""
-        rendered = self._render("", "question", answer=MARK)
+        rendered = self.render("", "question", answer=MARK)
         suffix = self._encode_template(rendered[rendered.rfind(MARK) + len(MARK) :]) if MARK in rendered else []
         return suffix[0] if suffix and suffix[0] in self.special_tokens else int(self.hf.eos_token_id)
 
@@ -88,13 +110,32 @@ class ChatTokenizer:
         ids: list[int] = self.hf.encode(rendered, add_special_tokens=False, split_special_tokens=False)
         return ids
 
-    def _render(self, system: str, question: str, *, answer: str | None) -> str:
+    def render(self, system: str, question: str, *, answer: str | None = None, header: bool = True) -> str:
+        """The template's text; without an answer it ends, if `header`, where the assistant begins to write.
+
+        Raises ValueError if the template rejects the messages.
+        """
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": question})
         if answer is not None:
             messages.append({"role": "assistant", "content": answer})
         try:
-            rendered = self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer is None)
+            rendered = self.hf.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=answer is None and header,
+                strftime_now=self.date.strftime,
+            )
+        except TemplateSyntaxError as error:
+            raise ValueError(
+                f"chat template of {self.folder} is no valid template (line {error.lineno}: {error.message}); download"
+                " it again"
+            ) from error
+        except _TEMPLATE_FAULTS as error:
+            raise ValueError(
+                f"chat template of {self.folder} fails ({type(error).__name__}: {reason_of(error)}); correct or"
+                " download it again"
+            ) from error
         except TemplateError as error:
             raise ValueError(
                 f"chat template of {self.folder} refuses the messages: {error}. If it knows no system role, set the"
@@ -103,42 +144,53 @@ class ChatTokenizer:
         return str(rendered)
 
 
-def load_tokenizer(folder: Path) -> ChatTokenizer:
+def load_tokenizer(folder: Path, *, date: datetime.date = TEMPLATE_DATE) -> ChatTokenizer:
     """Read a tokenizer from a local folder. Raises ValueError if it, its chat template or its eos token is missing."""
-    if not (folder / "tokenizer_config.json").is_file():
+    settings = folder / "tokenizer_config.json"
+    if not settings.is_file():
         raise ValueError(f"{folder} holds no tokenizer (no tokenizer_config.json); name a complete Hugging Face folder")
-    hf: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    try:
+        # For some model types AutoTokenizer takes another class than the folder names, with a pre-tokenizer of its own.
+        named = json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class")
+        own = named in _OWN_FILE and (folder / "tokenizer.json").is_file()
+        reader = PreTrainedTokenizerFast if own else AutoTokenizer
+        hf: Any = reader.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise ValueError(
+            f"tokenizer of {folder} cannot be loaded ({type(error).__name__}: {reason_of(error)}); download its files"
+            " again"
+        ) from error
+    if not hf.is_fast:
+        raise ValueError(f"tokenizer of {folder} has no tokenizer.json that can be read; save it with transformers")
     if not hf.chat_template:
         raise ValueError(
             f"tokenizer of {folder} has no chat template; put the instruct model's chat_template.jinja into the folder"
         )
     if hf.eos_token_id is None:
         raise ValueError(f"tokenizer of {folder} has no eos_token; name the end of turn in its tokenizer_config.json")
-    return ChatTokenizer(hf, folder, _declared_stop_ids(folder / "generation_config.json"))
+    hf.backend_tokenizer.post_processor = None  # adds special tokens, which templates write, and trims offsets
+    tokenizer = ChatTokenizer(hf, folder, declared_stop_ids(folder), date)
+    _protect_turn_markers(tokenizer)
+    return tokenizer
 
 
-def _declared_stop_ids(file: Path) -> frozenset[int]:
-    if not file.is_file():
-        return frozenset()
-    declared = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-    return frozenset(declared if isinstance(declared, list) else [] if declared is None else [declared])
+def _protect_turn_markers(tokenizer: ChatTokenizer) -> None:
+    """Make special tokens of the ordinary ones that the template writes around messages: data must not write them."""
+    answered = tokenizer.render("", "question", answer=MARK)
+    around = tokenizer.render("", "question") + answered[answered.rfind(MARK) :]
+    added: dict[int, AddedToken] = tokenizer.hf.added_tokens_decoder
+    markers = [
+        AddedToken(one.content, normalized=one.normalized, lstrip=one.lstrip, rstrip=one.rstrip, special=True)
+        for one in added.values()
+        if not one.special and one.content.strip() and one.content in around
+    ]
+    tokenizer.hf.backend_tokenizer.add_special_tokens(markers)
 
 
-def check_tags(tokenizer: ChatTokenizer, tags: TagSet) -> None:
-    """Raise ValueError if the tokenizer cannot write a tag, or the chat template opens a tag by itself."""
-    header = tokenizer.generation_header()
-    for tag in tags.texts:
-        written = tokenizer.decode(tokenizer.encode(tag))
-        if tag not in written:
-            raise ValueError(
-                f"tokenizer of {tokenizer.folder} writes the tag {tag!r} as {written!r}; choose tags that its"
-                " vocabulary can write (prompts.tags, prompts.custom_tags)"
-            )
-        if tag in header:
-            raise ValueError(
-                f"chat template of {tokenizer.folder} itself begins the assistant's text with {tag!r}; choose another"
-                " tag set (prompts.tags) or remove the tag from the template"
-            )
+def _empty_span(offsets: Sequence[tuple[int, int]], start: int) -> Span:
+    """Where a text that begins at `start` and holds no whole token stands among the tokens."""
+    place = sum(1 for _, stop in offsets if stop <= start)
+    return Span(place, place)
 
 
 def required_trace(problem: Problem) -> str:
@@ -150,7 +202,7 @@ def required_trace(problem: Problem) -> str:
 def check_text(tokenizer: ChatTokenizer, problem: Problem) -> None:
     """Raise ValueError as `check_question` does, or if the solution is empty."""
     check_question(tokenizer, problem.problem_id, problem.question)
-    if not problem.solution.strip():
+    if is_blank(problem.solution):
         raise ValueError(f"problem {problem.problem_id}: its solution is empty; drop the row")
 
 

@@ -17,12 +17,20 @@ _ANSWER_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 
 @dataclass(frozen=True)
 class AnswerTags:
-    """The tags of the student's format, under the names of the tag set; the closing ones may be empty."""
+    """The tags of the student's format, under the names of the tag set; the closing ones may be empty.
+
+    Without `solution_open` the solution begins after `thought_close`.
+    """
 
     thought_open: str
     thought_close: str
     solution_open: str
     solution_close: str
+
+    @property
+    def before_solution(self) -> str:
+        """The tag behind which the solution begins."""
+        return self.solution_open or self.thought_close
 
 
 def answer_text(completion: str, tags: AnswerTags | None) -> str | None:
@@ -43,7 +51,7 @@ def answer_text(completion: str, tags: AnswerTags | None) -> str | None:
 
 def solution_section(completion: str, tags: AnswerTags) -> str | None:
     """What follows the last opening tag, up to the closing tag or the end; None without an opening tag."""
-    _, opening, rest = completion.rpartition(tags.solution_open)
+    _, opening, rest = completion.rpartition(tags.before_solution)
     if not opening:
         return None
     return rest.partition(tags.solution_close)[0] if tags.solution_close else rest
@@ -88,7 +96,7 @@ def is_well_formed(completion: str, tags: AnswerTags, *, thought_is_open: bool) 
     rest = tags.thought_open + completion if thought_is_open else completion
     if any(rest.count(tag) != 1 for tag in vars(tags).values() if tag):
         return False
-    steps = ((tags.thought_open, False), (tags.thought_close, True), (tags.solution_open, False))
+    steps = ((tags.thought_open, False), (tags.thought_close, bool(tags.solution_open)), (tags.solution_open, False))
     must_be_blank = True
     for tag, blank_after in (*steps, (tags.solution_close, True)):
         if not tag:

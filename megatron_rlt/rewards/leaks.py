@@ -5,6 +5,7 @@ Cheap counts of words, to be read as rates over many explanations; none of them 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from megatron_rlt.types import LeakMetrics
@@ -19,6 +20,14 @@ EPISTEMIC_MARKERS = (
 """Words and phrases in which a writer doubts, checks, turns back or looks for another way. No word counts twice, and no
 phrase begins with another."""
 
+# Scripts that put no space between words: Thai, Lao, Tibetan, Burmese, Khmer, Japanese, Chinese.
+_UNSPACED = (
+    "\u0e00-\u0e7f\u0e80-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u309f\u30a1-\u30fa\u30fc-\u312f"
+    "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+# Punctuation of these scripts, which stands between words without a space.
+_STOPS = str.maketrans(dict.fromkeys("、。〈〉《》「」『』【】〔〕〖〗〜・！（），．：；？［］｛｝～｡｢｣､･။၊។៕།", " "))
 _EDGES = ".,;:!?\"'`$*_()[]{}\u201c\u201d"
 _MARKERS = frozenset(tuple(marker.split()) for marker in EPISTEMIC_MARKERS)
 _MARKER_LENGTHS = {len(marker) for marker in _MARKERS}
@@ -30,6 +39,7 @@ def leak_metrics(
     """Count the words of one explanation.
 
     Words are what white space separates, in small letters and without punctuation, brackets or mark-up at their ends.
+    In scripts without spaces, such as Chinese, every character is a word. Epistemic markers are English.
 
     Args:
         answer: the final answer (for example `answers.last_boxed` of the solution); None: none is looked for. An
@@ -51,7 +61,8 @@ def leak_metrics(
 
 def words_of(text: str) -> list[str]:
     """Words as the metrics count them; a sign such as `+` is a word."""
-    return [word.strip(_EDGES) or word for word in text.lower().replace("\u2019", "'").split()]
+    text = text.lower().replace("\u2019", "'").translate(_STOPS)
+    return [word.strip(_EDGES) or word for word in _WORD.findall(text)]
 
 
 def ngrams(words: Sequence[str], size: int) -> list[tuple[str, ...]]:

@@ -145,7 +145,7 @@ def _choice(problem: Problem, text: str) -> Verdict:
 
 def _task(problem: Problem) -> CountdownTask | None:
     stated = read_task(problem.solution)
-    return stated if stated is not None and stated.question == problem.solution else read_task(problem.question)
+    return stated if stated is not None and stated.question == problem.solution.strip() else read_task(problem.question)
 
 
 def _countdown(problem: Problem, text: str) -> Verdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.models.flops import sampling_flops
-from megatron_rlt.types import Completion
+from megatron_rlt.types import Completion, StoppedError
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +29,21 @@ class Arrival:
 
     part: int  # index of the part
     completions: tuple[Completion, ...]  # one per request of the part
+
+
+def require_finite(logprobs: Sequence[float | None], request: SampleRequest, *, first: int = 0) -> None:
+    """Raise StoppedError if a sampled token's log-prob is no finite number: its token is then no sample of anything.
+
+    `first` is the index of the first of these tokens in its completion.
+    """
+    place = next((at for at, value in enumerate(logprobs) if value is None or not math.isfinite(value)), None)
+    if place is None:
+        return
+    raise StoppedError(
+        f"the model's logits are not finite: token {first + place + 1} after a prompt of {len(request.token_ids)}"
+        f" tokens has the log-prob {logprobs[place]}. Its weights or activations overflow or hold NaN: check the"
+        " model's folder and dtype, or the steps before if it is being trained (a lower optimizer.lr)"
+    )
 
 
 class StopCondition(Protocol):

@@ -59,7 +59,8 @@ def _sample_rows(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p:
     total = cumulative[:, -1:]
     # A product rounded up to the total would select nothing.
     threshold = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    tokens = torch.searchsorted(cumulative, threshold, right=True)
+    # The last id only where logits are NaN: its log-prob says so, while an id outside would end a GPU's process.
+    tokens = torch.searchsorted(cumulative, threshold, right=True).clamp(max=logits.size(1) - 1)
     return tokens[:, 0], logprobs.gather(1, tokens)[:, 0]
 
 

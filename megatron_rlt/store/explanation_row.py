@@ -153,12 +153,15 @@ class StoredExplanation(FurtherEvidence):
         """What its reward was computed from, or None; `exact_kl`: the stored KL is the sum over the vocabulary."""
         if self.leaks is None:
             return None
-        assert self.student_explanation_logprobs is not None, "a row with a reward has them"
-        assert self.student_solution_logprobs is not None, "a row with a reward has them"
-        assert self.teacher_explanation_logprobs is not None, "a row with a reward has them"
+        explained, solved = self.student_explanation_logprobs, self.student_solution_logprobs
+        if explained is None or solved is None or self.teacher_explanation_logprobs is None:
+            raise ValueError(
+                f"{self.id}, explanation {self.explanation_index}: has a reward but not all log-probs that it is made"
+                " of; copy or make the file again"
+            )
         return RewardEvidence(
-            student_explanation_logprobs=self.student_explanation_logprobs,
-            student_solution_logprobs=self.student_solution_logprobs,
+            student_explanation_logprobs=explained,
+            student_solution_logprobs=solved,
             teacher_explanation_logprobs=self.teacher_explanation_logprobs,
             divergence=self.kl_per_token if exact_kl else None,
             flags=frozenset(self.flags),

@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ import torch
 from torch import Tensor
 
 from megatron_rlt.config.reward import RewardConfig
+from megatron_rlt.given_files import reason_of
 from megatron_rlt.metrics.reduce import Tally
 from megatron_rlt.store.explanation_row import SETTINGS_KEY, VERSION, StoredExplanation, explanation_schema
 from megatron_rlt.store.parts import COLUMNS_VERSION, PartStore, table_of, write_parquet
 from megatron_rlt.types import ScoredExplanation
+from megatron_rlt.whole_files import make_folder
 
 _ROWS_AT_ONCE = 256
 
@@ -50,7 +53,7 @@ class CompletionStore:
     def write_step(self, step: int, completions: Sequence[ScoredExplanation]) -> None:
         """Write the file of a step, counted from 1; a step that is done again replaces its file."""
         if self._is_writer:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
             rows = [StoredExplanation.of_step(step, one).cells() for one in completions]
             file = self._folder / f"step-{step:06d}.parquet"
             write_parquet(file, [table_of(rows, self._schema)], self._schema)
@@ -63,9 +66,10 @@ def reward_settings(file: Path) -> RewardConfig | None:
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{file} is no readable Parquet file; give one of score, collect or train") from error
     metadata = schema.metadata or {}
-    settings = json.loads(metadata.get(SETTINGS_KEY, b"{}"))
-    if settings.get("version") == VERSION:
-        return None if settings["reward"] is None else RewardConfig.model_validate(settings["reward"])
+    with _naming(file):
+        settings = json.loads(metadata.get(SETTINGS_KEY, b"{}"))
+        if settings.get("version") == VERSION:
+            return None if settings["reward"] is None else RewardConfig.model_validate(settings["reward"])
     if "student_solution_logprobs" in schema.names:  # in all versions
         raise ValueError(
             f"{file} was written by another version of megatron_rlt, with other columns; read it with that version, or"
@@ -77,10 +81,37 @@ def reward_settings(file: Path) -> RewardConfig | None:
 def read_explanations(file: Path, *, with_tokens: bool) -> Iterator[StoredExplanation]:
     """The rows of a file in order; `with_tokens` adds ids and log-probs, most of it. Raises as `reward_settings`."""
     reward_settings(file)
-    with pq.ParquetFile(file) as parquet:
+    with _naming(file), pq.ParquetFile(file) as parquet:
+        _require_columns(parquet.schema_arrow)
         columns = [field.name for field in parquet.schema_arrow if with_tokens or _dtype(field.type) is None]
         for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns):
             yield from _rows(batch)
+
+
+def _require_columns(found: pa.Schema) -> None:
+    """Raise ValueError for a column that is missing, or of another type than this version writes."""
+    for column in explanation_schema((), None):
+        place = found.get_field_index(column.name)
+        if place < 0:
+            raise ValueError(f"column {column.name!r} is missing")
+        if _content(found.field(place).type) != _content(column.type):
+            raise ValueError(f"column {column.name!r} holds {found.field(place).type} instead of {column.type}")
+
+
+def _content(column: pa.DataType) -> tuple[str, pa.DataType]:
+    """A type without the name that a file's writer gives to the items of a list."""
+    return ("list", column.value_type) if pa.types.is_list(column) else ("one", column)
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Re-raise what a damaged or changed file makes of reading it as a ValueError that names the file."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{file} is damaged or was changed ({type(error).__name__}: {reason_of(error)}); copy or make it again"
+        ) from error
 
 
 @dataclass(frozen=True)

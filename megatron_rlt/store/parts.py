@@ -7,7 +7,6 @@ was asked, so that rows of two different runs never meet. Only one rank writes.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field
 from pathlib import Path
@@ -16,8 +15,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from megatron_rlt.disk_faults import writing
+from megatron_rlt.given_files import read_json_object
 from megatron_rlt.store.run_folder import describe_changes
-from megatron_rlt.whole_files import replacing, write_text
+from megatron_rlt.whole_files import (
+    discard,
+    flush_to_disk,
+    make_folder,
+    replacing,
+    sweep_beside,
+    temporary_beside,
+    write_text,
+)
 
 _IDENTITY_FILE, _IDENTITY_KEY = "identity.json", b"megatron_rlt.identity"
 _EARLIER_KEY = b"megatron_rlt.score"  # of the identity in files of earlier versions
@@ -61,8 +70,8 @@ class PartStore:
         Raises ValueError if output or folder hold rows of another run or of an earlier version, or something else.
         """
         if self.folder.is_dir() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
-            file = self.folder / _IDENTITY_FILE
-            self._require_own(self.folder, json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {})
+            file, remedy = self.folder / _IDENTITY_FILE, f"remove {self.folder} to do its parts again"
+            self._require_own(self.folder, read_json_object(file, remedy=remedy) if file.is_file() else {})
         if self.output is None or not self.output.exists():
             return False
         self._require_own(self.output, _identity_in(self.output))
@@ -70,9 +79,16 @@ class PartStore:
 
     def begin(self) -> int:
         """Make the folder, or find it; returns the number of complete parts from the first on."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / _IDENTITY_FILE).is_file():
-            write_text(self.folder / _IDENTITY_FILE, json.dumps(self._identity, indent=2))
+        if not self.folder.is_dir():  # it has its identity before it has its name
+            sweep_beside(self.folder)
+            unnamed = temporary_beside(self.folder)
+            make_folder(unnamed)
+            self._write_identity(unnamed)
+            with writing(self.folder):
+                unnamed.rename(self.folder)
+                flush_to_disk(self.folder.parent)
+        elif not (self.folder / _IDENTITY_FILE).is_file():  # empty, see `is_finished`
+            self._write_identity(self.folder)
         number = 0
         while _is_whole(self.part(number)):
             number += 1
@@ -96,11 +112,16 @@ class PartStore:
         write_parquet(self.output, self._joined(num_parts, columns), self._schema)
 
     def remove(self) -> None:
-        """Remove the folder, if it is there."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the folder, if it is there; a kill leaves no part of it under its name."""
+        if self.folder.is_dir():
+            discard(self.folder)
+        sweep_beside(self.folder)
 
     def part(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}.parquet"
+
+    def _write_identity(self, folder: Path) -> None:
+        write_text(folder / _IDENTITY_FILE, json.dumps(self._identity, indent=2))
 
     def _joined(self, num_parts: int, columns: Mapping[str, Sequence[Any]]) -> Iterable[pa.Table]:
         done = 0
@@ -151,10 +172,10 @@ def _identity_in(output: Path) -> dict[str, Any]:
     """Empty for a file that is not ours."""
     try:
         metadata = pq.read_schema(output).metadata or {}
-    except (pa.ArrowException, OSError):
+        identity = json.loads(metadata.get(_IDENTITY_KEY, metadata.get(_EARLIER_KEY, b"{}")))
+    except (pa.ArrowException, OSError, ValueError):
         return {}
-    identity: dict[str, Any] = json.loads(metadata.get(_IDENTITY_KEY, metadata.get(_EARLIER_KEY, b"{}")))
-    return identity
+    return identity if isinstance(identity, dict) else {}
 
 
 def _is_whole(part: Path) -> bool:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from megatron_rlt.store.explanation_row import explanation_schema
 from megatron_rlt.store.parts import table_of, write_parquet
+from megatron_rlt.whole_files import real, require_writable
 
 COLUMNS = ("id", "question", "step", "question_index", "explanation_index", "reward", "dropped", "rank")
 """Columns of an explanation that stand in the file, beside the terms of the reward."""
@@ -23,5 +24,5 @@ def write_reweighed(
     kept = [column for column in explanation_schema(terms, None) if column.name in (*COLUMNS, *terms)]
     old = [("old_reward", pa.float64()), ("old_rank", pa.int64())]
     schema = pa.schema([*kept, *old], {b"megatron_rlt.reweigh": json.dumps(identity)})
-    output.parent.mkdir(parents=True, exist_ok=True)
+    require_writable("output", real(output).parent)
     write_parquet(output, [table_of(rows, schema)], schema)

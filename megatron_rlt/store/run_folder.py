@@ -15,10 +15,13 @@ import yaml
 
 from megatron_rlt.config.commands.job import JobConfig
 from megatron_rlt.config.loading import to_yaml
-from megatron_rlt.whole_files import write_text
+from megatron_rlt.given_files import read_json_object, read_text
+from megatron_rlt.whole_files import make_folder, write_text
 
 CONFIG_FILE = "config.yaml"
 RUN_FILE = "run.json"
+
+_DAMAGED = "the run folder is damaged: choose another output_dir"
 
 # What a resumed run may change: how long it goes on, which machines it runs on, what is kept, shown and measured of it,
 # and the folder's own place. A key covers everything below it; `*` stands for one level.
@@ -53,7 +56,7 @@ def check_run_folder(folder: Path, command: str, config: JobConfig) -> None:
     if not (folder / CONFIG_FILE).is_file():
         return
     check_command(folder, command)
-    old = resume_fixed_values(yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+    old = resume_fixed_values(_read_config(folder / CONFIG_FILE))
     changes = describe_changes(old, resume_fixed_values(config.model_dump(mode="json")))
     if changes:
         raise ValueError(
@@ -62,11 +65,23 @@ def check_run_folder(folder: Path, command: str, config: JobConfig) -> None:
         )
 
 
+def check_contents(folder: Path, contents: Mapping[str, str]) -> None:
+    """Raise ValueError if the folder's run began with other contents, hashes by name, under the same paths.
+
+    A folder of an earlier version, which holds none, passes.
+    """
+    held = _read_run(folder).get("contents", {})
+    known = contents.keys() & held.keys()
+    if changes := describe_changes({name: held[name] for name in known}, {name: contents[name] for name in known}):
+        raise ValueError(
+            f"a run is resumed with the files that it began with; output_dir {folder} holds one with others: {changes}."
+            " Put the files back to resume it, or choose another output_dir"
+        )
+
+
 def check_command(folder: Path, command: str) -> None:
     """Raise ValueError if the folder holds a run of another command."""
-    if not (folder / RUN_FILE).is_file():
-        return
-    held = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["command"]
+    held = _read_run(folder).get("command", command)
     if held != command:
         raise ValueError(
             f"a folder holds one run; output_dir {folder} holds a run of `{held}`, not of `{command}`: "
@@ -85,14 +100,20 @@ def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return "; ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in differing)
 
 
-def write_run_folder(folder: Path, command: str, config: JobConfig, *, world_size: int) -> None:
-    """Write the papers of a run, or add this start to those of a resumed one. One rank calls, after the check."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / RUN_FILE
-    starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.is_file() else []
+def write_run_folder(
+    folder: Path, command: str, config: JobConfig, *, world_size: int, contents: Mapping[str, str] | None = None
+) -> None:
+    """Write the papers of a run, or add this start to those of a resumed one. One rank calls, after the checks.
+
+    `contents`: as for `check_contents`, if the command checks them.
+    """
+    make_folder(folder)
+    path, held = folder / RUN_FILE, _read_run(folder)
+    starts = held.get("starts", [])
     now = datetime.now(UTC).isoformat(timespec="seconds")
     starts.append(asdict(Start(now, world_size, git_commit(Path(__file__).parent), _versions())))
-    write_text(path, json.dumps({"command": command, "starts": starts}, indent=2))
+    papers = {"command": command, "contents": held.get("contents", {}) | dict(contents or {}), "starts": starts}
+    write_text(path, json.dumps(papers, indent=2))
     write_text(folder / CONFIG_FILE, to_yaml(config))
 
 
@@ -107,6 +128,29 @@ def git_commit(folder: Path) -> str | None:
     if not tracked:
         return None
     return f"{commit}+changes" if changes else commit
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    """Content of `run.json`; empty without the file."""
+    path = folder / RUN_FILE
+    if not path.is_file():
+        return {}
+    papers = read_json_object(path, remedy=_DAMAGED)
+    kinds = {"command": str, "starts": list, "contents": dict}
+    for name, kind in kinds.items():
+        if not isinstance(papers.get(name, kind()), kind) or (name != "contents" and name not in papers):
+            raise ValueError(f"{path}: holds no valid {name!r}; {_DAMAGED}")
+    return papers
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(read_text(path, remedy=_DAMAGED))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML; {_DAMAGED}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: holds no configuration; {_DAMAGED}")
+    return values
 
 
 def _git(folder: Path, *arguments: str) -> str:

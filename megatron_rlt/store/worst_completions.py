@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rlt.metrics.writer import JsonLines, complete_lines
+from megatron_rlt.whole_files import make_folder
 
 WORST_FILE = "rollout_gap.jsonl"
 
@@ -42,7 +43,7 @@ class WorstCompletions:
     def log(self, step: int, worst: WorstCompletion) -> None:
         """Record a step, counted from 1."""
         if self._lines is None or step <= self._last_step:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._path.parent)
             self._lines = JsonLines(self._path, resumed_step=step - 1)
         self._lines.log(step, asdict(worst))
         self._last_step = step

@@ -13,7 +13,9 @@ PACKAGE = "megatron_rlt"
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 
-_CONFIG = {"config", "config/commands", "types", "disk_faults", "whole_files", "folder_lock"}
+_CONFIG = {
+    *("config", "config/commands", "types", "disk_faults", "whole_files", "folder_lock", "given_files", "visible_text")
+}
 _BENEATH_STAGES = {"models", "parallel"} | _CONFIG
 _STAGES = {"data", "prompts", "rollout", "scoring", "policy", "checkpoint", "metrics", "store"}
 _PURE_STAGES = {"rewards", "algorithm"}
@@ -28,11 +30,13 @@ _FLOORS = {"jobs/run", "jobs/reward", "jobs/rl"}
 # the table beside the room it lies in, and a file belongs to the innermost room that holds it.
 MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
+    "given_files": set(),
+    "visible_text": set(),
     "disk_faults": set(),
     "whole_files": {"disk_faults"},
     "folder_lock": {"disk_faults", "whole_files"},
-    "config": {"types"},
-    "config/commands": {"config", "types"},
+    "config": {"types", "given_files", "visible_text"},
+    "config/commands": {"config", "types", "given_files"},
     "parallel": _CONFIG,
     "launch": {"parallel"} | _CONFIG,
     "models": {"parallel"} | _CONFIG,
@@ -77,6 +81,9 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
 # Runs before torch is imported: bad input is refused within a second.
 WITHOUT_TORCH = (
     "config/",
+    "given_files.py",
+    "visible_text.py",
+    "disk_faults.py",
     "cli.py",
     "__main__.py",
     "parallel/environment.py",

@@ -39,7 +39,7 @@ def _config(folder: Path) -> TrainConfig:
         "teacher": {"model": folder / "teacher", "dtype": "float32"},
         "student": {"model": folder / "student", "dtype": "float32"},
         "data": {"path": folder},
-        "prompts": {"custom_tags": TAGS, "teacher_system": "", "student_system": ""},
+        "prompts": {"custom_tags": TAGS, "teacher_system": "", "student_system": "", "exact_text": False},
         "grpo": {"reference": None},
     }
     return TrainConfig.model_validate(settings)

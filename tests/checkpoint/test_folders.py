@@ -14,6 +14,7 @@ import torch.distributed as dist
 from megatron_rlt.checkpoint.folders import all_or_none, find_resumable, list_checkpoints
 from megatron_rlt.checkpoint.rank_state import RankState
 from megatron_rlt.checkpoint.training_state import SharedState, save_training_state
+from tests.checkpoint.sealing import reseal
 from tests.checkpoint.tiny_training import layout_of, tiny_training
 from tests.ranks import run_ranks
 from tests.tiny_models import tiny_hf_model
@@ -120,32 +121,87 @@ def _break_manifest(folder: Path) -> Path:
     return path
 
 
-def _future_format(folder: Path) -> Path:
-    path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 3}))
+def _with_manifest(**changes: Any) -> Any:
+    def damage(folder: Path) -> Path:
+        path = folder / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        return path
+
+    return damage
+
+
+def _resealed(**changes: Any) -> Any:
+    """A manifest that states a fitting hash of itself."""
+
+    def damage(folder: Path) -> Path:
+        reseal(folder, **changes)
+        return folder / "manifest.json"
+
+    return damage
+
+
+def _rename(folder: Path) -> Path:
+    """An older checkpoint under the newest one's name."""
+    shutil.rmtree(folder)
+    shutil.copytree(folder.with_name("step-000004"), folder)
+    return folder / "manifest.json"
+
+
+def _add_a_file(folder: Path) -> Path:
+    path = folder / "models" / "policy" / "__9_0.distcp"
+    path.write_bytes(b"x")
     return path
 
 
-_DAMAGES = {
-    _truncate: "bytes instead of",
-    _flip_a_bit: "was altered",
-    _remove: "is missing",
-    _remove_manifest: "is missing",
-    _break_manifest: "is not a checkpoint manifest",
-    _future_format: "has format 3; this version reads format 2",
+def _add_a_link(folder: Path) -> Path:
+    path = folder / "more"
+    path.symlink_to(folder.parent)
+    return path
+
+
+def _remove_all_but_the_manifest(folder: Path) -> Path:
+    manifest = (folder / "manifest.json").read_text()
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "manifest.json").write_text(manifest)
+    reseal(folder)
+    return folder / "manifest.json"
+
+
+_DAMAGES: dict[str, tuple[Any, str]] = {
+    "truncated": (_truncate, "bytes instead of"),
+    "one bit": (_flip_a_bit, "was altered"),
+    "a file is gone": (_remove, "is missing"),
+    "no manifest": (_remove_manifest, "is missing"),
+    "half a manifest": (_break_manifest, "is not a checkpoint manifest"),
+    "earlier version": (_with_manifest(format=1), "has format 1; this version reads format 2"),
+    "later version": (_with_manifest(format=3), "has format 3; this version reads format 2"),
+    "another number of updates": (_with_manifest(num_updates=4), "was altered: the SHA-256 of its content"),
+    "text for a number": (_with_manifest(num_updates="3"), "is not a checkpoint manifest .num_updates: "),
+    "a list for an object": (_with_manifest(layout=[1]), "is not a checkpoint manifest .layout: "),
+    "an unknown key": (_with_manifest(more=1), "is not a checkpoint manifest .more: "),
+    "no files": (_with_manifest(files={}), "was altered: the SHA-256 of its content"),
+    "another step": (_resealed(step=6), "is the manifest of step-000006, not of a folder named step-000005"),
+    "another folder's": (_rename, "is the manifest of step-000004, not of a folder named step-000005"),
+    "a file more": (_add_a_file, "its manifest does not name it"),
+    "a link more": (_add_a_link, "its manifest does not name it"),
+    "nothing but the manifest": (_remove_all_but_the_manifest, "does not name models/policy/.metadata"),
+    "a rank too few": (_resealed(layout={"tp": 2, "pp": 1, "dp": 1, "sp": False, "cp": 1}), "ranks/rank-00001.pt"),
 }
 
 
-@pytest.mark.parametrize("damage", _DAMAGES, ids=lambda damage: damage.__name__.strip("_"))
+@pytest.mark.parametrize("name", _DAMAGES)
 def test_a_damaged_checkpoint_is_refused_and_the_good_one_offered(
-    life: tuple[Path, dict[str, Any]], tmp_path: Path, damage: Any
+    life: tuple[Path, dict[str, Any]], tmp_path: Path, name: str
 ) -> None:
+    damage, complaint = _DAMAGES[name]
     folder = tmp_path / "copy"
     shutil.copytree(life[0], folder)
     path = damage(folder / "step-000005")
-    with pytest.raises(ValueError, match=_DAMAGES[damage]) as caught:
+    with pytest.raises(ValueError, match=complaint) as caught:
         find_resumable(folder, group=None)
     assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert f"{folder / 'step-000004'} is intact: to resume from it, remove {folder / 'step-000005'}" in str(
         caught.value
     )

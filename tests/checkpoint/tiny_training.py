@@ -22,7 +22,7 @@ from megatron_rlt.parallel.packed_batch import PackedBatch
 from megatron_rlt.policy.policy import Policy
 from megatron_rlt.types import Span, SpannedSequence
 
-OPTIMIZER = OptimizerConfig(lr=1e-2, weight_decay=0.1, warmup_fraction=0.2, schedule="cosine", min_lr=1e-4)
+OPTIMIZER = OptimizerConfig(lr=1e-2, weight_decay=0.1, schedule="cosine", min_lr=1e-4)  # every update changes weights
 
 
 @dataclass

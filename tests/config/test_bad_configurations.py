@@ -42,7 +42,7 @@ def test_a_missing_file_and_a_folder_are_named(workplace: Path, capsys: pytest.C
     (workplace / "latin1.yaml").write_bytes(b"output_dir: \xe9")
     assert main(["train", "latin1.yaml"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "megatron-rlt: error: gone.yaml: no such configuration file; give the path of a YAML file",
-        "megatron-rlt: error: empty_folder: is a folder; give the path of a YAML file",
+        "megatron-rlt: error: gone.yaml: no such file; give the path of a YAML file",
+        "megatron-rlt: error: empty_folder: is a folder, not a file; give the path of a YAML file",
         "megatron-rlt: error: latin1.yaml: not UTF-8 text (byte 12); save the file as UTF-8",
     ]

@@ -70,6 +70,16 @@ def folder(tmp_path: Path) -> Path:
             "rollout.vllm.server.api_key_file: nowhere is no file; write the key into it",
         ),
         (
+            {"placement": "server", "server": {"addresses": ["http://a:1"]}},
+            "rollout.vllm.server.addresses: without a key whoever reaches the servers can replace their weights; name"
+            " the file of their key in api_key_file, or set allow_unprotected=true",
+        ),
+        (
+            {"placement": "server", "server": {"allow_unprotected": True}},
+            "rollout.vllm.server.allow_unprotected: has no effect on servers that the job starts; leave it out, or name"
+            " addresses",
+        ),
+        (
             {"placement": "server", "server": {"transport": "broadcast", "transfer_dir": "there"}},
             "rollout.vllm.server.transfer_dir: has no effect with transport=broadcast, which writes no files; leave it"
             " out, or set transport=files",

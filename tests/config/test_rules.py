@@ -34,7 +34,7 @@ def test_valid_configurations_break_no_rule(workplace: Path) -> None:
         ["world_size=4", "grpo.questions_per_step=1", "grpo.group_size=4"],  # one completion a rank
         ["rollout.max_completion_tokens=312"],  # 200 + 312 = 512 positions
         ["grpo.updates_per_batch=8"],
-        ["grpo.clip_low=0.99"],
+        ["grpo.clip_low=0.99", "grpo.updates_per_batch=2"],
         ["optimizer={schedule: cosine, lr: 1e-5, min_lr: 1e-5}"],
         ["grpo.reference=null"],
         ["output_dir=new/folder"],

@@ -78,6 +78,7 @@ def test_a_shipped_job_passes_a_dry_run(file: Path, here: Path, capsys: pytest.C
     for model in config.models.values():
         layout, replicas = model.layout, config.world_size // (model.layout.tp * model.layout.pp)
         words = f"tp {layout.tp} x pp {layout.pp} x dp {replicas}{', sp' if layout.sp else ''}"
+        words += "" if model.fp8 is None else f", fp8 {model.fp8.recipe}"
         assert words in output.out
 
 
@@ -87,11 +88,16 @@ def test_a_recipe_is_named_after_its_machines_and_layouts_and_fits_80_gb(file: P
     config = load_config(_class_of(file), file, [])
     assert isinstance(config, JobConfig)
     models = config.models
-    size, nodes, ranks, layouts = re.findall(r"qwen2.5-(\d+b)_(\d+)x(\d+)_(\w+)", file.stem)[0]
+    size, student, nodes, ranks, layouts = re.findall(
+        r"qwen2.5-(\d+b)(?:_student-(\d+b))?_(\d+)x(\d+)_(\w+)", file.stem
+    )[0]
     assert config.world_size == int(nodes) * int(ranks)
-    assert all(_size_of(model.model) == (QWEN_32B if size == "32b" else QWEN_7B) for model in models.values())
+    for name, model in models.items():
+        its_size = (student or size) if name == "student" else size
+        assert _size_of(model.model) == (QWEN_32B if its_size == "32b" else QWEN_7B)
     first = next(iter(models.values())).layout
     assert layouts.startswith(_spelling(first, config.world_size)), "a second layout follows the first"
+    assert ("fp8" in layouts) == any(model.fp8 is not None for model in models.values())
     assert (
         sum(model.total_bytes for model in config.plan(_shapes(config)).models) < 70e9
     )  # activations and caches want room too
@@ -107,6 +113,19 @@ def test_the_papers_distillation_takes_three_epochs_of_batches_of_96(here: Path)
         assert numbers["tokens per step, at most"] == 96 * 16384
         assert (config.optimizer.lr, config.optimizer.schedule) == (1e-5, "cosine")
         assert (config.model.dtype, config.role) == ("bfloat16", "student")
+
+
+def test_the_large_students_memory_is_what_its_file_says(here: Path) -> None:
+    """In GiB by plan: 31.0 of the teacher, 16.0 of the student, 30.5 without FP8."""
+    (file,) = (file for file in PAPERS if "student-32b" in file.stem)
+    _lay_out(file)
+    fullest = []
+    for overrides in ([], ["student.fp8=null"]):
+        config = load_config(_class_of(file), file, overrides)
+        assert isinstance(config, JobConfig)
+        fullest += [f"{model.total_bytes / 2**30:.1f} GiB" for model in config.plan(_shapes(config)).models]
+    assert fullest == ["31.0 GiB", "16.0 GiB", "31.0 GiB", "30.5 GiB"]
+    assert all(size in file.read_text() for size in fullest)
 
 
 def _lay_out(file: Path) -> None:

@@ -67,18 +67,20 @@ def test_parquet_rows_become_the_same_problems_with_renamed_columns(tmp_path: Pa
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_bespoke_stratos_conversations_become_problems(tmp_path: Path, suffix: str) -> None:
-    answer = stratos_answer("think <b>hard</b>", "It is $4$.")
-    turns = conversation("2 + 2?", answer)
+    """Text for text, with all white space within the tags: the format's models have seen it."""
+    answer = stratos_answer("think <b>hard</b>", "It is $4$.\n")
+    turns = conversation("2 + 2?\n", answer)
     source = tmp_path / f"a.{suffix}"
     if suffix == "jsonl":
-        other = conversation("2 + 2?", answer, keys=("role", "content"), roles=("human", "gpt"))
+        other = conversation("2 + 2?\n", answer, keys=("role", "content"), roles=("human", "gpt"))
         system = {"from": "system", "value": "ignored"}
         rows = [{"system": "s", "conversations": turns}, {"conversations": [system, *other]}]
         write_lines(source, *rows)
     else:
         pq.write_table(pa.table({"conversations": [turns, turns]}), source)
     prepare(tmp_path / "out", source)
-    expected = [Problem(f"row-{i}", "2 + 2?", "It is $4$.", "think <b>hard</b>") for i in (1, 2)]
+    thought, solution = "\n\nthink <b>hard</b>\n\n", "\n\nIt is $4$.\n\n\n"
+    expected = [Problem(f"row-{i}", "2 + 2?\n", solution, thought) for i in (1, 2)]
     assert problems_in(tmp_path / "out") == expected
 
 

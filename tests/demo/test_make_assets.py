@@ -13,7 +13,7 @@ from tools.demo.make_assets import MAX_POSITIONS, DemoAssets, make_assets
 TAGS = TagsConfig(
     thought_open="<exp>", solution_open="<sol>", explanation_open="<exp>", explanation_close="</exp>", separator=" "
 )
-PROMPTS = PromptConfig(custom_tags=TAGS, teacher_system="", student_system="")
+PROMPTS = PromptConfig(custom_tags=TAGS, teacher_system="", student_system="", exact_text=False)
 TRACE = "5 +5 = 3 *5 = 1 *6 = 6 +4 = 3 ;"  # 14 words
 PROBLEM = Problem("p", "5 +5 *5 *6 +4", "3", reasoning_trace=TRACE)
 

@@ -15,6 +15,7 @@ import psutil
 from megatron_rlt.checkpoint.folders import list_checkpoints
 from megatron_rlt.metrics.writer import METRICS_FILE, read_metrics
 from tests.preloaded import PreloadedCommand
+from tests.sockets import ListeningSocket, sockets_while_it_runs
 
 _TIMEOUT_SECONDS = 240.0
 _POLL_SECONDS, _POLL_SAVE_SECONDS = 0.02, 0.002  # a step of the tiny model takes a second, a save a tenth of one
@@ -70,6 +71,10 @@ class Command:
         self._wait_until(taken)
         time.sleep(rng.random() * sum(value for name, value in steps[-1].items() if name.startswith("seconds/")))
         return self
+
+    def listening(self) -> set[ListeningSocket]:
+        """All sockets on which it listens until it ends."""
+        return sockets_while_it_runs(self._process.pid, lambda: self._process.poll() is None)
 
     def tell(self, number: signal.Signals) -> Command:
         """Send the command's own process a signal."""

@@ -17,6 +17,7 @@ import yaml
 from megatron_rlt.metrics.writer import read_metrics
 from tests.distributed.commands import Command
 from tests.distributed.tiny_runs import RL_CONFIG, ROOT, TinyInputs
+from tests.fp8_scores import small_student
 
 FOLDER = ROOT / "configs"
 LAYOUTS = (
@@ -53,6 +54,7 @@ def _recipes(inputs: TinyInputs, rows: Path, folder: Path) -> list[Recipe]:
     """All of them in the order in which a user runs them, each with what those before it leave in `folder`."""
     base, shards, mathematics = inputs.model, folder / "prepare_stratos-17k", folder / "prepare_math"
     warm, rlt = folder / "sft_warmup_qwen2.5-7b_1x8_tp2sp" / "hf", folder / "rlt_qwen2.5-7b_1x8_tp2sp_tp2" / "hf"
+    large = small_student(folder / "large", teacher=base)  # blocks of 128 x 128 need more than the tiny model's sizes
     collected = folder / "collect_qwen2.5-7b_1x8_dp8" / "scored" / "sft_first.jsonl"
     student = folder / "sft_distill_qwen2.5-7b_1x8_tp2sp" / "hf"
     collecting = [f"teacher.model={rlt}", f"student.model={base}", f"data={shards}", "rollout.max_completion_tokens=24"]
@@ -74,6 +76,12 @@ def _recipes(inputs: TinyInputs, rows: Path, folder: Path) -> list[Recipe]:
             "train",
             both,
             [f"teacher.model={warm}", f"student.model={base}", f"data.path={shards}", *_TINY_RL],
+        ),
+        Recipe(
+            "rlt_qwen2.5-7b_student-32b_4x8_tp2sp_tp2sp_fp8.yaml",
+            "train",
+            both,
+            [f"teacher.model={warm}", f"student.model={large}", f"data.path={shards}", *_TINY_RL],
         ),
         Recipe("collect_qwen2.5-7b_1x8_dp8.yaml", "collect", both, collecting),
         Recipe("sft_distill_qwen2.5-7b_1x8_tp2sp.yaml", "sft", ("model",), distilling),

@@ -113,12 +113,13 @@ def test_rewards_equal_the_dense_oracle_in_every_layout(
 
 
 def _assert_equal(found: dict[str, Any], expected: dict[str, Any], case: str) -> None:
+    """`rel`: k3's exp makes of float32's 1.2e-7 at a gap of 6 nats some 1e-6 of the reward."""
     for name, value in expected.items():
         if isinstance(value, torch.Tensor):
             assert len(found[name]) == len(value), f"{case}: {name}"
             assert found[name] == pytest.approx(value.tolist(), rel=1e-6, abs=1e-5), f"{case}: {name}"
         else:
-            assert found[name] == (None if value is None else pytest.approx(value, rel=1e-6, abs=1e-5)), case
+            assert found[name] == (None if value is None else pytest.approx(value, rel=2e-6, abs=1e-5)), case
     assert (found["dropped"] is None) == (expected["reward"] is not None), case
 
 
@@ -126,4 +127,5 @@ def test_the_oracle_tells_estimators_temperatures_and_rows_apart(dense: dict[Key
     rewards = [row["reward"] for rows in dense.values() for row in rows if row["reward"] is not None]
     ordered = sorted(rewards)
     assert min(b - a for a, b in pairwise(ordered)) > 1e-4
-    assert any(len(row["student_solution_logprobs"]) == 1 for rows in dense.values() for row in rows)
+    shortest = min(len(row["student_solution_logprobs"]) for rows in dense.values() for row in rows)
+    assert shortest == 2, "one token and the newlines behind it"

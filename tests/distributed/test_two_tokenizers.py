@@ -13,7 +13,6 @@ from megatron_rlt.config.commands.collect import CollectConfig
 from megatron_rlt.config.commands.score import ScoreConfig
 from megatron_rlt.jobs.reweigh import reweighed_rows
 from megatron_rlt.metrics.writer import read_metrics
-from megatron_rlt.prompts.tags import STRATOS
 from megatron_rlt.store.explanations import read_explanations, reward_settings
 from megatron_rlt.types import FormatFlag
 from tests.distributed.commands import Command
@@ -46,9 +45,9 @@ def _score(configs: list[ScoreConfig]) -> list[int]:
 def test_score_equals_the_oracle_on_texts_in_every_layout(inputs: ScoreInputs, tmp_path: Path) -> None:
     oracle = TextOracle(
         inputs.student,
-        opening=STRATOS.thought_open,
-        bridge=f"{STRATOS.thought_close}\n\n{STRATOS.solution_open}",
-        closing=STRATOS.solution_close,
+        opening="<|begin_of_thought|>\n\n",
+        bridge="<|end_of_thought|>\n\n<|begin_of_solution|>",
+        closing="<|end_of_solution|>",
     )
     configs = [
         inputs.config(
@@ -67,9 +66,11 @@ def test_score_equals_the_oracle_on_texts_in_every_layout(inputs: ScoreInputs, t
         rows = pq.read_table(config.output).to_pylist()
         assert any(row["explanation_tokens"] != len(row["student_explanation_logprobs"]) for row in rows)
         for row, (solution, explanation) in zip(rows, TRACES, strict=True):
-            expected = oracle.solution_logprobs(QUESTION, explanation, solution, temperature=TEMPERATURE)
+            own = explanation.removeprefix("\n\n").removesuffix("\n\n")
+            read, section = f"{own}\n\n" if own else "", f"\n\n{solution}\n\n"
+            expected = oracle.solution_logprobs(QUESTION, read, section, temperature=TEMPERATURE)
             assert row["student_solution_logprobs"] == pytest.approx(expected.tolist(), abs=1e-5)
-            assert len(row["student_explanation_logprobs"]) == len(oracle.encode(explanation))
+            assert len(row["student_explanation_logprobs"]) == oracle.num_explanation_tokens(read, section)
             assert [row[name] for name in KL_PARTS] == [None] * 4
             if not explanation:
                 assert (row["reward"], row["dropped"]) == (None, "empty explanation")
@@ -121,7 +122,7 @@ def test_collected_explanations_and_controls_go_through_text(inputs: ScoreInputs
 
     oracle = TextOracle(
         inputs.student,
-        opening=TAGS["thought_open"],
+        opening=f"{TAGS['thought_open']} ",
         bridge=f"{TAGS['thought_close']}{TAGS['separator']}{TAGS['solution_open']}",
         closing="",
     )
@@ -131,8 +132,8 @@ def test_collected_explanations_and_controls_go_through_text(inputs: ScoreInputs
         assert len(found) == 3 * NUM_EXPLANATIONS > QUESTIONS_PER_PART
         for row in found:
             read = row["explanation"] if row["control_ids"] is None else teacher.decode(row["control_ids"])
-            assert len(row["student_explanation_logprobs"]) == len(oracle.encode(read))
-            expected = oracle.solution_logprobs(row["question"], read, "the wind", temperature=config.temperature)
+            assert len(row["student_explanation_logprobs"]) == oracle.num_explanation_tokens(read, " the wind")
+            expected = oracle.solution_logprobs(row["question"], read, " the wind", temperature=config.temperature)
             assert row["student_solution_logprobs"] == pytest.approx(expected.tolist(), abs=1e-5)
             assert [row[name] for name in KL_PARTS] == [None] * 4
     assert any(row["control_ids"] for row in rows_of(configs[1], "control_shuffled"))
@@ -157,7 +158,7 @@ def test_train_runs_end_to_end_without_r_kl(inputs: ScoreInputs, tmp_path: Path)
     run = tmp_path / "run"
     attempt = Command("train", RL_CONFIG, [*SMALL_RL, *settings, "reward.lambda_kl=0"], run).finish()
     assert attempt.status == 0, attempt.errors
-    oracle = TextOracle(inputs.student, opening="<exp>", bridge=" <sol>", closing="")
+    oracle = TextOracle(inputs.student, opening="<exp> ", bridge=" <sol>", closing="")
     for number, step in enumerate(read_metrics(run), start=1):
         assert all(step[name] is None for name in ("r_kl", "r_kl_mean", "r_kl_max"))
         assert step["advantage_share/r_kl"] == 0.0
@@ -171,5 +172,5 @@ def test_train_runs_end_to_end_without_r_kl(inputs: ScoreInputs, tmp_path: Path)
             assert row.kl_per_token is None
             assert row.terms["r_kl"] is None
             penalty = -5.0 if FormatFlag.MISSING_END_TAG in row.flags else 0.0
-            expected = oracle.solution_logprobs(QUESTION, row.explanation, "the wind", temperature=row.temperature)
+            expected = oracle.solution_logprobs(QUESTION, row.explanation, " the wind", temperature=row.temperature)
             assert row.reward == pytest.approx(float(expected.mean() + 0.01 * expected.min()) + penalty, abs=1e-5)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from megatron_rlt.jobs.reward.judging import AnswerJudge
-from megatron_rlt.prompts.tags import STRATOS
+from megatron_rlt.prompts.tags import R1, STRATOS
 from megatron_rlt.rewards.countdown_problems import draw_countdown
-from megatron_rlt.rewards.verifiable import Verdict
+from megatron_rlt.rewards.verifiable import Verdict, VerifiableKind
 from megatron_rlt.types import Problem
 
 PROBLEM = Problem("p", "3 + 4?", "7")
@@ -22,6 +24,26 @@ def test_a_completion_without_the_tag_is_judged_as_a_whole() -> None:
     judge = AnswerJudge("exact", STRATOS, timeout_seconds=1.0)
     assert judge.verdict(PROBLEM, "We add and get 7") == Verdict(True, "7", "correct")
     assert judge.verdict(PROBLEM, "") == Verdict(False, None, "no answer")
+
+
+def test_what_follows_the_thought_is_the_answer_where_solutions_have_no_tags() -> None:
+    judge = AnswerJudge("exact", R1, timeout_seconds=1.0)
+    assert judge.verdict(PROBLEM, "It is 7.\n</think>\n\n8") == Verdict(False, "8", "wrong")
+    assert judge.verdict(PROBLEM, "It is 8.\n</think>\n\nso 7") == Verdict(True, "7", "correct")
+    assert judge.verdict(PROBLEM, "<think>\nWe add and get 7") == Verdict(True, "7", "correct")
+
+
+@pytest.mark.parametrize(
+    ("kind", "solution"),
+    [("exact", "7"), ("math", "It is $\\boxed{7}$."), ("math", "7"), ("choice", "The answer is B.")],
+)
+def test_newlines_around_a_reference_change_no_verdict(kind: VerifiableKind, solution: str) -> None:
+    """Rows of Bespoke-Stratos bring them."""
+    with AnswerJudge(kind, STRATOS, timeout_seconds=5.0) as judge:
+        for text in ("7", "\\boxed{7}", "B", "The answer is 8."):
+            plain, padded = (Problem("p", "3 + 4?", one) for one in (solution, f"\n\n{solution}\n\n"))
+            judge.check(padded)
+            assert judge.verdict(padded, text) == judge.verdict(plain, text)
 
 
 def test_countdown_solutions_are_right_with_and_without_tags() -> None:

@@ -88,7 +88,7 @@ def test_r_ss_in_another_unit_follows_from_the_log_probs_with_and_without_an_exp
         assert found["r_ss_mean"] == pytest.approx(mean, abs=1e-5)
         assert found["r_ss_min"] == pytest.approx(worst, abs=1e-5)
         changed = {name for name in plain if plain[name] != found[name]}
-        assert changed <= {"reward", "r_ss", "r_ss_mean", "r_ss_min"}
+        assert changed <= {"reward", "rank", "r_ss", "r_ss_mean", "r_ss_min"}
         if plain["reward"] is None:
             assert found["reward"] is None
             continue

@@ -89,8 +89,9 @@ def test_an_empty_explanation_keeps_its_place_without_a_reward(undisturbed: Scor
     without = [number for number, found in enumerate(rows) if found["reward"] is None]
     assert without == [number for number, (_, explanation) in enumerate(TRACES) if explanation == ""] == [2]
     assert rows[2]["dropped"] == "empty explanation"
-    assert (rows[2]["r_kl"], rows[2]["explanation_tokens"], rows[2]["solution_tokens"]) == (None, 0, 1)
-    assert rows[2]["r_ss_mean"] == pytest.approx(rows[2]["student_solution_logprobs"][0])
+    assert (rows[2]["r_kl"], rows[2]["explanation_tokens"], rows[2]["solution_tokens"]) == (None, 0, 2)
+    seven, newlines = rows[2]["student_solution_logprobs"]
+    assert rows[2]["r_ss_mean"] == pytest.approx((seven + newlines) / 2)
     assert [found["flags"] for found in rows if found["flags"]] == [["empty"], ["contains_tags"], ["empty"]]
     for found in rows:
         assert len(found["kl_per_token"]) == len(found["teacher_explanation_logprobs"]) == found["explanation_tokens"]

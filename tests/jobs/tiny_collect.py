@@ -24,6 +24,7 @@ TAGS = {
     "explanation_open": "<x>",
     "explanation_close": "w",
     "separator": " ",
+    "padding": " ",
 }
 
 

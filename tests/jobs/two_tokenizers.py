@@ -31,7 +31,10 @@ def foreign_student(folder: Path) -> Path:
 
 
 class TextOracle:
-    """What a student makes of texts between the tags `opening`, `bridge` and `closing`, without a system prompt."""
+    """What a student makes of texts between the tags `opening`, `bridge` and `closing`, without a system prompt.
+
+    What follows the opening is encoded as one text; a piece has the tokens that lie wholly within it.
+    """
 
     def __init__(self, folder: Path, *, opening: str, bridge: str, closing: str) -> None:
         self._model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -42,14 +45,24 @@ class TextOracle:
         """`[S]` float64 after the explanation."""
         header = f"<|start_header_id|>user<|end_header_id|>\n\n{question.strip()}<|eot_id|>"
         header = f"<|begin_of_text|>{header}<|start_header_id|>assistant<|end_header_id|>\n\n"
-        pieces = [self._tokenizer.encode(header, add_special_tokens=False)]
-        pieces += [self.encode(text) for text in (self._opening, explanation, self._bridge, solution, self._closing)]
-        start = sum(map(len, pieces[:4]))
-        ids = torch.tensor([token for piece in pieces for token in piece])
-        sequence = SpannedSequence(ids, (Span(start, start + len(pieces[4])),))
-        return dense_logprobs(self._model, sequence, temperature)
+        prompt = [*self._tokenizer.encode(header, add_special_tokens=False), *self._encode(self._opening)]
+        before = f"{explanation}{self._bridge}"
+        ids = self._encode(f"{before}{solution}{self._closing}")
+        # The first token that begins at the solution or later, and the one after the last that ends with it.
+        start = next(n for n in range(len(ids)) if len(self._decode(ids[:n])) >= len(before))
+        stop = max(n for n in range(len(ids) + 1) if len(self._decode(ids[:n])) <= len(before) + len(solution))
+        span = Span(len(prompt) + start, len(prompt) + stop)
+        return dense_logprobs(self._model, SpannedSequence(torch.tensor([*prompt, *ids]), (span,)), temperature)
 
-    def encode(self, text: str) -> list[int]:
-        """The student's ids of plain text."""
+    def num_explanation_tokens(self, explanation: str, solution: str) -> int:
+        """Tokens of an explanation within the whole text."""
+        ids = self._encode(f"{explanation}{self._bridge}{solution}{self._closing}")
+        return max(n for n in range(len(ids) + 1) if len(self._decode(ids[:n])) <= len(explanation))
+
+    def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         return ids
+
+    def _decode(self, token_ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text

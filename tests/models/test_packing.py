@@ -12,10 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_rlt.config.architecture import Architecture
+from megatron_rlt.config.models import LayoutConfig
 from megatron_rlt.models.flops import scoring_flops
-from megatron_rlt.models.packing import Alignment, empty_batch, pack, partition, partition_by_flops
+from megatron_rlt.models.packing import (
+    Alignment,
+    alignment_of,
+    empty_batch,
+    pack,
+    partition,
+    partition_by_flops,
+)
+from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.types import Span, SpannedSequence
 from tests.models.dense import random_sequences
+from tests.ranks import run_ranks
 from tests.tiny_models import tiny_hf_model
 
 _QWEN_7B = Architecture(  # Qwen2.5-7B's shape
@@ -81,6 +91,29 @@ def test_a_pack_over_two_context_parallel_ranks_by_hand() -> None:
         [23, 24, 12],
         [1, 2, 4],
     )
+
+
+def test_fp8_pads_the_pack_beside_context_parallelism_by_hand() -> None:
+    # Sequences of 3 and 5 tokens, padded to 4 and 8 as above; a pack's 12 tokens are then padded to 16 in a piece of
+    # its own, of which each rank has half, as of every sequence.
+    sequences = random_sequences(97, lengths=[5, 3])
+    for rank in range(2):
+        (batch,) = pack(sequences, [0, 1], max_tokens=None, max_sequences=None, alignment=Alignment(16, 4, 2, rank))
+        assert (batch.lengths, batch.sequence_indices, batch.num_tokens) == ((8, 4, 4), (0, 1), 8)
+        assert batch.input_ids.numel() == 8
+        assert batch.position_ids[-2:].tolist() == [[0, 3], [1, 2]][rank]
+
+
+def _alignments(units: tuple[int, ...], *layouts: LayoutConfig) -> list[tuple[int, int]]:
+    aligned = [alignment_of(build_layout(layout), token_multiple=unit) for layout in layouts for unit in units]
+    return [(alignment.pack, alignment.sequence) for alignment in aligned]
+
+
+def test_alignment_by_layout_and_by_what_fp8_needs() -> None:
+    # Without FP8 (1), blockwise (128): a rank's part of the pack must be a multiple, also after sp has split it in two.
+    layouts = (LayoutConfig(tp=2), LayoutConfig(tp=2, sp=True), LayoutConfig(pp=2), LayoutConfig(cp=2))
+    expected = [(1, 1), (128, 1), (2, 1), (256, 1), (1, 1), (128, 1), (4, 4), (256, 4)]
+    assert run_ranks(_alignments, 2, (1, 128), *layouts) == [expected] * 2
 
 
 def test_an_empty_batch_has_tokens_on_every_context_parallel_rank() -> None:

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from megatron_rlt.config.architecture import Architecture
-from megatron_rlt.models.weights.hf_reader import INDEX_FILE, SINGLE_FILE, check_census, read_headers
+from megatron_rlt.config.weight_files import INDEX_FILE, SINGLE_FILE
+from megatron_rlt.models.weights.hf_reader import check_census, read_headers
 from megatron_rlt.models.weights.table import hf_shapes
 from tests.models.loading import folder_tensors
 from tests.tiny_models import tiny_hf_model
@@ -123,5 +124,7 @@ def test_an_index_that_points_to_the_wrong_shard_is_refused(tmp_path: Path) -> N
 def test_a_broken_index_is_named(tmp_path: Path, text: str) -> None:
     folder = _sharded(tmp_path)
     (folder / INDEX_FILE).write_text(text)
-    with pytest.raises(ValueError, match=f"{INDEX_FILE}: (not valid JSON|holds no weight_map)"):
+    with pytest.raises(
+        ValueError, match=f"{INDEX_FILE}: (not valid JSON|must hold one JSON object|holds no weight_map)"
+    ):
         _check(folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_rlt.models.weights.hf_reader import INDEX_FILE
+from megatron_rlt.config.weight_files import INDEX_FILE
 from megatron_rlt.models.weights.hf_writer import check_folders, write_folder
 from tests.models.loading import assert_bit_equal, folder_tensors
 

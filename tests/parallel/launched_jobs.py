@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -49,6 +50,35 @@ def hangs_on_rank_1(config: JobConfig, heartbeat: Heartbeat) -> int:
         time.sleep(600)
     heartbeat.beat("scoring", "pack 1 of 1")
     dist.barrier()
+    return 0
+
+
+def freezes_rank_1(config: JobConfig, heartbeat: Heartbeat) -> int:
+    """Rank 1 is stopped, as by a file system that hangs, and the others wait for it."""
+    heartbeat.beat("rollout")
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    heartbeat.beat("scoring")
+    dist.barrier()
+    return 0
+
+
+def freezes_all(config: JobConfig, heartbeat: Heartbeat) -> int:
+    """No rank is left to notice."""
+    heartbeat.beat("rollout")
+    dist.barrier()
+    time.sleep(1.2 * dist.get_rank())
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return 0
+
+
+def handles_no_signal(config: JobConfig, heartbeat: Heartbeat) -> int:
+    """As a job that still loads its model; the ranks write to both streams."""
+    print(f"output of {dist.get_rank()}", flush=True)
+    print(f"warning of {dist.get_rank()}", file=sys.stderr, flush=True)
+    dist.barrier()
+    _mark_running(config)
+    time.sleep(600)
     return 0
 
 

@@ -67,11 +67,11 @@ def test_broken_connections_are_recognised(error: Exception) -> None:
 
 
 def test_only_a_value_error_of_this_project_is_the_users_fault() -> None:
-    with pytest.raises(ValueError, match="no such configuration file") as caught:
+    with pytest.raises(ValueError, match="no such file; give the path of a YAML file") as caught:
         load_config(JobConfig, Path("gone.yaml"), [])
     users = failure_of_exception(caught.value, rank=2, phase="data")
     assert (users.kind, users.status) == (Kind.INPUT, 2)
-    assert report(users) == "megatron-rlt: error: gone.yaml: no such configuration file; give the path of a YAML file\n"
+    assert report(users) == "megatron-rlt: error: gone.yaml: no such file; give the path of a YAML file\n"
 
     with pytest.raises(ValueError, match="too many dimensions") as caught:
         torch.tensor(["x"])  # raised inside a library: a defect, whose trace must not be lost

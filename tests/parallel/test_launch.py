@@ -71,7 +71,7 @@ def test_the_rank_that_raised_is_named_with_its_own_traceback_and_only_it(tmp_pa
 
 def test_a_fault_of_the_user_met_by_every_rank_is_one_line_and_status_2(tmp_path: Path) -> None:
     status, _, errors = _finish(_start("reads_bad_input", tmp_path))
-    expected = f"{tmp_path}/missing.yaml: no such configuration file; give the path of a YAML file"
+    expected = f"{tmp_path}/missing.yaml: no such file; give the path of a YAML file"
     assert (status, errors) == (2, [f"megatron-rlt: error: {expected}"])
 
 

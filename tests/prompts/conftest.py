@@ -7,7 +7,7 @@ import pytest
 from megatron_rlt.config.prompts import PromptConfig
 from megatron_rlt.prompts.pairs import PairBuilder, pair_builder
 from megatron_rlt.prompts.tokenizer import ChatTokenizer, load_tokenizer
-from tests.tiny_tokenizers import Style, tiny_tokenizer
+from tests.tiny_tokenizers import NEWLINES_APART, Style, tiny_tokenizer
 
 STYLES: tuple[Style, ...] = ("qwen", "llama")
 
@@ -26,3 +26,9 @@ def tokenizer(request: pytest.FixtureRequest, folders: dict[Style, Path]) -> Cha
 def pairs(request: pytest.FixtureRequest, folders: dict[Style, Path]) -> PairBuilder:
     style, tags = request.param
     return pair_builder(folders[style], folders[style], PromptConfig(tags=tags))
+
+
+@pytest.fixture(scope="session")
+def apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer that never joins newlines with signs, as Gemma's."""
+    return tiny_tokenizer(tmp_path_factory.mktemp("apart"), "qwen", word=NEWLINES_APART)

@@ -10,7 +10,18 @@ from megatron_rlt.prompts.pairs import PairBuilder, pair_builder
 from megatron_rlt.prompts.stopping import BLOCK_TOKENS
 from megatron_rlt.prompts.tags import R1, STRATOS
 from megatron_rlt.types import Completion, FinishReason, FormatFlag, Problem, ScoringPair
-from tests.prompts.texts import QUICK, any_text, questions, solutions
+from megatron_rlt.visible_text import is_blank
+from tests.prompts.texts import (
+    QUICK,
+    any_text,
+    bare,
+    is_end_of_section,
+    questions,
+    solution_section,
+    solutions,
+    student_text,
+    teacher_text,
+)
 from tests.tiny_tokenizers import Style
 
 PROBLEM = Problem("p1", "2+2?", "4")
@@ -50,7 +61,8 @@ def test_any_sampled_ids_reach_both_sequences_untouched(
     kept = pair.num_explanation_tokens
     assert pair.explanation_ids.tolist() == sampled[:kept]
     assert pair.explanation_span.of(pair.student.token_ids).tolist() == sampled[:kept]
-    assert tokenizer.decode(pair.solution_span.of(pair.student.token_ids).tolist()) == solution
+    scored = tokenizer.decode(pair.solution_span.of(pair.student.token_ids).tolist())
+    assert is_end_of_section(scored, solution_section(tags, solution))
     assert pair.explanation_text == tokenizer.decode(sampled[:kept])
     assert tags.explanation_close not in pair.explanation_text
     # Longest prefix before the tag: one more token would reach into the tag, or there is no tag to reach.
@@ -83,8 +95,8 @@ def test_a_well_formed_completion_keeps_its_whitespace_and_has_no_flag(pairs: Pa
     pair = pair_of(pairs, sampled)
     assert pair.well_formed
     assert pair.explanation_text == "Count up.\n\n"
-    student_text = tokenizer.decode(pair.student.token_ids.tolist())
-    assert f"{tags.thought_open}Count up.\n\n{tags.thought_close}\n\n{tags.solution_open}4" in student_text
+    written = "Count up.\n" if tags == R1 else "Count up."  # R1's own end of a thought is one newline
+    assert student_text(tags, written, "4") in tokenizer.decode(pair.student.token_ids.tolist())
 
 
 def test_a_token_that_straddles_the_end_tag_belongs_to_the_tag(folders: dict[Style, Path]) -> None:
@@ -132,13 +144,15 @@ def test_a_completion_cut_by_length_is_truncated_and_still_has_a_closed_student_
     pair = pair_of(pairs, sampled, FinishReason.LENGTH)
     assert pair.flags == {FormatFlag.TRUNCATED, FormatFlag.MISSING_END_TAG}
     assert pair.explanation_ids.tolist() == sampled
-    assert f"Count up and{tags.thought_close}" in tokenizer.decode(pair.student.token_ids.tolist())
+    read = tokenizer.decode(pair.student.token_ids.tolist())
+    assert f"{tags.thought_open}{tags.padding}Count up and{tags.thought_close}" in read
 
 
 def test_an_empty_explanation_has_an_empty_span_and_the_solution_is_still_scored(pairs: PairBuilder) -> None:
     pair = pair_of(pairs, pairs.teacher.tokenizer.encode(pairs.teacher.tags.explanation_close))
     assert len(pair.explanation_span) == 0
-    assert len(pair.solution_span) == 1
+    scored = pairs.teacher.tokenizer.decode(pair.solution_span.of(pair.student.token_ids).tolist())
+    assert scored.strip() == "4"
     empty = pair_of(pairs, [])
     assert len(empty.teacher.spans[0]) == 0
     assert empty.explanation_span.start > 0
@@ -149,26 +163,62 @@ def test_an_empty_explanation_has_an_empty_span_and_the_solution_is_still_scored
 def test_given_text_becomes_the_completion_a_teacher_would_have_sampled(
     pairs: PairBuilder, solution: str, explanation: str
 ) -> None:
+    """The very tokens of a warm-up row, whose text is the paper's; the spans hold the explanation's own tokens."""
     tokenizer, tags = pairs.teacher.tokenizer, pairs.teacher.tags
-    pair = pairs.pair_from_text(Problem("p", "2+2?", solution), explanation)
-    assert pair.explanation_ids.tolist() == tokenizer.encode(explanation)
+    problem = Problem("p", "2+2?", solution, reasoning_trace=explanation)
+    pair = pairs.pair_from_text(problem, explanation)
+    given_ids = pair.teacher.token_ids.tolist()
+    if explanation:
+        assert given_ids == pairs.teacher.sft_sequence(problem).token_ids.tolist()
+    written = bare(explanation)
+    if written:
+        assert teacher_text(tags, written, bare(solution)) in tokenizer.decode(given_ids)
+        assert student_text(tags, written, bare(solution)) in tokenizer.decode(pair.student.token_ids.tolist())
+        spelt = tokenizer.decode(pair.explanation_ids.tolist()).removeprefix(tags.padding)
+        assert spelt == f"{written}{tags.padding}".removeprefix(tags.padding)
     assert pair.explanation_text == explanation
-    completion_ids = pair.completion_ids.tolist()
-    assert completion_ids[-1] == tokenizer.end_of_turn_id
-    assert tokenizer.decode(completion_ids[:-1]) == f"{explanation}\n\n{tags.explanation_close}"
-    assert (FormatFlag.EMPTY in pair.flags) == (not explanation.strip())
+    assert pair.explanation_ids.tolist() == pair.explanation_span.of(pair.student.token_ids).tolist()
+    assert (FormatFlag.EMPTY in pair.flags) == is_blank(explanation)
     assert (FormatFlag.CONTAINS_TAGS in pair.flags) == (
         any(tag in explanation for tag in tags.texts) or tokenizer.special_token_in(explanation) is not None
     )
     assert not pair.flags - {FormatFlag.EMPTY, FormatFlag.CONTAINS_TAGS}
 
 
-def test_a_sampled_explanation_differs_from_the_same_text_given_by_its_whitespace_only(pairs: PairBuilder) -> None:
-    tokenizer = pairs.teacher.tokenizer
+def test_a_sampled_explanation_is_the_same_text_given(pairs: PairBuilder) -> None:
+    """Also where the text brings the newlines at its end, as the rows of `collect` do."""
     given_text = pairs.pair_from_text(PROBLEM, "Count up.")
     sampled = pair_of(pairs, given_text.completion_ids.tolist())
-    whitespace = tokenizer.encode(pairs.teacher.tags.separator)
-    assert sampled.explanation_ids.tolist() == given_text.explanation_ids.tolist() + whitespace
+    again = pairs.pair_from_text(PROBLEM, sampled.explanation_text)
+    for pair in (sampled, again):
+        assert pair.explanation_ids.tolist() == given_text.explanation_ids.tolist()
+        assert pair.student.token_ids.tolist() == given_text.student.token_ids.tolist()
+        assert pair.student.spans == given_text.student.spans
+
+
+def test_newlines_that_a_text_brings_are_in_its_span_where_the_tokenizer_keeps_them_apart(
+    folders: dict[Style, Path], apart: Path
+) -> None:
+    """The models read the same bytes either way; where newlines are joined with the tag, there is nothing to score."""
+    for folder, own in ((folders["qwen"], ""), (apart, "\n\n")):
+        pairs = pair_builder(folder, folder, PromptConfig())
+        plain, brought = (pairs.pair_from_text(PROBLEM, text) for text in ("Count up.", "\n\nCount up.\n\n"))
+        assert brought.teacher.token_ids.tolist() == plain.teacher.token_ids.tolist()
+        assert brought.student.token_ids.tolist() == plain.student.token_ids.tolist()
+        decode = pairs.teacher.tokenizer.decode
+        assert decode(plain.explanation_ids.tolist()) == "Count up.\n\n"
+        assert decode(brought.explanation_ids.tolist()) == f"{own}Count up.\n\n"
+        assert decode(brought.explanation_span.of(brought.student.token_ids).tolist()) == f"{own}Count up.\n\n"
+
+
+def test_given_ids_stay_and_are_closed_with_the_newlines_that_they_lack(pairs: PairBuilder) -> None:
+    tokenizer, tags = pairs.teacher.tokenizer, pairs.teacher.tags
+    for text, end in (("Count", tags.teacher_end), (f"Count.{tags.padding}", tags.explanation_close)):
+        ids = tokenizer.encode(text)
+        pair = pairs.pair_from_ids(PROBLEM, ids)
+        assert pair.explanation_ids.tolist() == ids
+        assert tokenizer.decode(pair.completion_ids.tolist()[:-1]) == f"{text}{end}"
+    assert tokenizer.decode(pairs.pair_from_ids(PROBLEM, []).completion_ids.tolist()[:-1]) == tags.explanation_close
 
 
 def test_a_problem_is_checked_against_both_formats_before_it_is_used(pairs: PairBuilder) -> None:

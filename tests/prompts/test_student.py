@@ -7,28 +7,57 @@ from transformers import AutoTokenizer
 
 from megatron_rlt.config.prompts import PromptConfig
 from megatron_rlt.prompts.pairs import PairBuilder, student_format
+from megatron_rlt.prompts.tags import R1
 from megatron_rlt.types import Problem
-from tests.prompts.texts import QUICK, any_text, questions, solutions
+from tests.prompts.texts import (
+    QUICK,
+    any_text,
+    bare,
+    is_end_of_section,
+    questions,
+    solution_section,
+    solutions,
+    student_text,
+)
 from tests.tiny_tokenizers import Style
 
 
 def test_student_text_is_the_papers(folders: dict[Style, Path]) -> None:
     problem = Problem("p1", "2+2?", "It is 4.", reasoning_trace="Count.")
     student = student_format(folders["qwen"], PromptConfig(student_system="Think."))
-    explanation = torch.tensor(student.tokenizer.encode("Count."))
+    explanation = torch.tensor(student.tokenizer.encode("Count.\n\n"))
     expected = (
         "<|im_start|>system\nThink.<|im_end|>\n<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
-        "<|begin_of_thought|>Count.<|end_of_thought|>\n\n<|begin_of_solution|>It is 4.<|end_of_solution|><|im_end|>"
+        "<|begin_of_thought|>\n\nCount.\n\n<|end_of_thought|>\n\n"
+        "<|begin_of_solution|>\n\nIt is 4.\n\n<|end_of_solution|><|im_end|>"
     )
     assert student.tokenizer.decode(student.splice(problem, explanation).token_ids.tolist()) == expected
     assert student.tokenizer.decode(student.sft_sequence(problem, whole_turn=False).token_ids.tolist()) == expected
     student = student_format(folders["llama"], PromptConfig(tags="r1", student_system=""))
-    explanation = torch.tensor(student.tokenizer.encode("Count."))
+    explanation = torch.tensor(student.tokenizer.encode("Count.\n"))
     assert student.tokenizer.decode(student.splice(problem, explanation).token_ids.tolist()) == (
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n2+2?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n"
-        "<think>Count.</think>\n\n<solution>It is 4.</solution><|eot_id|>"
+        "<think>\nCount.\n</think>\n\nIt is 4.<|eot_id|>"
     )
+
+
+@QUICK
+@given(question=questions, solution=solutions, trace=any_text.filter(bool))
+def test_a_training_text_is_the_papers_whatever_newlines_its_row_brings(
+    pairs: PairBuilder, question: str, solution: str, trace: str
+) -> None:
+    """And its tokens behind the opening are those of the whole text."""
+    student, tokenizer, tags = pairs.student, pairs.student.tokenizer, pairs.student.tags
+    sequence = student.sft_sequence(Problem("p", question, solution, reasoning_trace=trace), whole_turn=True)
+    (turn,) = sequence.spans
+    ids = turn.of(sequence.token_ids).tolist()
+    text = student_text(tags, bare(trace), bare(solution))
+    assert tokenizer.decode(ids[:-1]) == text
+    opening = f"{tags.thought_open}{tags.padding}"
+    assert ids == tokenizer.encode(opening) + tokenizer.encode(text.removeprefix(opening)) + [tokenizer.end_of_turn_id]
+    padded = Problem("p", question, f"\n\n{bare(solution)}\n\n", reasoning_trace=f"\n\n{bare(trace)}\n\n")
+    assert student.sft_sequence(padded, whole_turn=True).token_ids.tolist() == sequence.token_ids.tolist()
 
 
 @QUICK
@@ -41,13 +70,13 @@ def test_spans_decode_to_explanation_and_solution(
     sequence = student.splice(Problem("p", question, solution), torch.tensor(explanation_ids, dtype=torch.int64))
     first, second = sequence.spans
     assert first.of(sequence.token_ids).tolist() == explanation_ids
-    assert tokenizer.decode(second.of(sequence.token_ids).tolist()) == solution
-    assert tokenizer.decode(sequence.token_ids[: first.start].tolist()).endswith(tags.thought_open)
-    between = sequence.token_ids[first.stop : second.start].tolist()
-    assert tokenizer.decode(between) == f"{tags.thought_close}\n\n{tags.solution_open}"
-    after = sequence.token_ids[second.stop :].tolist()
-    assert after[-1] == tokenizer.end_of_turn_id
-    assert tokenizer.decode(after[:-1]) == tags.solution_close
+    scored = tokenizer.decode(second.of(sequence.token_ids).tolist())
+    assert is_end_of_section(scored, solution_section(tags, solution))
+    assert tokenizer.decode(sequence.token_ids[: first.start].tolist()).endswith(f"{tags.thought_open}{tags.padding}")
+    ids = sequence.token_ids[first.stop :].tolist()
+    assert ids[-1] == tokenizer.end_of_turn_id
+    text = student_text(tags, "", bare(solution)).removeprefix(f"{tags.thought_open}{tags.padding}{tags.padding}")
+    assert ids[:-1] == tokenizer.encode(text), "one text, encoded in one call"
 
 
 @QUICK
@@ -58,8 +87,9 @@ def test_sft_span_runs_from_trace_to_end_of_turn(pairs: PairBuilder, question: s
     (span,) = sequence.spans
     target = span.of(sequence.token_ids).tolist()
     assert target[-1] == tokenizer.end_of_turn_id
-    assert tokenizer.decode(target[:-1]) == f"{trace}{tags.student_bridge}{solution}{tags.solution_close}"
-    assert tokenizer.decode(sequence.token_ids[: span.start].tolist()).endswith(tags.thought_open)
+    opening = f"{tags.thought_open}{tags.padding}"
+    assert tokenizer.decode(target[:-1]) == student_text(tags, bare(trace), bare(solution)).removeprefix(opening)
+    assert tokenizer.decode(sequence.token_ids[: span.start].tolist()).endswith(opening)
 
 
 @pytest.mark.parametrize("whole_turn", [False, True])
@@ -72,24 +102,26 @@ def test_the_wanted_tokens_of_a_training_sequence_piece_by_piece(
     ids = student.tokenizer.encode
     text = "<|im_start|>system\nThink.<|im_end|>\n<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
     prompt = AutoTokenizer.from_pretrained(folders["qwen"])(text, add_special_tokens=False)["input_ids"]
-    opening = ids("<|begin_of_thought|>")
-    rest = [
-        *ids("Count."),
-        *ids("<|end_of_thought|>\n\n<|begin_of_solution|>"),
-        *ids("It is 4."),
-        *ids("<|end_of_solution|>"),
-        student.tokenizer.end_of_turn_id,
-    ]
+    opening = ids("<|begin_of_thought|>\n\n")
+    text = "Count.\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\nIt is 4.\n\n<|end_of_solution|>"
+    rest = [*ids(text), student.tokenizer.end_of_turn_id]
     assert len(opening) > 0
     assert sequence.token_ids.tolist() == prompt + opening + rest
     (span,) = sequence.spans
     assert span.of(sequence.token_ids).tolist() == (opening + rest if whole_turn else rest)
 
 
-def test_a_solution_of_one_token_has_a_span_of_one(pairs: PairBuilder) -> None:
+def test_the_smallest_solution_is_scored_with_the_newlines_in_its_tags(pairs: PairBuilder) -> None:
     sequence = pairs.student.splice(Problem("p", "1+2?", "3"), torch.tensor([5, 6]))
-    assert [len(span) for span in sequence.spans] == [2, 1]
-    assert sequence.spans[1].of(sequence.token_ids).tolist() == pairs.student.tokenizer.encode("3")
+    text = "3" if pairs.student.tags == R1 else "3\n\n"
+    assert sequence.spans[1].of(sequence.token_ids).tolist() == pairs.student.tokenizer.encode(text)
+    assert len(sequence.spans[0]) == 2
+
+
+def test_a_solutions_span_holds_the_newlines_before_it_where_the_tokenizer_keeps_them_apart(apart: Path) -> None:
+    student = student_format(apart, PromptConfig())
+    sequence = student.splice(Problem("p", "1+2?", "3"), torch.tensor([5, 6]))
+    assert sequence.spans[1].of(sequence.token_ids).tolist() == student.tokenizer.encode("\n\n3\n\n")
 
 
 def test_a_solving_prompt_is_what_the_trained_sequence_begins_with(pairs: PairBuilder) -> None:
@@ -99,7 +131,8 @@ def test_a_solving_prompt_is_what_the_trained_sequence_begins_with(pairs: PairBu
     assert prefilled.tolist() == sequence.token_ids[: sequence.spans[0].start].tolist()
     plain = student.solving_prompt("p", "1+2?", prefill_thought=False)
     assert plain.tolist() == tokenizer.chat_prefix(student.system, "1+2?")
-    assert tokenizer.decode(prefilled[len(plain) :].tolist()) == student.tags.thought_open
+    opening = "<think>\n" if student.tags == R1 else "<|begin_of_thought|>\n\n"
+    assert prefilled[len(plain) :].tolist() == tokenizer.encode(opening)
 
 
 def test_a_question_that_would_act_as_template_text_is_refused_by_its_id(pairs: PairBuilder) -> None:

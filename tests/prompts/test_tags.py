@@ -8,18 +8,39 @@ SHORT = TagsConfig(thought_open="<exp>", solution_open="<sol>", explanation_open
 
 
 def test_stratos_and_r1_write_the_papers_strings() -> None:
-    assert STRATOS.teacher_prefill == "<|end_of_solution|>\n\n<|begin_of_explanation|>\n\n"
+    prefill = "<|begin_of_solution|>\n\n4\n\n<|end_of_solution|>\n\n<|begin_of_explanation|>\n\n"
+    for solution in ("4", "\n\n4\n\n", "4\n", "\n4\n\n"):
+        assert STRATOS.teacher_prefill(solution) == prefill
+        assert R1.teacher_prefill(solution) == "<solution>\n4\n</solution>\n\n<explanation>\n"
+        assert STRATOS.student_solution(solution) == "\n\n4\n\n"
+        assert R1.student_solution(solution) == "4"
     assert STRATOS.teacher_end == "\n\n<|end_of_explanation|>"
+    assert STRATOS.thought_opening == "<|begin_of_thought|>\n\n"
     assert STRATOS.student_bridge == "<|end_of_thought|>\n\n<|begin_of_solution|>"
-    assert R1.student_bridge == "</think>\n\n<solution>"
+    assert (R1.thought_opening, R1.thought_end, R1.student_bridge, R1.student_end) == (
+        *("<think>\n", "\n"),
+        *("</think>\n\n", ""),
+    )
+
+
+def test_only_the_newlines_that_a_tag_set_writes_are_taken_off_a_text() -> None:
+    assert STRATOS.bare("\n\n\n a \n \n\n\n\n") == "\n a \n \n\n"
+    assert STRATOS.bare("  a\n") == "  a"
+    assert STRATOS.bare("\n\n\n") == STRATOS.bare("") == ""
+    assert (
+        tag_set(PromptConfig(custom_tags=SHORT.model_copy(update={"separator": "", "padding": " "}))).bare("\n a  ")
+        == "\n a "
+    )
 
 
 def test_configuration_chooses_a_named_set_unless_it_brings_its_own() -> None:
     assert tag_set(PromptConfig()) == STRATOS
     assert tag_set(PromptConfig(tags="r1")) == R1
-    own = tag_set(PromptConfig(tags="r1", custom_tags=SHORT.model_copy(update={"separator": " "})))
-    assert own.teacher_prefill == " <exp> "
+    custom = SHORT.model_copy(update={"separator": " ", "padding": "_"})
+    own = tag_set(PromptConfig(tags="r1", custom_tags=custom))
+    assert own.teacher_prefill("4") == "<sol>_4 <exp>_", "an empty closing tag has no padding"
     assert own.student_bridge == " <sol>"
+    assert own.student_solution("4") == "_4"
     assert own.texts == ("<exp>", "<sol>", "<exp>", "</exp>")
 
 
@@ -35,8 +56,10 @@ def test_default_system_prompts_name_the_tags_each_model_writes(tags: str) -> No
     own = tag_set(prompts)
     for tag in (own.solution_open, own.solution_close, own.explanation_open, own.explanation_close):
         assert tag in teacher_system(prompts)
-    for tag in (own.thought_open, own.thought_close, own.solution_open, own.solution_close):
+    for tag in (own.thought_open, own.thought_close):
         assert tag in student_system(prompts)
+    for tag in (own.solution_open, own.solution_close):
+        assert (tag in student_system(prompts)) == (tags == "stratos"), "R1's solution has no tags"
 
 
 def test_a_configured_system_prompt_stands_as_it_is_and_an_empty_one_is_none() -> None:

@@ -10,7 +10,7 @@ from megatron_rlt.config.prompts import PromptConfig
 from megatron_rlt.prompts.pairs import PairBuilder, teacher_format
 from megatron_rlt.prompts.stopping import StopCondition
 from megatron_rlt.types import Problem
-from tests.prompts.texts import QUICK, any_text, questions, solutions
+from tests.prompts.texts import QUICK, any_text, bare, questions, solutions, teacher_text
 from tests.tiny_tokenizers import Style
 
 PROBLEM = Problem("p1", "2+2?", "It is 4.", reasoning_trace="Count up twice from 2.")
@@ -20,12 +20,12 @@ def test_prompt_shows_the_solution_and_opens_the_explanation(folders: dict[Style
     teacher = teacher_format(folders["qwen"], PromptConfig(teacher_system="Teach."))
     assert teacher.tokenizer.decode(teacher.prompt(PROBLEM).token_ids.tolist()) == (
         "<|im_start|>system\nTeach.<|im_end|>\n<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
-        "<|begin_of_solution|>It is 4.<|end_of_solution|>\n\n<|begin_of_explanation|>\n\n"
+        "<|begin_of_solution|>\n\nIt is 4.\n\n<|end_of_solution|>\n\n<|begin_of_explanation|>\n\n"
     )
     teacher = teacher_format(folders["llama"], PromptConfig(tags="r1", teacher_system=""))
     assert teacher.tokenizer.decode(teacher.prompt(PROBLEM).token_ids.tolist()) == (
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n2+2?<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n<solution>It is 4.</solution>\n\n<explanation>\n\n"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n<solution>\nIt is 4.\n</solution>\n\n<explanation>\n"
     )
 
 
@@ -42,10 +42,11 @@ def test_sft_sequence_is_the_prompt_and_a_span_from_trace_to_end_of_turn(
     assert torch.equal(sequence.token_ids[: span.start], prompt)
     target = span.of(sequence.token_ids).tolist()
     assert target[-1] == teacher.tokenizer.end_of_turn_id
-    assert teacher.tokenizer.decode(target[:-1]) == f"{trace}\n\n{teacher.tags.explanation_close}"
+    written, ending = bare(trace), f"{teacher.tags.padding}{teacher.tags.explanation_close}"
+    completion = f"{written}{ending}" if written else teacher.tags.explanation_close
+    assert target[:-1] == teacher.tokenizer.encode(completion), "one text, encoded in one call"
     assert span.stop == len(sequence)
-    tags = teacher.tags
-    shown = f"{tags.solution_open}{solution}{tags.solution_close}\n\n{tags.explanation_open}\n\n"
+    shown = teacher_text(teacher.tags, "", bare(solution)).removesuffix(ending)
     assert teacher.tokenizer.decode(prompt.tolist()).endswith(shown)
 
 

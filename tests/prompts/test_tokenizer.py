@@ -83,7 +83,8 @@ def test_a_template_that_opens_a_tag_itself_is_refused(tmp_path: Path) -> None:
     template.write_text(template.read_text() + "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}")
     with pytest.raises(ValueError, match="itself begins the assistant's text with '<think>'"):
         student_format(folder, PromptConfig(tags="r1"))
-    assert student_format(folder, PromptConfig(tags="stratos"))
+    with pytest.raises(ValueError, match="itself begins the assistant's text with '<think>'"):
+        student_format(folder, PromptConfig(tags="stratos"))
 
 
 def test_tags_that_the_tokenizer_cannot_write_are_refused(tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_tags_that_the_tokenizer_cannot_write_are_refused(tmp_path: Path) -> Non
     edit_json(folder / "tokenizer.json", normalizer={"type": "Lowercase"})
     tags = TagsConfig(thought_open="<T>", solution_open="<s>", explanation_open="<e>", explanation_close="</e>")
     with pytest.raises(ValueError, match="writes the tag '<T>' as '<t>'"):
-        teacher_format(folder, PromptConfig(custom_tags=tags))
+        teacher_format(folder, PromptConfig(custom_tags=tags, exact_text=False))
 
 
 def test_vocabularies_must_agree_id_for_id(folders: dict[Style, Path], tmp_path: Path) -> None:

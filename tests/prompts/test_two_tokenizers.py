@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from megatron_rlt.config.prompts import PromptConfig
 from megatron_rlt.prompts.pairs import PairBuilder, pair_builder
 from megatron_rlt.types import Completion, FinishReason, FormatFlag, Problem
-from tests.prompts.texts import QUICK, any_text
+from tests.prompts.texts import QUICK, any_text, is_end_of_section
 from tests.tiny_tokenizers import OTHER_SENTENCES, tiny_tokenizer
 
 PROBLEM = Problem("p", "2+2?", "the answer is 4")
@@ -41,13 +41,17 @@ def test_the_student_reads_its_own_tokens_of_the_explanations_text(
     assert pair.completion_ids.tolist() == sampled
     assert pair.explanation_text == teacher.decode(sampled[: pair.num_explanation_tokens])
     read = pair.student.token_ids.tolist()
-    assert pair.explanation_span.of(pair.student.token_ids).tolist() == student.encode(pair.explanation_text)
-    assert pair.solution_span.of(pair.student.token_ids).tolist() == student.encode(PROBLEM.solution)
-    tags = mixed.student.tags
-    spelt_out = (
-        f"{tags.thought_open}{pair.explanation_text}{tags.student_bridge}{PROBLEM.solution}{tags.solution_close}"
-    )
-    assert student.decode(read).endswith(f"{spelt_out}<|eot_id|>")
+    opening = "<|begin_of_thought|>\n\n"
+    closing = "<|end_of_thought|>\n\n<|begin_of_solution|>\n\nthe answer is 4\n\n<|end_of_solution|>"
+    whole = student.encode(f"{pair.explanation_text}{closing}")
+    assert read[-len(whole) - 1 :] == [*whole, student.end_of_turn_id], "the tokens of the whole text"
+    assert student.decode(read[: -len(whole) - 1]).endswith(opening)
+    # The longest start of the whole text's tokens that does not reach into the tag.
+    lengths = [len(student.decode(whole[:count])) for count in range(len(whole) + 1)]
+    kept = max(count for count, length in enumerate(lengths) if length <= len(pair.explanation_text))
+    assert pair.explanation_span.of(pair.student.token_ids).tolist() == whole[:kept]
+    scored = pair.solution_span.of(pair.student.token_ids).tolist()
+    assert is_end_of_section(student.decode(scored), "\n\nthe answer is 4\n\n")
 
 
 def test_both_tokenizers_write_the_same_text_in_other_lengths(mixed: PairBuilder) -> None:

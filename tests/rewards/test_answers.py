@@ -75,3 +75,14 @@ def test_any_other_form_is_malformed(old: str, new: str) -> None:
 def test_with_empty_closing_tags_the_parts_must_still_be_there() -> None:
     assert not is_well_formed("<exp> <sol> 3", ONE_WORD_TAGS, thought_is_open=False)
     assert not is_well_formed("<exp> 1 <sol> ", ONE_WORD_TAGS, thought_is_open=False)
+
+
+def test_a_solution_without_tags_is_what_follows_the_thought() -> None:
+    tags = AnswerTags("<think>", "</think>", "", "")
+    assert solution_section("a</think>\n\nIt is 4.", tags) == "\n\nIt is 4."
+    assert solution_section("no tag", tags) is None
+    assert answer_text("<think>\\boxed{1}</think>\\boxed{2}", tags) == r"\boxed{2}"
+    assert is_well_formed("a\n</think>\n\n4", tags, thought_is_open=True)
+    assert is_well_formed("<think>\na\n</think>\n\n4", tags, thought_is_open=False)
+    for text in ("a</think> \n", " </think>4", "a</think>4</think>5", "a 4", "<think>a</think>4"):
+        assert not is_well_formed(text, tags, thought_is_open=True), text

@@ -62,6 +62,37 @@ def test_epistemic_markers_by_hand() -> None:
     assert metrics_of("").epistemic_per_100_words == 0.0
 
 
+@pytest.mark.parametrize(
+    ("explanation", "solution", "answer", "expected"),
+    [
+        # 4 characters, no n-gram twice; the 5-character explanation holds all of it and states the answer in front.
+        ("答案是七么", "答案是七", "七", (1.0, 1.0, 0.0)),
+        # 8 characters 3 times: 24 characters, 21 n-grams, of them 8 different.
+        ("所以一共七个苹果。" * 3, "所以一共七个苹果", "七", (1.0, 1.0, 1 - 8 / 21)),
+        ("三たす四は七です。", "答えは七です", "七", (1 / 3, 1.0, 0.0)),  # は七です is one of three n-grams
+        ("ดังนั้นคำตอบคือเจ็ด", "คำตอบคือเจ็ด", "สอง", (1.0, 0.0, 0.0)),
+        (
+            "設 x=7，故答案為 7。",
+            "答案為 7",
+            "7",
+            (1.0, 0.0, 0.0),
+        ),  # 設 x=7 故 答 案 為 7: the last of 7 words is the end
+        ("the sum 是 7 now", "sum 是 7 now", "12", (1.0, 0.0, 0.0)),
+    ],
+)
+def test_characters_are_words_where_a_script_has_no_spaces(
+    explanation: str, solution: str, answer: str, expected: tuple[float, float, float]
+) -> None:
+    metrics = metrics_of(explanation, solution=solution, answer=answer)
+    assert (metrics.solution_overlap, metrics.states_the_answer, metrics.repetition) == pytest.approx(expected)
+
+
+def test_a_sentence_mark_is_no_word_and_spaced_scripts_keep_their_words() -> None:
+    assert words_of("（三）加四，等于七！") == ["三", "加", "四", "等", "于", "七"]
+    assert words_of("그래서 답은 7이다. Поэтому ответ 7") == ["그래서", "답은", "7이다", "поэтому", "ответ", "7"]
+    assert words_of("x²是9") == ["x²", "是", "9"]
+
+
 def test_every_marker_can_be_found() -> None:
     for marker in EPISTEMIC_MARKERS:
         assert metrics_of(marker).epistemic_per_100_words == pytest.approx(100 / len(marker.split())), marker

@@ -26,14 +26,15 @@ Answer = tuple[int, Any]  # status and JSON
 class SmallServer:
     """Its weights are one number; a completion is that number and the seed of its index."""
 
-    def __init__(self, *, api_key: str | None = None, num_workers: int = 1) -> None:
+    def __init__(self, *, api_key: str | None = None, guarded: str = "/", num_workers: int = 1) -> None:
+        """`guarded`: beginning of the paths that demand the key; vLLM's own guards `/v1` alone."""
         self.weights, self.version = 100, "none"
         self.faults: dict[str, Answer | Callable[[Any], Answer | None]] = {}  # by path; a function may let it pass
         self.delay_seconds = 0.0
         self.ranks: range | None = None  # of its workers, in a weight transfer
         self.received: list[dict[str, Any]] = []  # what it was told of tensors
         self.models = {MODEL: MAX_TOKENS}
-        self._api_key, self._num_workers = api_key, num_workers
+        self._api_key, self._guarded, self._num_workers = api_key, guarded, num_workers
         self._is_paused = False
         self._cached: dict[tuple[int, ...], int] = {}  # prompt -> weights that prefilled it
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -50,7 +51,8 @@ class SmallServer:
         found = fault(body) if callable(fault) else fault
         if found is not None:
             return found
-        if self._api_key is not None and authorization != f"Bearer {self._api_key}":
+        is_guarded = self._api_key is not None and path.startswith(self._guarded)
+        if is_guarded and authorization != f"Bearer {self._api_key}":
             return 401, {"error": "Unauthorized"}
         method = getattr(self, f"_{path.strip('/').split('?')[0].replace('/', '_')}", None)
         return (404, {"detail": "Not Found"}) if method is None else method(body)

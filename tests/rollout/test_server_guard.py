@@ -1,4 +1,4 @@
-"""The guard's only promise: no process of a server outlives its trainer, however either of them ends."""
+"""The guards' only promise: no process of a server outlives its trainer or a guard, however any of them ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from megatron_rlt.rollout.vllm.client import ServerProcess
+from megatron_rlt.rollout.vllm.server_process import ServerProcess, private_folder
 from tests.ranks import forkserver
 
 # A server with a worker that has left its session and ignores SIGTERM, as the worst ones do.
@@ -27,13 +27,17 @@ _PATIENCE_SECONDS = 30.0
 
 
 def trainer(folder: Path, then: str) -> None:
-    """Starts a server, and waits, stops it or ends."""
+    """Starts a server, and waits, stops it or ends; `stop late`: when it sees that the guard is gone."""
     command = [sys.executable, "-c", SERVER, str(folder / "worker")]
-    process = ServerProcess(command, log_file=folder / "log", devices="", unpickles=False)
+    private = private_folder()
+    (folder / "private").write_text(str(private))
+    process = ServerProcess(command, folder=private, log_file=folder / "log", devices="", unpickles=False)
     while not (folder / "worker").exists() or not (folder / "worker").read_text():
         time.sleep(0.05)
     (folder / "guard").write_text(str(process._guard.pid))
-    if then == "stop":
+    while then == "stop late" and process.is_alive:
+        time.sleep(0.01)
+    if then.startswith("stop"):
         process.stop()
         assert not process.is_alive
     time.sleep(600 if then == "wait" else 0)
@@ -46,21 +50,28 @@ def _start(folder: Path, then: str) -> Any:
 
 
 def _processes(folder: Path) -> list[psutil.Process]:
-    """The guard and all beneath it."""
+    """The outer guard, the inner one, the server and its worker."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while not (folder / "guard").exists() or not (folder / "guard").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     guard = psutil.Process(int((folder / "guard").read_text()))
     found = [guard, *guard.children(recursive=True)]
-    assert len(found) == 3, "guard, server and worker"
-    assert int((folder / "worker").read_text()) in [process.pid for process in found]
+    assert len(found) == 4, "two guards, server and worker"
+    assert int((folder / "worker").read_text()) == found[-1].pid
     return found
 
 
 def _assert_gone(processes: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(processes, timeout=_PATIENCE_SECONDS)
-    assert alive == []
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while any(_runs(process) for process in processes):
+        assert time.monotonic() < deadline, processes
+        time.sleep(0.05)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """A zombie has ended, for its parent to see."""
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
@@ -72,16 +83,43 @@ def test_a_killed_trainer_leaves_nothing_running(tmp_path: Path, signal_number: 
     _assert_gone(processes)
 
 
+@pytest.mark.parametrize(
+    ("guard", "signal_number"),
+    [(0, signal.SIGTERM), (0, signal.SIGHUP), (0, signal.SIGKILL), (1, signal.SIGKILL)],
+    ids=["asked", "hung up", "outer killed", "inner killed"],
+)
+def test_a_guard_that_ends_leaves_nothing_running_and_stopping_waits_for_it(
+    tmp_path: Path, guard: int, signal_number: signal.Signals
+) -> None:
+    process = _start(tmp_path, "stop late")
+    processes = _processes(tmp_path)
+    os.kill(processes[guard].pid, signal_number)
+    process.join(_PATIENCE_SECONDS)
+    assert process.exitcode == 0
+    assert [one for one in processes if _runs(one)] == [], "a second server never runs beside the first"
+    assert not Path((tmp_path / "private").read_text()).exists()
+
+
+def test_a_server_that_loses_both_guards_at_once_is_killed(tmp_path: Path) -> None:
+    process = _start(tmp_path, "wait")
+    outer, inner, server, worker = _processes(tmp_path)
+    for guard in (outer, inner):
+        guard.suspend()
+    for guard in (outer, inner):
+        guard.kill()
+    _assert_gone([outer, inner, server])
+    worker.kill()  # only the guards could have
+    Path((tmp_path / "private").read_text()).rmdir()
+    process.kill()
+    process.join()
+
+
 def test_a_killed_server_takes_its_workers_along_and_the_trainer_sees_it(tmp_path: Path) -> None:
     process = _start(tmp_path, "wait")
-    guard, server, *_ = processes = _processes(tmp_path)
-    os.kill(server.pid, signal.SIGKILL)
-    _assert_gone(processes[1:])
+    processes = _processes(tmp_path)
+    os.kill(processes[2].pid, signal.SIGKILL)
+    _assert_gone(processes)
     assert process.is_alive(), "the trainer goes on"
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while guard.status() != psutil.STATUS_ZOMBIE:  # it has ended, for its parent to see
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
     process.kill()
     process.join()
 

@@ -45,6 +45,34 @@ def test_a_server_with_a_key_answers_only_to_it() -> None:
     server.close()
 
 
+def test_a_key_is_in_no_error_whether_it_cannot_be_sent_or_the_server_repeats_it() -> None:
+    server = SmallServer(api_key="secret")
+    with pytest.raises(EngineLostError, match="ProtocolError") as caught:
+        client(server.address, "secret\nsecond line").weight_version()
+    assert "secret" not in str(caught.value)
+    assert "second" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+    for status in (400, 500):
+        server.faults["/weight_info"] = (status, {"detail": "Bearer secret\x1b[2J is wrong"})
+        with pytest.raises((EngineLostError, ValueError), match=r"Bearer \*\*\* *.*is wrong") as shown:
+            client(server.address, "secret").weight_version()
+        assert "secret" not in str(shown.value)
+    server.close()
+
+
+def test_paths_that_answer_without_the_key_are_found() -> None:
+    everywhere, only_v1 = SmallServer(api_key="secret"), SmallServer(api_key="secret", guarded="/v1")
+    everywhere.faults["/openapi.json"] = only_v1.faults["/openapi.json"] = (200, {"paths": {"/pause": {}}})
+    assert client(only_v1.address, "secret").open_paths() == [
+        *("/", "/health", "/metrics", "/openapi.json", "/weight_info", "/collective_rpc", "/pause")
+    ]
+    del everywhere.faults["/openapi.json"]  # a server need not list its paths
+    assert client(everywhere.address, "secret").open_paths() == []
+    everywhere.close()
+    only_v1.close()
+
+
 @pytest.mark.parametrize(
     ("status", "answer", "told"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,11 @@ class Never:
 
 
 def _servers(server: SmallServer, folder: Path) -> VllmServers:
-    config = VllmServerConfig(addresses=(server.address,), max_retries=0)
+    config = VllmServerConfig(addresses=(server.address,), allow_unprotected=True, max_retries=0)
+    return _connected(config, folder)
+
+
+def _connected(config: VllmServerConfig, folder: Path) -> VllmServers:
     shape = EngineShape(folder, "float32", 1, 128, 16, 64, VllmConfig(server=config), on_gpu=False)
     sampling = Sampling(1.0, 1.0, 131, 131, 8, Never())
     return VllmServers(shape, sampling, weight_transport(shape, folder, tell_nobody), log_folder=folder)
@@ -87,3 +92,25 @@ def sample_a_prompt_twice(folder: Path) -> list[tuple[int, list[int]]]:
 
 def test_a_prompt_that_a_batch_has_twice_belongs_to_both_of_its_parts(tmp_path: Path) -> None:
     assert run_ranks(sample_a_prompt_twice, 1, tmp_path) == [[(0, [0, 1]), (1, [2, 3, 4, 5])]]
+
+
+def connect(folder: Path, guarded: str, settings: dict[str, Any]) -> str:
+    """What connecting to a server with a key raises."""
+    (folder / "key").write_text("secret\n")
+    server = SmallServer(api_key="secret", guarded=guarded)
+    config = VllmServerConfig(addresses=(server.address,), api_key_file=folder / "key", **settings)
+    try:
+        _connected(config, folder)
+    except ValueError as error:
+        return str(error).replace(server.address, "ADDRESS")
+    finally:
+        server.close()
+    return "connected"
+
+
+def test_a_server_with_open_paths_is_refused_unless_the_user_allows_it(tmp_path: Path) -> None:
+    (refused,) = run_ranks(connect, 1, tmp_path, "/v1", {})
+    assert refused.startswith("rollout.vllm.server.addresses: ADDRESS answers 6 paths without the key, such as")
+    assert "--middleware megatron_rlt.rollout.vllm.require_key.RequireKey" in refused
+    assert run_ranks(connect, 1, tmp_path, "/v1", {"allow_unprotected": True}) == ["connected"]
+    assert run_ranks(connect, 1, tmp_path, "/", {}) == ["connected"]

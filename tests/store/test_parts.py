@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from megatron_rlt.store.parts import COLUMNS_VERSION, PartStore
+from megatron_rlt.whole_files import temporary_beside
+from tests.disk.mounts import in_process
 
 SCHEMA = pa.schema([("id", pa.string()), ("ids", pa.list_(pa.int64())), ("rank", pa.int64())])
 IDENTITY = {"seed": 1, "model": "a"}
@@ -109,3 +113,69 @@ def test_parts_and_files_of_an_earlier_version_are_refused_as_such(tmp_path: Pat
     store(tmp_path).begin()
     with pytest.raises(ValueError, match="parts was written by another version of megatron_rlt, with other columns"):
         store(tmp_path, now).is_finished()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_start_that_was_killed_before_its_folder_had_an_identity_goes_on(tmp_path: Path, named: bool) -> None:
+    """The folder under its name without its identity, as earlier versions could leave it, and without its name."""
+    if named:
+        (tmp_path / "parts").mkdir()
+        (tmp_path / "parts" / ".identity.json.tmp").write_text("{")
+    else:
+        temporary_beside(tmp_path / "parts").mkdir()
+    parts = store(tmp_path)
+    assert not parts.is_finished()
+    assert parts.begin() == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parts"]
+    assert not store(tmp_path).is_finished()
+
+
+def test_the_folder_has_its_identity_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at any rename on the way, the next start finds either no folder or one that is its own."""
+    seen = []
+    rename, replace = Path.rename, Path.replace
+
+    def look(path: Path, target: Path) -> Path:
+        seen.append((tmp_path / "parts").exists())
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", look)
+    monkeypatch.setattr(Path, "replace", lambda path, target: (look(path, target), target)[1])
+    store(tmp_path).begin()
+    monkeypatch.setattr(Path, "replace", replace)
+    assert seen == [False, False], "of the identity, then of the folder"
+    assert (tmp_path / "parts" / "identity.json").is_file()
+
+
+def test_a_removal_that_was_killed_does_not_block_the_finished_output(tmp_path: Path) -> None:
+    parts = store(tmp_path)
+    parts.begin()
+    for number in range(20):
+        parts.write(number, rows("x"))
+    parts.join(20, {})
+    answer = in_process(_killed_while_removing, tmp_path)
+    assert answer == "killed"
+    again = store(tmp_path)
+    assert again.is_finished()
+    again.remove()
+    assert [path.name for path in tmp_path.iterdir()] == ["all.parquet"]
+
+
+def _killed_while_removing(folder: Path) -> str:
+    class Killed(BaseException):
+        pass
+
+    unlink, count = os.unlink, [0]
+
+    def fifth_kills(*args: Any, **options: Any) -> None:
+        count[0] += 1
+        if count[0] == 5:
+            raise Killed
+        unlink(*args, **options)
+
+    os.unlink = fifth_kills
+    try:
+        store(folder).remove()
+    except Killed:
+        return "killed"
+    return "removed"

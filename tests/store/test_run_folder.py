@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from megatron_rlt.config.commands.sft import SftConfig
 from megatron_rlt.config.commands.train import TrainConfig
@@ -37,6 +38,16 @@ def test_the_papers_read_back_as_the_configuration(tmp_path: Path) -> None:
     check_run_folder(tmp_path, "train", config)
     write_run_folder(tmp_path, "train", config, world_size=4)
     assert [start["world_size"] for start in json.loads((tmp_path / "run.json").read_text())["starts"]] == [2, 4]
+
+
+def test_a_run_that_was_begun_with_other_prompts_is_refused(tmp_path: Path) -> None:
+    """Before `prompts.date` existed, the formats wrote other newlines: such a run cannot go on."""
+    write_run_folder(tmp_path, "train", _config(), world_size=1)
+    tree = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    del tree["prompts"]["date"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(ValueError, match=r"prompts\.date was None, now '2024-07-26'\. .*choose another output_dir"):
+        check_run_folder(tmp_path, "train", _config())
 
 
 def test_what_does_not_change_the_training_may_change(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ their calls over HTTP.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -58,7 +59,11 @@ def replace_nccl() -> None:
 def _open(init_info: Any, check: Callable[[], None]) -> GlooCommunicator:
     """The sender's end. `check` raises if a server refuses: NCCL would wait for its workers without end."""
     size = init_info.world_size
-    store = dist.TCPStore(init_info.master_address, init_info.master_port, size, True, _TIMEOUT, wait_for_workers=False)
+    address = (init_info.master_address, init_info.master_port)
+    listener = socket.create_server(address)  # as vLLM does: on this address alone
+    store = dist.TCPStore(
+        *address, size, True, _TIMEOUT, wait_for_workers=False, master_listen_fd=listener.detach(), use_libuv=False
+    )
     try:
         while store.add(_JOINED, 0) < size - 1:
             check()

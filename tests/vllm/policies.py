@@ -104,7 +104,8 @@ class Served:
 
 def api_process(server: ServerClient) -> psutil.Process:
     assert server.process is not None
-    (api,) = psutil.Process(server.process._guard.pid).children()
+    (inner_guard,) = psutil.Process(server.process._guard.pid).children()
+    (api,) = inner_guard.children()
     return api
 
 

@@ -1,20 +1,21 @@
-"""Servers that do not start, start elsewhere than they were told, or run already at an address."""
+"""Servers that do not start, or run already at an address."""
 
 from __future__ import annotations
 
 import signal
-import socket
 import time
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from megatron_rlt.config.models import LayoutConfig
 from megatron_rlt.config.rollout import VllmConfig, VllmServerConfig
-from megatron_rlt.rollout.vllm import start_server as server_start
+from megatron_rlt.parallel.environment import free_port
 from megatron_rlt.rollout.vllm.client import EngineLostError, ServerClient
+from megatron_rlt.rollout.vllm.server_process import ServerProcess, private_folder
 from megatron_rlt.rollout.vllm.settings import EngineShape
-from megatron_rlt.rollout.vllm.start_server import start_server
+from megatron_rlt.rollout.vllm.start_server import command, start_server
 from megatron_rlt.types import StoppedError
 from tests.ranks import run_ranks
 from tests.vllm.policies import (
@@ -57,23 +58,38 @@ def test_a_start_without_memory_says_so_and_where_the_log_is(tmp_path: Path) -> 
     assert_nothing_runs(folder)
 
 
-def start_on_a_taken_port(folder: Path, log: Path) -> tuple[ServerClient, str]:
-    """A server that was told a port which somebody took meanwhile, and that port."""
-    free = server_start.free_port
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        ports = iter([taken.getsockname()[1]])
-        server_start.free_port = lambda: next(ports, None) or free()
-        return start(folder, log), str(taken.getsockname()[1])
+KEY = "a-key-of-this-test"
+BEARER = {"Authorization": f"Bearer {KEY}"}
+_REQUIRE_KEY = "megatron_rlt.rollout.vllm.require_key.RequireKey"
+
+
+def start_at_an_address(folder: Path, log: Path) -> ServerClient:
+    """A server at a port of this machine, as a user starts it: every path demands the key."""
+    use_plugin()
+    shape = EngineShape(
+        folder, "float32", 1, 128, 16, 64, VllmConfig(kv_cache_bytes=2**25, server=SERVER), on_gpu=False
+    )
+    port = free_port()
+    started = command(shape, {"host": "127.0.0.1", "port": port, "middleware": _REQUIRE_KEY})
+    process = ServerProcess(
+        ["env", f"VLLM_API_KEY={KEY}", *started], folder=private_folder(), log_file=log, devices="", unpickles=False
+    )
+    server = ServerClient(f"http://127.0.0.1:{port}", api_key=KEY, timeout_seconds=30.0, process=process)
+    server.wait_until_ready(300.0)
+    return server
 
 
 def use_an_address(folder: Path, other: Path, run: Path) -> dict[str, str]:
     """A server at an address, asked by jobs of its own model, of another, with another transport, and when it is
     gone."""
-    server, taken = start_on_a_taken_port(folder, run / "given.log")
-    told = {"taken": taken, "address": server.address}
-    given = SERVER.model_copy(update={"addresses": (server.address,)})
+    server = start_at_an_address(folder, run / "given.log")
+    told = {"address": server.address, "open": " ".join(server.open_paths())}
+    told["paths"] = " ".join(
+        httpx2.get(f"{server.address}/openapi.json", headers=BEARER, trust_env=False).json()["paths"]
+    )
+    key_file = run / "key"
+    key_file.write_text(f"{KEY}\n")
+    given = SERVER.model_copy(update={"addresses": (server.address,), "api_key_file": key_file})
     told["right"] = str(len(served(folder, CASE, given, run).engine.generate(make_requests(), policy_version=0)))
     try:
         served(other, CASE, given, run).engine.generate(make_requests(), policy_version=0)
@@ -107,8 +123,10 @@ def told(folder: Path) -> dict[str, str]:
     return found
 
 
-def test_a_port_that_somebody_took_meanwhile_is_replaced_by_another(told: dict[str, str]) -> None:
-    assert not told["address"].endswith(f":{told['taken']}")
+def test_with_the_middleware_no_path_that_vllm_names_is_open(told: dict[str, str]) -> None:
+    assert told["open"] == ""
+    named = told["paths"].split()
+    assert {"/collective_rpc", "/update_weights", "/weight_info", "/v1/completions", "/health"} <= set(named)
 
 
 def test_a_server_at_an_address_is_used_but_never_started_or_ended(told: dict[str, str], folder: Path) -> None:

@@ -39,6 +39,7 @@ TAGS = {
     "explanation_open": "<exp>",
     "explanation_close": "</exp>",
     "separator": " ",
+    "padding": " ",
 }
 _TRL, _ONE, _TWO = "TRL", "megatron_rlt, 1 rank", "megatron_rlt, 2 ranks"
 _BUSY_LOAD = 0.5  # processes that wanted a core before the bench began
@@ -114,7 +115,7 @@ def _settings(arguments: argparse.Namespace, model: Path, folder: Path) -> dict[
         "student": side,
         "data": {"path": folder},
         "num_steps": 1 + arguments.rounds,
-        "prompts": {"custom_tags": TAGS, "teacher_system": "", "student_system": ""},
+        "prompts": {"custom_tags": TAGS, "teacher_system": "", "student_system": "", "exact_text": False},
         "rollout": {"max_completion_tokens": arguments.tokens},
         "scoring": {"max_tokens_per_pack": 4096},
         "grpo": {
@@ -139,17 +140,17 @@ def _problems(arguments: argparse.Namespace, words: list[str]) -> list[Problem]:
 
 
 def reward_texts(pairs: PairBuilder, problem: Problem) -> RewardTexts:
-    """A problem in both formats, as text; words are set apart by spaces, which this tokenizer does not count."""
-    student, decode = pairs.student.splice(problem, torch.empty(0, dtype=torch.int64)), pairs.student.tokenizer.decode
-    explanation, solution = student.spans
-    ids = student.token_ids.tolist()
+    """A problem in both formats, as text."""
+    teacher, student, tags = pairs.teacher, pairs.student, pairs.student.tags
+    asked, read = (one.tokenizer.render(one.system, problem.question) for one in (teacher, student))
     return RewardTexts(
-        teacher_prompt=decode(pairs.teacher.prompt(problem).token_ids.tolist()) + " ",
-        end_tag=pairs.teacher.tags.teacher_end,
-        student_prefix=decode(ids[: explanation.start]) + " ",
-        bridge=f" {decode(ids[explanation.stop : solution.start])} ",
-        solution=problem.solution,
-        ending=f" {decode(ids[solution.stop :])}",
+        teacher_prompt=asked + tags.teacher_prefill(problem.solution).removesuffix(tags.padding),
+        padding=tags.padding,
+        end_tag=tags.explanation_close,
+        student_prefix=f"{read}{tags.thought_open}",
+        bridge=tags.student_bridge,
+        solution=tags.student_solution(problem.solution),
+        ending=tags.student_end + student.tokenizer.decode([student.tokenizer.end_of_turn_id]),
     )
 
 

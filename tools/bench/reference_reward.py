@@ -1,9 +1,10 @@
 """The RLT reward as the public reference computes it, for TRL: text in, one sequence at a time, all logits at once.
 
-The completion arrives as decoded text and is encoded again; spans are found by searching for their tokens; teacher and
-student each give a whole `[tokens, vocabulary]` log-softmax. What is not copied: its half-precision sums, the first
-token of a span that it loses, its garbage collection after every sample. Runs in the project's environment and in
-TRL's: torch alone, with a tokenizer and models of transformers as arguments.
+The completion arrives as decoded text and is encoded again. What stands between two tags, white space included, is
+encoded alone and searched for in the tokens of the whole text; where a tag joins the white space next to it, the token
+at that edge is left out. Teacher and student each give a whole `[tokens, vocabulary]` log-softmax. What is not copied:
+its half-precision sums, searches that may end in the question, its garbage collection after every sample. Runs in the
+project's environment and in TRL's: torch alone, with a tokenizer and models of transformers as arguments.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from torch import Tensor
 class RewardTexts:
     """What stands around one explanation; the pieces are joined as they are."""
 
-    teacher_prompt: str
+    teacher_prompt: str  # up to the tag that opens the explanation
+    padding: str  # ends the prompt, after that tag
     end_tag: str  # after the explanation, in the teacher's text
-    student_prefix: str
+    student_prefix: str  # up to the tag that opens the thought
     bridge: str  # between explanation and solution, in the student's text
-    solution: str
+    solution: str  # with white space around it
     ending: str  # after the solution
 
 
@@ -57,20 +59,20 @@ class ReferenceReward:
 
     def reward(self, texts: RewardTexts, completion: str) -> float:
         """r = r_SS - lambda * r_KL + penalty; a missing end tag is punished, appended, and the text is scored."""
-        explanation, tag, _ = completion.partition(texts.end_tag.strip())
-        explained = self._encode(explanation)
-        teacher_ids = self._encode(texts.teacher_prompt + explanation + texts.end_tag)
-        student_ids = self._encode(texts.student_prefix + explanation + texts.bridge + texts.solution + texts.ending)
+        explanation, tag, _ = completion.partition(texts.end_tag)
+        thought = f"{texts.padding}{explanation}"
+        teacher_ids = self._encode(texts.teacher_prompt + thought + texts.end_tag)
+        before_solution = texts.student_prefix + thought + texts.bridge
+        student_ids = self._encode(before_solution + texts.solution + texts.ending)
         # The prompt may hold the same words, so each search begins where the piece can begin.
-        in_teacher = _find(teacher_ids, explained, start=len(self._encode(texts.teacher_prompt)))
+        in_teacher = _find(teacher_ids, self._encode(thought), start=len(self._encode(texts.teacher_prompt)))
+        explained = teacher_ids[in_teacher]
         in_student = _find(student_ids, explained, start=len(self._encode(texts.student_prefix)))
-        solution_ids = self._encode(texts.solution)
-        after = in_student + len(explained) + len(self._encode(texts.bridge))
-        in_solution = _find(student_ids, solution_ids, start=after)
-        teacher = self._logprobs(self.teacher, teacher_ids)[in_teacher - 1 :][: len(explained)]
+        in_solution = _find(student_ids, self._encode(texts.solution), start=len(self._encode(before_solution)))
+        teacher = self._logprobs(self.teacher, teacher_ids)
         student = self._logprobs(self.student, student_ids)
-        solution = student[in_solution - 1 :][: len(solution_ids)]
-        kl = teacher - student[in_student - 1 :][: len(explained)]
+        solution = student[_predicting(in_solution)]
+        kl = teacher[_predicting(in_teacher)] - student[_predicting(in_student)]
         alpha = self.settings.alpha
         r_ss, r_kl = solution.mean() + alpha * solution.min(), kl.mean() + alpha * kl.max()
         return float(r_ss - self.settings.lambda_kl * r_kl) + (0.0 if tag else self.settings.missing_end_tag)
@@ -88,10 +90,19 @@ class ReferenceReward:
         return ids
 
 
-def _find(ids: list[int], piece: list[int], *, start: int) -> int:
-    """Where `piece` begins in `ids`. Raises ValueError if it does not, or if it is empty and so has no mean."""
-    found = (index for index in range(start, len(ids) - len(piece) + 1) if ids[index : index + len(piece)] == piece)
-    index = next(found, None)
-    if index is None or not piece:
-        raise ValueError("a piece of the text has no tokens, or other ones within the text than alone")
-    return index
+def _predicting(piece: slice) -> slice:
+    """Where the log-probs of a piece's tokens stand."""
+    return slice(piece.start - 1, piece.stop - 1)
+
+
+def _find(ids: list[int], alone: list[int], *, start: int) -> slice:
+    """Where a piece stands in `ids`, without tokens at its edges that are others there than `alone`.
+
+    `start`: number of tokens before it, of which the last may be joined with its first. Raises ValueError if it is not
+    there, or if it is empty and so has no mean.
+    """
+    for piece in (alone, alone[1:], alone[:-1], alone[1:-1]):
+        for index in range(max(start - 1, 0), len(ids) - len(piece) + 1):
+            if piece and ids[index : index + len(piece)] == piece:
+                return slice(index, index + len(piece))
+    raise ValueError("a piece of the text has no tokens, or other ones within the text than alone")

@@ -39,6 +39,7 @@ _TAGS = {
     "explanation_open": "<exp>",
     "explanation_close": "</exp>",
     "separator": " ",
+    "padding": " ",
 }
 
 
@@ -111,7 +112,7 @@ def _settings(arguments: argparse.Namespace, model: Path, folder: Path) -> dict[
         "student": side,
         "data": {"path": folder},
         "num_steps": 1000,  # what the learning rate is planned for
-        "prompts": {"custom_tags": _TAGS, "teacher_system": "", "student_system": ""},
+        "prompts": {"custom_tags": _TAGS, "teacher_system": "", "student_system": "", "exact_text": False},
         "rollout": {"max_completion_tokens": arguments.tokens},
         "scoring": {"max_tokens_per_pack": 4096},
         "grpo": {

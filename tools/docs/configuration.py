@@ -142,7 +142,7 @@ def _target(field: Schema) -> str:
 
 def _heading(class_name: str) -> str:
     """`AnswerSamplingConfig` -> `Answer sampling`."""
-    words = re.findall(r"[A-Z][a-z]+", class_name.removesuffix("Config"))
+    words = re.findall(r"[A-Z][a-z]+[0-9]*", class_name.removesuffix("Config"))
     return " ".join(words).capitalize()
 
 

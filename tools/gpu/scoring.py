@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from megatron_rlt.parallel.vocab_logprobs import vocab_parallel_logprobs
 from megatron_rlt.scoring.engine import LogprobEngine
 from megatron_rlt.types import Span, SpannedSequence
 from tools.bench.machine import describe_machine
-from tools.bench.workload import start_single_rank
+from tools.bench.workload import completions, lognormal_lengths, start_single_rank
 from tools.gpu.shapes import (
     QWEN_7B,
     median_seconds,
@@ -72,6 +73,7 @@ def main() -> None:
         record[way] = facts
         _write(arguments.out, record)
         print(way, json.dumps(facts), flush=True)
+    record["varied_lengths"] = _varied_lengths(layout, arguments)
     record["output_layer"] = _output_layer(arguments)
     record["whole_model"] = _whole_model(record, arguments)
     _write(arguments.out, record)
@@ -116,6 +118,26 @@ def _pack_mates(engine: LogprobEngine, sequences: list[SpannedSequence]) -> dict
     again = engine.logprobs(sequences).values[0]
     gaps = (alone - together).abs()
     return {"mean": float(gaps.mean()), "max": float(gaps.max()), "again": float((again - together).abs().max())}
+
+
+def _varied_lengths(layout: Layout, arguments: argparse.Namespace) -> dict[str, float]:
+    """Seconds of passes in bfloat16 over packs whose lengths were never seen before, then of the last one again.
+
+    What a new length costs is compilation: cuDNN's graphs depend on it.
+    """
+    model = random_model(with_layers(arguments.layers, dry=arguments.dry), layout)
+    engine = LogprobEngine(model, temperature=TEMPERATURE, scoring=ScoringConfig(max_tokens_per_pack=arguments.tokens))
+    found = {}
+    for number in range(4):
+        lengths = lognormal_lengths(
+            24 + number, shortest=arguments.length // 20 + number, longest=arguments.length + 37 * number
+        )
+        sequences = completions(lengths, vocab_size=model.unpadded_vocab_size)
+        start = perf_counter()
+        engine.logprobs(sequences)
+        found[f"new lengths {number + 1}"] = perf_counter() - start
+    found["the last again"] = median_seconds(lambda: engine.logprobs(sequences), rounds=arguments.rounds)
+    return found
 
 
 def _output_layer(arguments: argparse.Namespace) -> dict[str, float]:

@@ -6,6 +6,7 @@ whole model has once, is measured by itself and added.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
@@ -96,6 +97,7 @@ def synchronise() -> None:
 
 def reset_peak() -> int:
     """Bytes of the GPU that are allocated now; peaks count from here."""
+    gc.collect()  # models are circles of references
     if not torch.cuda.is_available():
         return 0
     torch.cuda.empty_cache()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Literal
 
 from megatron_rlt.config.commands.job import JobConfig
@@ -14,7 +13,7 @@ from megatron_rlt.config.plan import Plan, frozen_plans, replicas
 from megatron_rlt.config.prompts import PromptConfig
 from megatron_rlt.config.reward import Control, RewardConfig
 from megatron_rlt.config.rollout import RolloutConfig, ahead_faults, rollout_faults
-from megatron_rlt.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
+from megatron_rlt.config.section import FilePath, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 class SelectionConfig(Section):
@@ -57,11 +56,11 @@ class CollectConfig(JobConfig):
 
     teacher: ModelConfig
     """The model that writes explanations, such as `hf/` of a training run."""
-    teacher_checkpoint: Path | None = None
+    teacher_checkpoint: FilePath | None = None
     """Folder `checkpoints/step-N` of a run: its weights replace those of teacher.model, with which the run began."""
     student: ModelConfig | None = None
     """The frozen model whose predictions are the reward; None: explanations are collected without rewards."""
-    data: Path
+    data: FilePath
     """Questions and solutions: folder of shards written by `prepare`, or one JSONL or Parquet file."""
     share: ShareConfig | None = None
     """Explain only a share of the questions, as the tasks of an array do; None: all."""

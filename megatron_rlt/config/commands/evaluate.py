@@ -7,6 +7,8 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from pydantic import field_validator
+
 from megatron_rlt.config.commands.evaluation_sets import (
     GENERATED,
     NAMED_SETS,
@@ -22,7 +24,7 @@ from megatron_rlt.config.models import PAPER_TEMPERATURE, ModelConfig, Shapes, b
 from megatron_rlt.config.paths import HUB, count_rows, row_file_faults
 from megatron_rlt.config.plan import Plan, frozen_plans, replicas
 from megatron_rlt.config.prompts import PromptConfig
-from megatron_rlt.config.section import Fraction, NonEmptyText, PositiveFloat, PositiveInt, Section
+from megatron_rlt.config.section import Fraction, NonEmptyText, PositiveFloat, PositiveInt, Section, with_home
 
 
 class AnswerSamplingConfig(Section):
@@ -72,6 +74,11 @@ class EvaluateConfig(JobConfig):
     """Longest CPU time of one comparison by math-verify, in seconds; an answer that takes longer is wrong."""
     questions_per_part: PositiveInt = 64
     """Questions per saved part; a resumed run continues after the last saved part."""
+
+    @field_validator("data", mode="after")
+    @classmethod
+    def _expand_home_of_data(cls, value: str) -> str:
+        return with_home(value)
 
     @property
     def models(self) -> dict[str, ModelConfig]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from megatron_rlt.config.commands.job import AnswerKind
+from megatron_rlt.config.commands.prepare import named_columns, require_different_columns
 from megatron_rlt.config.paths import HUB
 from megatron_rlt.config.section import PositiveInt, Section
 
@@ -38,6 +39,17 @@ class QuestionColumnConfig(Section):
     """Column of the target (kind countdown)."""
     use_all: str = "use_all"
     """Column of whether every number must be used (kind countdown); where absent, the question or `countdown` says."""
+
+    @property
+    def named(self) -> frozenset[str]:
+        """Columns that the user named: they must exist, while those of the defaults may be absent."""
+        return named_columns(self) | frozenset(self.wrong_answers)
+
+    @model_validator(mode="after")
+    def _are_different(self) -> Self:
+        wrong = {f"wrong_answers[{place}]": name for place, name in enumerate(self.wrong_answers)}
+        require_different_columns(dict(self) | wrong)
+        return self
 
 
 class CountdownConfig(Section):

@@ -12,10 +12,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from megatron_rlt.config.architecture import Architecture
+from megatron_rlt.config.model_files import model_faults, vocabulary_faults
 from megatron_rlt.config.models import ModelConfig, Shapes, layout_faults, models_fp8_faults
-from megatron_rlt.config.paths import folder_faults, model_faults
+from megatron_rlt.config.paths import folder_faults
 from megatron_rlt.config.plan import Plan
-from megatron_rlt.config.section import PositiveFloat, PositiveInt, Section
+from megatron_rlt.config.section import FilePath, PositiveFloat, PositiveInt, Section
 
 AnswerKind = Literal["math", "choice", "countdown", "exact"]
 
@@ -54,7 +55,14 @@ class CommandConfig(Section):
                     shapes[name] = Architecture.from_folder(model.model)
                 except ValueError as error:
                     unreadable.append(f"{name}.model: {error}")
-        faults = [*model_faults(self.models), *self.path_faults(), *unreadable, *self.faults(shapes)]
+        vocabularies = vocabulary_faults(self.models, shapes)
+        faults = [
+            *model_faults(self.models),
+            *self.path_faults(),
+            *unreadable,
+            *vocabularies,
+            *self.faults(shapes),
+        ]
         if faults:
             raise ValueError("\n".join(faults))
         return shapes
@@ -86,7 +94,7 @@ class WatchdogConfig(Section):
 class JobConfig(CommandConfig):
     """Keys of every command that runs a model."""
 
-    output_dir: Path
+    output_dir: FilePath
     """Run folder for configuration, checkpoints, metrics, completions; starting again on it resumes the run."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of data order, sampling and initialisation."""

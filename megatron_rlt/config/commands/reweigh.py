@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_rlt.config.commands.job import CommandConfig
+from megatron_rlt.config.paths import output_file_faults
 from megatron_rlt.config.reward import RewardConfig
+from megatron_rlt.config.section import FilePath
 
 
 class ReweighConfig(CommandConfig):
     """Compute stored rewards again with other coefficients, without a model: what would the ranking have been?"""
 
-    source: Path
+    source: FilePath
     """Parquet file of `score` or `collect`, or the run folder of a `train` with completions/step-N.parquet."""
-    output: Path | None = None
+    output: FilePath | None = None
     """Parquet file to write, rows in the source's order; None: only the table is printed."""
     reward: RewardConfig = RewardConfig()
     """RLT reward; a key that is not named keeps the value with which the source was made, whatever its default."""
@@ -29,6 +31,6 @@ class ReweighConfig(CommandConfig):
             )
         if output is not None and output.exists():
             faults.append(f"output: {output} exists, and nothing is overwritten; give another name, or remove it")
-        elif output is not None and output.suffix != ".parquet":
-            faults.append(f"output: {output} must be a Parquet file to write; give a name that ends in .parquet")
+        elif output is not None:
+            faults += output_file_faults("output", output)
         return faults

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 from megatron_rlt.config.commands.job import JobConfig
 from megatron_rlt.config.models import PAPER_TEMPERATURE, ModelConfig, ScoringConfig, Shapes
-from megatron_rlt.config.paths import row_file_faults, tokenizer_faults
+from megatron_rlt.config.paths import output_file_faults, row_file_faults, tokenizer_faults
 from megatron_rlt.config.plan import Plan, frozen_plans, replicas
 from megatron_rlt.config.prompts import PromptConfig
 from megatron_rlt.config.reward import Control, RewardConfig
-from megatron_rlt.config.section import PositiveFloat, PositiveInt
+from megatron_rlt.config.section import FilePath, PositiveFloat, PositiveInt
 
 
 class ScoreConfig(JobConfig):
@@ -21,9 +22,9 @@ class ScoreConfig(JobConfig):
     """The model whose distribution r_KL compares with the student's."""
     student: ModelConfig
     """The frozen model whose predictions are the reward."""
-    input: Path
+    input: FilePath
     """JSONL or Parquet with id, question, solution, explanation."""
-    output: Path
+    output: FilePath
     """Parquet file to write, with the rows in the input's order."""
     rows_per_part: PositiveInt = 256
     """Rows per saved part; a resumed run continues after the last saved part."""
@@ -55,9 +56,8 @@ class ScoreConfig(JobConfig):
             *row_file_faults("input", self.input),
             *super().path_faults(),
         ]
-        if self.output.suffix != ".parquet" or self.output.is_dir():
-            faults.append(f"output: {self.output} must be a Parquet file to write; give a name that ends in .parquet")
-        if self.output == self.input:
+        faults += output_file_faults("output", self.output)
+        if os.path.realpath(self.output) == os.path.realpath(self.input):
             faults.append(f"output: {self.output} would overwrite input; give another name")
         return faults
 

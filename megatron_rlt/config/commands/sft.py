@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Literal
 
 from megatron_rlt.config.commands.job import JobConfig
@@ -19,7 +18,7 @@ from megatron_rlt.config.models import (
 from megatron_rlt.config.paths import count_rows, data_faults
 from megatron_rlt.config.plan import Plan, model_plan, most_packs, replicas
 from megatron_rlt.config.prompts import PromptConfig
-from megatron_rlt.config.section import PositiveFloat, PositiveInt, Section
+from megatron_rlt.config.section import FilePath, PositiveFloat, PositiveInt, Section
 from megatron_rlt.config.training import (
     CheckpointConfig,
     DataConfig,
@@ -32,7 +31,7 @@ from megatron_rlt.config.training import (
 class EvaluationLossConfig(Section):
     """Loss on rows that are not trained on."""
 
-    data: Path
+    data: FilePath
     """Held-out rows with question, solution and reasoning_trace: shards written by `prepare`, or one JSONL file."""
     interval_steps: PositiveInt = 25
     """Steps between evaluations; the last step is always evaluated."""

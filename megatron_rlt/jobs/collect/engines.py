@@ -23,22 +23,9 @@ class CollectModels:
     """Both models of one start; each is loaded once, when it is first needed."""
 
     def __init__(self, config: CollectConfig | ScoreConfig, pairs: PairBuilder, on_progress: OnProgress) -> None:
-        """Make the process groups; loads nothing yet. Collective.
-
-        Raises ValueError if a model has no row for an id of its tokenizer.
-        """
+        """Make the process groups; loads nothing yet. Collective."""
         self._config, self._pairs, self._on_progress = config, pairs, on_progress
         student = config.teacher if config.student is None else config.student
-        for name, model, tokenizer in (
-            ("teacher", config.teacher, pairs.teacher.tokenizer),
-            ("student", student, pairs.student.tokenizer),
-        ):
-            vocab_size = Architecture.from_folder(model.model).vocab_size
-            if vocab_size < tokenizer.num_ids:
-                raise ValueError(
-                    f"{name}.model: has a vocabulary of {vocab_size} and cannot read the tokenizer's"
-                    f" {tokenizer.num_ids} ids; take the model and the tokenizer that belong together"
-                )
         self._teacher_layout = build_layout(config.teacher.layout)
         shared = student.layout == config.teacher.layout
         self._student_layout = self._teacher_layout if shared else build_layout(student.layout)

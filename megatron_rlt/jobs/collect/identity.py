@@ -25,13 +25,14 @@ _OF_SAMPLES = (
     "prompts.tags",
     "prompts.custom_tags",
     "prompts.teacher_system",
+    "prompts.date",
     "prompts.max_prompt_tokens",
     "rollout.engine",
     "rollout.max_completion_tokens",
     "rollout.stop_at_end_tag",
     "rollout.top_p",
 )
-_OF_SCORES = ("student.dtype", "prompts.student_system", "reward", "control")
+_OF_SCORES = ("student.dtype", "student.fp8", "prompts.student_system", "reward", "control")
 
 _NOT_OF_SCORE = ("input", "output")  # a file may move: the input counts by its content, and the output is the place
 

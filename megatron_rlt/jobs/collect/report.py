@@ -22,6 +22,7 @@ from megatron_rlt.rewards.terms import LABELS
 from megatron_rlt.store.explanation_row import StoredExplanation
 from megatron_rlt.store.explanations import read_explanations, summarize_explanations
 from megatron_rlt.types import Problem
+from megatron_rlt.visible_text import is_blank
 from megatron_rlt.whole_files import replacing
 
 _LENGTHS = {"explanation_tokens": "tokens of an explanation", "student_tokens": "tokens of a student sequence"}
@@ -123,7 +124,7 @@ def _rows_of_rates(totals: Mapping[str, float]) -> Iterator[tuple[str, str]]:
 
 
 def _candidate(row: StoredExplanation) -> Candidate:
-    return Candidate(row.reward, row.student_tokens, well_formed=not row.flags, is_blank=not row.explanation.strip())
+    return Candidate(row.reward, row.student_tokens, well_formed=not row.flags, is_blank=is_blank(row.explanation))
 
 
 def _training_row(row: StoredExplanation, *, several: bool) -> Problem:

@@ -36,12 +36,22 @@ def write_results(
     config: EvaluateConfig, asked: EvaluationSet, fingerprint: str, *, verdicts: Path, rejected: Path
 ) -> EvaluationResults:
     """Summarize a finished evaluation and write `results.json` atomically."""
-    reasons = (json.loads(line)["reason"] for line in rejected.read_text(encoding="utf-8").splitlines())
+    reasons = _reasons(rejected)
     summary = summarize_verdicts(verdicts, num_samples=config.sampling.num_samples)
     results = EvaluationResults(asked.kind, summary, dict(sorted(Counter(reasons).items())))
     text = json.dumps(_record(results, config, fingerprint), indent=2, allow_nan=False, ensure_ascii=False)
     write_text(verdicts.with_name(RESULTS), text + "\n")
     return results
+
+
+def _reasons(rejected: Path) -> list[str]:
+    try:
+        return [str(json.loads(line)["reason"]) for line in rejected.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+        raise ValueError(
+            f"{rejected} is missing or damaged ({type(error).__name__}: {error}): put back a copy, or remove"
+            " verdicts.parquet to evaluate again"
+        ) from error
 
 
 def _record(results: EvaluationResults, config: EvaluateConfig, fingerprint: str) -> dict[str, Any]:

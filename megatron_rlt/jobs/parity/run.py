@@ -32,7 +32,7 @@ from megatron_rlt.rollout.vllm.colocated import ColocatedEngine
 from megatron_rlt.rollout.vllm.server_engine import ServerEngine
 from megatron_rlt.scoring.engine import LogprobEngine
 from megatron_rlt.types import Completion, OnProgress, Problem, Prompt, ScoringPair, SpannedSequence, StoppedError
-from megatron_rlt.whole_files import write_text
+from megatron_rlt.whole_files import make_folder, write_text
 
 PARITY_FILE = "parity.json"
 
@@ -183,5 +183,5 @@ def _complaint(gaps: Sequence[LogprobDiff], max_gap: float) -> str:
 
 
 def _write(file: Path, gaps: Sequence[LogprobDiff]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     write_text(file, json.dumps([asdict(gap) for gap in gaps], indent=2))

@@ -17,15 +17,15 @@ from megatron_rlt.types import OnProgress, Problem
 
 
 class AnswerJudge:
-    """Reads the answer behind the opening solution tag; a completion without that tag counts as a whole.
+    """Reads the answer behind the tag that opens the solution; a completion without that tag counts as a whole.
 
     So models that never saw the tags can be compared with those that were trained on them.
     """
 
     def __init__(self, kind: VerifiableKind, tags: TagSet, *, timeout_seconds: float) -> None:
         """`timeout_seconds`: processor time for one comparison by math-verify."""
-        self._opening = tags.solution_open
-        known = AnswerTags(tags.thought_open, tags.thought_close, tags.solution_open, tags.solution_close)
+        known = answer_tags(tags)
+        self._opening = known.before_solution
         self._tagged = Verifier(kind, tags=known, timeout_seconds=timeout_seconds)
         self._whole = Verifier(kind, tags=None, timeout_seconds=timeout_seconds)
 
@@ -47,6 +47,12 @@ class AnswerJudge:
         """Judge a completion of a problem that `check` let pass."""
         verifier = self._tagged if self._opening in completion else self._whole
         return verifier.verdict(problem, completion)
+
+
+def answer_tags(tags: TagSet) -> AnswerTags:
+    """The tags that a student writes."""
+    solution = (tags.solution_open, tags.solution_close) if tags.student_solution_tags else ("", "")
+    return AnswerTags(tags.thought_open, tags.thought_close, *solution)
 
 
 def judge_on_ranks(

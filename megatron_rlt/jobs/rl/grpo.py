@@ -136,7 +136,8 @@ def _update_on(
         )
         return scalar, sums.to_vector().cpu()
 
-    return policy.update([one.sequence for one in completions], loss)
+    nothing_counts = not any(bool(row.any()) for row in weights)
+    return policy.update([one.sequence for one in completions], loss, nothing_counts=nothing_counts)
 
 
 def _rows(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from megatron_rlt.config.commands.rlvr import RlvrConfig
-from megatron_rlt.jobs.reward.judging import AnswerJudge
+from megatron_rlt.jobs.reward.judging import AnswerJudge, answer_tags
 from megatron_rlt.jobs.rl.engines import build_learner, sampling_engine
 from megatron_rlt.jobs.rl.learner import Learner
 from megatron_rlt.jobs.rlvr.step import RlvrContext, RlvrStep, rlvr_step
@@ -17,7 +17,6 @@ from megatron_rlt.metrics.reduce import Tally
 from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.prompts.pairs import student_format
 from megatron_rlt.prompts.student import StudentFormat
-from megatron_rlt.rewards.answers import AnswerTags
 from megatron_rlt.scoring.engine import LogprobEngine
 from megatron_rlt.types import OnProgress, Problem
 
@@ -29,7 +28,7 @@ def run_rlvr(config: RlvrConfig, heartbeat: Heartbeat) -> int:
 
     Raises ValueError before any weight is loaded if model, data, solutions and run folder do not go together.
     """
-    run = TrainingRun(config, "rlvr", heartbeat, source_model=config.student.model)
+    run = TrainingRun(config, "rlvr", heartbeat, trained="student")
     student = student_format(config.student.model, config.prompts)
     with (
         AnswerJudge(config.verifier.kind, student.tags, timeout_seconds=config.verifier.timeout_seconds) as judge,
@@ -68,12 +67,11 @@ def build_context(
     """Load the model and bind the engines to it. Collective; raises ValueError for a folder that does not fit."""
     model = load_model(config.student, build_layout(config.student.layout))
     old_policy = LogprobEngine(model, temperature=config.temperature, scoring=config.scoring, on_progress=on_progress)
-    tags = student.tags
     return RlvrContext(
         seed=config.seed,
         verifier=config.verifier,
         student=student,
-        tags=AnswerTags(tags.thought_open, tags.thought_close, tags.solution_open, tags.solution_close),
+        tags=answer_tags(student.tags),
         judge=judge,
         rollout=sampling_engine(
             config,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch.distributed as dist
 
+from megatron_rlt.config.models import ModelConfig
 from megatron_rlt.data.rows import source_digest
 from megatron_rlt.parallel.collectives import broadcast_record
 from megatron_rlt.parallel.platform import world
@@ -14,6 +16,7 @@ from megatron_rlt.types import OnProgress
 
 # Weights, configuration, tokenizer and chat template, but no README or training log.
 _SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+_WEIGHTS = ".safetensors"
 
 
 def short_hash(digest: str) -> str:
@@ -21,12 +24,15 @@ def short_hash(digest: str) -> str:
     return digest[:16]
 
 
-def model_fingerprint(folder: Path, on_file: OnProgress) -> str:
+def model_fingerprint(folder: Path, on_file: OnProgress, *, with_weights: bool = True) -> str:
     """Short hash over a model folder, the same on every rank; ranks share the reading. Collective on the whole job.
 
-    `on_file` is called with the name of each file before it is read.
+    Args:
+        on_file: called with the name of each file before it is read.
+        with_weights: False leaves configuration, tokenizer and chat template.
     """
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix in _SUFFIXES)
+    suffixes = [suffix for suffix in _SUFFIXES if with_weights or suffix != _WEIGHTS]
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix in suffixes)
     mine: dict[str, str] = {}
     for name in names[dist.get_rank() :: dist.get_world_size()]:
         on_file(name)
@@ -36,6 +42,23 @@ def model_fingerprint(folder: Path, on_file: OnProgress) -> str:
     dist.all_gather_object(parts, mine)
     digests = {name: digest for part in parts for name, digest in part.items()}
     return short_hash(hashlib.sha256("\n".join(f"{name} {digests[name]}" for name in names).encode()).hexdigest())
+
+
+def training_contents(models: Mapping[str, ModelConfig], trained: str, on_file: OnProgress) -> dict[str, str]:
+    """Hashes of what a training run reads besides its checkpoints, by the names that a refusal uses. Collective.
+
+    Every frozen model counts as a whole. Of the model that is trained its weights do not count: they are in the
+    checkpoints.
+    """
+    contents = {}
+    for name, model in models.items():
+        if name == trained:
+            contents[f"tokenizer and configuration of {name}"] = model_fingerprint(
+                model.model, on_file, with_weights=False
+            )
+        else:
+            contents[f"content of {name}"] = model_fingerprint(model.model, on_file)
+    return contents
 
 
 def rows_fingerprint(source: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 
 from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.models import ModelConfig
@@ -18,12 +20,15 @@ from megatron_rlt.parallel.platform import device
 from megatron_rlt.policy.policy import Policy
 from megatron_rlt.rollout.requests import SamplingEngine
 
+logger = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load_model(config: ModelConfig, layout: Layout) -> LanguageModel:
     """Load a model. Collective over the layout; raises ValueError if folder and architecture disagree."""
     architecture = Architecture.from_folder(config.model)
+    if config.fp8 is not None and config.fp8.recipe == "tensorwise" and config.fp8.activations and dist.get_rank() == 0:
+        logger.warning("%s: with recipe tensorwise a score depends on its pack and on the layout", config.model)
     model = build_model(architecture, layout, dtype=_DTYPES[config.dtype], recompute=config.recompute, fp8=config.fp8)
     if config.fp8 is None:
         model.to(device())  # FP8 layers are built where they run

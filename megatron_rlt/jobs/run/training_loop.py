@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch.distributed as dist
@@ -20,6 +18,7 @@ from megatron_rlt.config.commands.rlvr import RlvrConfig
 from megatron_rlt.config.commands.sft import SftConfig
 from megatron_rlt.config.commands.train import TrainConfig
 from megatron_rlt.data.loader import ProblemStream
+from megatron_rlt.jobs.run.fingerprints import training_contents
 from megatron_rlt.jobs.run.frame import RunFrame, log_to_stdout
 from megatron_rlt.jobs.run.signals import EndRequest
 from megatron_rlt.launch.watchdog import Heartbeat
@@ -28,8 +27,9 @@ from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.weights.export import save_hf_folder
 from megatron_rlt.parallel.platform import world
 from megatron_rlt.policy.policy import Policy
-from megatron_rlt.store.run_folder import check_run_folder, write_run_folder
+from megatron_rlt.store.run_folder import check_contents, check_run_folder, write_run_folder
 from megatron_rlt.types import ENDED_EARLY
+from megatron_rlt.whole_files import discard
 
 CHECKPOINTS, EXPORT = "checkpoints", "hf"
 """Folders in the run folder."""
@@ -78,15 +78,20 @@ class TrainingRun:
     """
 
     def __init__(
-        self, config: TrainConfig | RlvrConfig | SftConfig, command: str, heartbeat: Heartbeat, *, source_model: Path
+        self, config: TrainConfig | RlvrConfig | SftConfig, command: str, heartbeat: Heartbeat, *, trained: str
     ) -> None:
-        """Raises ValueError if the run folder holds another run; `source_model` is the initial Hugging Face folder."""
+        """`trained` is the section of the model that is trained. Collective.
+
+        Raises ValueError if the run folder holds another run, or one with other models under the same paths.
+        """
         self._end = EndRequest(config.output_dir)  # first, so that no signal during the setup is lost
         check_run_folder(config.output_dir, command, config)
+        self._contents = training_contents(config.models, trained, heartbeat.on_progress)
+        check_contents(config.output_dir, self._contents)
         dist.barrier()  # every rank checks before one writes
         self._is_writer = dist.get_rank() == 0
         log_to_stdout()
-        self._config, self._command, self._source_model = config, command, source_model
+        self._config, self._command, self._source_model = config, command, config.models[trained].model
         self._output_dir, self._checkpoint = config.output_dir, config.checkpoint
         self._frame = RunFrame(config.metrics, heartbeat)
         self.timer, self.on_progress = self._frame.timer, heartbeat.on_progress
@@ -106,10 +111,18 @@ class TrainingRun:
             shown: names of the metrics to display, where they exist.
         """
         if self._is_writer:
-            write_run_folder(self._output_dir, self._command, self._config, world_size=dist.get_world_size())
+            write_run_folder(
+                self._output_dir,
+                self._command,
+                self._config,
+                world_size=dist.get_world_size(),
+                contents=self._contents,
+            )
         start = self._resume(state)
         if start < num_steps:
             self._remove_export()
+        elif self._is_writer:
+            print(f"Nothing to do: {self._output_dir} holds {start} steps already, and num_steps is {num_steps}")
         with self._frame.pieces(
             self._command, self._output_dir, num_done=start, count=num_steps, shown=shown
         ) as record:
@@ -174,8 +187,13 @@ class TrainingRun:
 
     def _remove_export(self) -> None:
         """Remove the export of an earlier, shorter run: a killed run must not leave weights of fewer steps there."""
-        if self._is_writer and (self._output_dir / EXPORT).exists():
-            shutil.rmtree(self._output_dir / EXPORT)
+        export = self._output_dir / EXPORT
+        if not self._is_writer:
+            return
+        if export.is_symlink():
+            export.unlink()  # what it names was not written by this run
+        elif export.exists():
+            discard(export)
 
     def _export(self, state: TrainingState) -> None:
         """Write the final weights, unless they exist already."""

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
-
 from megatron_rlt.config.reward import Control as Control
 from megatron_rlt.data.rejection import RejectReason, UnusableRowError, rejected_as
 from megatron_rlt.data.traces import Trace, read_traces
@@ -52,9 +50,7 @@ class TraceReader:
             replace(row, row=trace.row, **asdict(self.origin)),
             pair,
             control_seed=completion_seed(self.seed, 0, trace.row, 0),
-            other_ids=None
-            if other is None
-            else torch.tensor(self.pairs.teacher.tokenizer.encode(other), dtype=torch.int64),
+            other_ids=None if other is None else self.pairs.explanation_ids(other),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -158,8 +159,14 @@ def groups_to_bytes(groups: Sequence[RolloutGroup]) -> bytes:
 
 
 def groups_from_bytes(data: bytes) -> tuple[RolloutGroup, ...]:
-    """The inverse of `groups_to_bytes`."""
-    return tuple(_group(record) for record in torch.load(io.BytesIO(data), weights_only=True))
+    """The inverse of `groups_to_bytes`. Raises ValueError for anything else."""
+    try:
+        return tuple(_group(record) for record in torch.load(io.BytesIO(data), weights_only=True))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"the completions that were sampled ahead are damaged in the checkpoint ({reason}): take an earlier one"
+        ) from error
 
 
 def _group_record(group: RolloutGroup) -> dict[str, Any]:

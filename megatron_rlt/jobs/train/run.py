@@ -25,7 +25,7 @@ def run_train(config: TrainConfig, heartbeat: Heartbeat) -> int:
 
     Raises ValueError before any weight is loaded if models, tokenizers, data and run folder do not go together.
     """
-    run = TrainingRun(config, "train", heartbeat, source_model=config.teacher.model)
+    run = TrainingRun(config, "train", heartbeat, trained="teacher")
     with run.timer.phase("setup"):
         pairs = student_pairs(config)
 

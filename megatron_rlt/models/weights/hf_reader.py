@@ -5,7 +5,6 @@ Names, shapes and dtypes are checked from the files' headers before any weight i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
+from megatron_rlt.config.weight_files import INDEX_FILE, SINGLE_FILE, weight_index
+
 _FLOAT_DTYPES = ("F32", "BF16", "F16")  # 8-bit and integer tensors would need scales
 _ROTARY_BUFFER = ".rotary_emb.inv_freq"  # older Llama folders store it; the model computes it
 _MAX_NAMED = 8  # names per line of an error; a wrong folder would list thousands
@@ -47,7 +46,7 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
     Raises:
         ValueError: no safetensors, a file of the index is missing or damaged, or no file holds a tensor of the index.
     """
-    index = _read_index(folder)
+    index = weight_index(folder)
     if index is None:
         return _file_headers(folder / SINGLE_FILE)
     stored: dict[str, StoredTensor] = {}
@@ -96,7 +95,11 @@ def check_census(
 
 
 def copy_slices(stored: Mapping[str, StoredTensor], reads: Iterable[SliceRead]) -> None:
-    """Fill every target, file by file, cast to the target's dtype and moved to its device."""
+    """Fill every target, file by file, cast to the target's dtype and moved to its device.
+
+    Raises:
+        ValueError: a slice holds a value that is not finite.
+    """
     by_file: dict[Path, list[SliceRead]] = {}
     for read in reads:
         by_file.setdefault(stored[read.name].file, []).append(read)
@@ -108,26 +111,16 @@ def copy_slices(stored: Mapping[str, StoredTensor], reads: Iterable[SliceRead]) 
                 values = part[chosen] if read.dim == 0 else part[:, chosen]
                 with torch.no_grad():
                     read.target.copy_(values.reshape(read.target.shape))
+                    _require_finite(read.target, read.name, file)
 
 
-def _read_index(folder: Path) -> dict[str, str] | None:
-    """File name by tensor name, or None where the folder holds a single file."""
-    path = folder / INDEX_FILE
-    if not path.is_file() and (folder / SINGLE_FILE).is_file():
-        return None
-    if not path.is_file():
+def _require_finite(values: Tensor, name: str, file: Path) -> None:
+    num_broken = values.numel() - int(values.isfinite().sum())
+    if num_broken:
         raise ValueError(
-            f"{folder}: neither {SINGLE_FILE} nor {INDEX_FILE} is there; save the model with safetensors "
-            "(transformers: save_pretrained)"
+            f"{file}: {name} holds {num_broken} values that are not finite (NaN or infinite), and so would be the"
+            " model's logits; take weights from before they broke, or download the folder again"
         )
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); download the folder again") from error
-    weight_map = index["weight_map"] if isinstance(index, dict) and "weight_map" in index else None
-    if not isinstance(weight_map, dict):
-        raise ValueError(f"{path}: holds no weight_map of tensor names to files; download the folder again")
-    return {str(name): str(file) for name, file in weight_map.items()}
 
 
 def _file_headers(file: Path) -> dict[str, StoredTensor]:

@@ -7,16 +7,20 @@ tensors' dtype, tokenizer files. `export` runs the collectives.
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megatron_rlt.models.weights.hf_reader import INDEX_FILE, SINGLE_FILE
-from megatron_rlt.whole_files import flush_to_disk
+from megatron_rlt.config.weight_files import INDEX_FILE, SINGLE_FILE
+from megatron_rlt.disk_faults import writing
+from megatron_rlt.whole_files import flush_to_disk, make_folder, sweep_beside, temporary_beside
 
 _CONFIG_FILE = "config.json"
 _COPIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken")  # configuration, vocabularies, chat templates
@@ -34,18 +38,22 @@ def check_folders(source: Path, target: Path) -> str | None:
 
 
 def write_folder(tensors: Iterable[tuple[str, Tensor]], source: Path, target: Path, *, max_shard_bytes: int) -> None:
-    """Write a folder beside `target`, flush it to disk, then rename it."""
-    partial = target.with_name(f".{target.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)  # from an export that was killed
-    partial.mkdir(parents=True)
-    dtype = _write_weights(tensors, partial, max_shard_bytes)
-    _copy_side_files(source, partial)
-    _write_config(source, partial, dtype)
-    for path in (*sorted(partial.rglob("*")), partial):
-        flush_to_disk(path)
-    partial.rename(target)
-    flush_to_disk(target.parent)
+    """Write a folder beside `target`, flush it to disk, then rename it; a failure leaves nothing."""
+    sweep_beside(target)  # an export that was killed
+    partial = temporary_beside(target)
+    make_folder(partial)
+    try:
+        with writing(target):
+            dtype = _write_weights(tensors, partial, max_shard_bytes)
+            _copy_side_files(source, partial)
+            _write_config(source, partial, dtype)
+            for path in (*sorted(partial.rglob("*")), partial):
+                flush_to_disk(path)
+            partial.rename(target)
+            flush_to_disk(target.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _write_weights(tensors: Iterable[tuple[str, Tensor]], folder: Path, max_shard_bytes: int) -> torch.dtype:
@@ -54,7 +62,7 @@ def _write_weights(tensors: Iterable[tuple[str, Tensor]], folder: Path, max_shar
     shards: list[list[str]] = []
     total_bytes = 0
     for shard in _shards(tensors, max_shard_bytes):
-        save_file(shard, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
+        _save(shard, folder / f"shard-{len(shards)}")
         shards.append(list(shard))
         dtypes |= {tensor.dtype for tensor in shard.values()}
         total_bytes += sum(tensor.nbytes for tensor in shard.values())
@@ -67,6 +75,16 @@ def _write_weights(tensors: Iterable[tuple[str, Tensor]], folder: Path, max_shar
         weight_map = {tensor: name for name, shard_names in zip(names, shards, strict=True) for tensor in shard_names}
         _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
     return dtypes.pop()
+
+
+def _save(tensors: dict[str, Tensor], file: Path) -> None:
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:  # an OSError of the disk, as text
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
 
 
 def _shards(tensors: Iterable[tuple[str, Tensor]], max_shard_bytes: int) -> Iterator[dict[str, Tensor]]:

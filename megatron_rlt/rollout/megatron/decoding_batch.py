@@ -14,7 +14,7 @@ from megatron_rlt.models.kv_cache import KeyValueCache
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.platform import device
 from megatron_rlt.rollout.megatron.prefill import Prompts
-from megatron_rlt.rollout.requests import SampleRequest, StopCondition
+from megatron_rlt.rollout.requests import SampleRequest, StopCondition, require_finite
 from megatron_rlt.types import FinishReason
 
 # Initial KV-cache slots per row for sampled tokens: most explanations fit, so their cache is never copied.
@@ -99,9 +99,10 @@ class DecodingBatch:
         return finished
 
     def _grow(self, rows: Sequence[Row], logits: Tensor | None) -> None:
-        """Append one token per row, and finish the rows that end with it."""
+        """Append one token per row, and finish the rows that end with it; raises as `require_finite`."""
         tokens, logprobs = self._next_tokens(rows, logits)
         for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
+            require_finite([logprob], row.request, first=len(row.sampled_ids))
             row.sampled_ids.append(int(token))
             row.logprobs.append(logprob)
             if self._stop(row.sampled_ids):

@@ -7,8 +7,6 @@ status of 500, an aborted completion) is an `EngineLostError`: the caller knows 
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +15,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
-import torch
 
-from megatron_rlt.parallel.environment import server_environment
+from megatron_rlt.rollout.vllm.server_process import ServerProcess
 
 MODEL_NAME = "policy"
 _CONNECT_SECONDS = 5.0
@@ -32,8 +29,11 @@ _LEAVING: tuple[tuple[str, Any], ...] = (
     ("/shutdown_weight_transfer_engine", None),
 )
 _PORTS = {"http": 80, "https": 443}
-_LOG_LINES = 5  # of a dead server, in the error
-_LOG_BYTES = 20_000
+_UNIX = "unix:"
+_LOCALHOST = "127.0.0.1"
+_REFUSALS = (401, 403)
+# Paths of vLLM's that its list of paths does not name, or that are worst if they are open.
+_PATHS = ("/", "/health", "/metrics", "/openapi.json", "/v1/models", "/weight_info", "/collective_rpc")
 
 
 class EngineLostError(RuntimeError):
@@ -49,47 +49,6 @@ class ServerCompletion:
     finish_reason: str
 
 
-class ServerProcess:
-    """A server that this process started, and may therefore end."""
-
-    def __init__(self, command: Sequence[str], *, log_file: Path, devices: str, unpickles: bool) -> None:
-        """
-        Args:
-            devices: its CUDA_VISIBLE_DEVICES; empty: this process's.
-            unpickles: whether it accepts pickled objects, with which whoever reaches it can run any code.
-        """
-        log_file.parent.mkdir(parents=True, exist_ok=True)
-        self.log_file = log_file
-        with log_file.open("ab") as log:
-            self._guard = subprocess.Popen(
-                [sys.executable, "-m", "megatron_rlt.rollout.vllm.server_guard", *command],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=server_environment(devices, on_cpu=not torch.cuda.is_available(), unpickles=unpickles),
-                start_new_session=True,
-            )
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the server still runs."""
-        return self._guard.poll() is None
-
-    def last_words(self) -> str:
-        """The end of its log, as one line."""
-        with self.log_file.open("rb") as log:
-            log.seek(max(0, self.log_file.stat().st_size - _LOG_BYTES))
-            lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-        errors = [line for line in lines if "Error" in line] or lines
-        return " | ".join(errors[-_LOG_LINES:])
-
-    def stop(self) -> None:
-        """End the server with all its processes, and wait until they are gone."""
-        assert self._guard.stdin is not None, "the guard was started with a pipe"
-        self._guard.stdin.close()
-        self._guard.wait()
-
-
 class ServerClient:
     """The requests that a server answers."""
 
@@ -98,17 +57,15 @@ class ServerClient:
     ) -> None:
         """
         Args:
-            address: such as `http://127.0.0.1:20000`.
+            address: such as `http://127.0.0.1:20000`, or `unix:` and the path of a socket.
             timeout_seconds: of one request.
             process: None: the server runs at an address and is not this job's.
         """
         self.address, self.process, self._timeout_seconds = address, process, timeout_seconds
         self.is_lost = False
         """Whether it failed and must restart before it is asked again, whatever it says of itself."""
-        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-        # The address is the job's or the user's: no proxy of the environment stands between.
-        self._client = httpx2.Client(base_url=address, headers=headers, limits=limits, trust_env=False)
+        self._api_key = api_key
+        self._client = self._connected({} if api_key is None else {"Authorization": f"Bearer {api_key}"})
 
     def wait_until_ready(self, timeout_seconds: float) -> None:
         """Return once the server answers; raises EngineLostError if it dies first or takes too long."""
@@ -136,6 +93,13 @@ class ServerClient:
         except EngineLostError:
             return False
         return True
+
+    def open_paths(self) -> list[str]:
+        """Paths that the server answers without its key."""
+        found = self._send("GET", "/openapi.json", None, allow_missing=True)
+        paths = dict.fromkeys((*_PATHS, *([] if found is None else found["paths"])))
+        with self._connected({}) as stranger:
+            return [path for path in paths if self._response(stranger, "GET", path).status_code not in _REFUSALS]
 
     def check_model(self, max_tokens: int) -> None:
         """Raise ValueError unless it serves the policy with a context of `max_tokens` tokens."""
@@ -216,13 +180,15 @@ class ServerClient:
 
     def local_host(self) -> str:
         """This machine's address on its route to the server, at which the server can reach it."""
+        if self.address.startswith(_UNIX):
+            return _LOCALHOST
         url = urlsplit(self.address)
         port = url.port or _PORTS[url.scheme]
         try:
             with socket.create_connection((url.hostname, port), _CONNECT_SECONDS) as probe:
                 return str(probe.getsockname()[0])
         except OSError as error:
-            raise EngineLostError(f"{self.address}: {error}") from error
+            raise EngineLostError(f"{self.address}: {type(error).__name__}") from None
 
     def checksums_held(self, names: Sequence[str]) -> list[dict[str, str]]:
         """For each worker, `WeightInspector.checksums_held`; only a server started with that extension has it."""
@@ -239,21 +205,56 @@ class ServerClient:
         if self.process is not None:
             self.process.stop()
 
-    def _send(self, method: str, path: str, body: Any, *, timeout_seconds: float | None = None) -> Any:  # noqa: ANN401
-        """Send a request and return the answer's JSON."""
-        seconds = self._timeout_seconds if timeout_seconds is None else timeout_seconds
-        try:
-            response = self._client.request(
-                method, path, json=body, timeout=httpx2.Timeout(seconds, connect=_CONNECT_SECONDS, pool=None)
-            )
-        except httpx2.TransportError as error:
-            raise EngineLostError(f"{self.address}{path}: {type(error).__name__} {error}") from error
-        text = " ".join(response.text.split())[:500]
-        if response.status_code >= 500:
-            raise EngineLostError(f"{self.address}{path}: status {response.status_code}: {text}")
-        if response.status_code >= 400:
+    def _connected(self, headers: Mapping[str, str]) -> httpx2.Client:
+        """Connections to the server. They are the job's or the user's: no proxy of the environment stands between."""
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+        path = self.address.removeprefix(_UNIX)
+        if path == self.address:
+            return httpx2.Client(base_url=self.address, headers=headers, limits=limits, trust_env=False)
+        transport = httpx2.HTTPTransport(uds=path, limits=limits, trust_env=False)
+        return httpx2.Client(base_url="http://vllm", headers=headers, transport=transport, trust_env=False)
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        body: Any,  # noqa: ANN401
+        *,
+        timeout_seconds: float | None = None,
+        allow_missing: bool = False,
+    ) -> Any:  # noqa: ANN401
+        """Send a request and return the answer's JSON; `allow_missing`: None where the server has no such path."""
+        response = self._response(self._client, method, path, body, timeout_seconds)
+        status = response.status_code
+        if status >= 500:
+            raise EngineLostError(f"{self.address}{path}: status {status}: {self._shown(response.text)}")
+        if status == 404 and allow_missing:
+            return None
+        if status >= 400:
             raise ValueError(
-                f"rollout.vllm.server: {self.address}{path} refuses (status {response.status_code}): {text}. A server"
-                " at an address must run with VLLM_SERVER_DEV_MODE=1, and api_key_file hold its key if it has one"
+                f"rollout.vllm.server: {self.address}{path} refuses (status {status}): {self._shown(response.text)}."
+                " A server at an address must run with VLLM_SERVER_DEV_MODE=1, and api_key_file hold its key if it has"
+                " one"
             )
         return response.json() if response.content else None
+
+    def _response(
+        self,
+        client: httpx2.Client,
+        method: str,
+        path: str,
+        body: Any = None,  # noqa: ANN401
+        timeout_seconds: float | None = None,
+    ) -> httpx2.Response:
+        seconds = self._timeout_seconds if timeout_seconds is None else timeout_seconds
+        timeout = httpx2.Timeout(seconds, connect=_CONNECT_SECONDS, pool=None)
+        try:
+            return client.request(method, path, json=body, timeout=timeout)
+        except httpx2.RequestError as error:
+            # The library's text may hold headers or the address as it was given.
+            raise EngineLostError(f"{self.address}{path}: {type(error).__name__}") from None
+
+    def _shown(self, answer: str) -> str:
+        """The beginning of a server's answer as one line, without the key."""
+        text = answer if self._api_key is None else answer.replace(self._api_key, "***")
+        return "".join(one if one.isprintable() else " " for one in text)[:500]

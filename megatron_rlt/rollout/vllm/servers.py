@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from megatron_rlt.config.server_access import read_key
 from megatron_rlt.parallel.collectives import on_first_rank
 from megatron_rlt.parallel.platform import world
 from megatron_rlt.rollout.requests import Arrival, SampleRequest
@@ -56,7 +57,7 @@ class VllmServers:
 
         Raises:
             EngineLostError: a server does not start or does not answer.
-            ValueError: a server at an address serves another model.
+            ValueError: a server at an address serves another model, or answers without the key.
         """
         self._shape, self._config, self._sampling = shape, shape.settings.server, sampling
         self._transport, self._log_folder, self._on_progress = transport, log_folder, on_progress
@@ -122,10 +123,12 @@ class VllmServers:
             self._servers.extend(self._start(number) for number in range(len(self._config.devices)))
             return
         file = self._config.api_key_file
-        key = None if file is None else file.read_text(encoding="utf-8").strip()
+        key = None if file is None else read_key(file)
         for address in self._config.addresses:
             seconds = self._config.request_timeout_seconds
             server = ServerClient(address, api_key=key, timeout_seconds=seconds, process=None)
+            if not self._config.allow_unprotected:
+                _require_protection(server)
             server.check_model(self._shape.max_tokens)
             self._servers.append(server)
 
@@ -206,6 +209,17 @@ def _require_version(server: ServerClient, policy_version: int) -> None:
     found = server.weight_version()
     if found != str(policy_version):
         raise _OtherWeightsError(f"{server.address} has weights of version {found}, not {policy_version}")
+
+
+def _require_protection(server: ServerClient) -> None:
+    """Whoever reaches a path such as /collective_rpc can replace weights, and with pickled objects run code."""
+    found = server.open_paths()
+    if found:
+        raise ValueError(
+            f"rollout.vllm.server.addresses: {server.address} answers {len(found)} paths without the key, such as"
+            f" {found[-1]}; start it with VLLM_API_KEY and `--middleware"
+            " megatron_rlt.rollout.vllm.require_key.RequireKey`, or set rollout.vllm.server.allow_unprotected=true"
+        )
 
 
 def _groups(requests: Sequence[SampleRequest], part: range) -> list[range]:

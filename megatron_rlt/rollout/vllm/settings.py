@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from megatron_rlt.config.rollout import VllmConfig
-from megatron_rlt.rollout.requests import KnownStopCondition, SampleRequest
+from megatron_rlt.rollout.requests import KnownStopCondition, SampleRequest, require_finite
 from megatron_rlt.rollout.vllm.weight_inspector import WeightInspector
 from megatron_rlt.types import Completion, FinishReason
 
@@ -41,6 +41,7 @@ class EngineShape:
             batched_tokens = max(batched_tokens, self.max_tokens)
         return {
             "model": str(self.folder),
+            "trust_remote_code": False,
             "dtype": self.dtype,
             "tensor_parallel_size": self.tp,
             "max_model_len": self.max_tokens,
@@ -97,12 +98,16 @@ class Sampling:
     def completion(
         self,
         token_ids: Sequence[int],
-        logprobs: Sequence[float],
+        logprobs: Sequence[float | None],
         finish_reason: str,
         request: SampleRequest,
         policy_version: int,
     ) -> Completion:
-        """vLLM's answer to a request as a completion, cut by this project's stop condition; raises as `cut`."""
+        """vLLM's answer to a request as a completion, cut by this project's stop condition.
+
+        Raises as `cut` and `require_finite`.
+        """
+        require_finite(logprobs, request)
         length, reason = self.cut(list(token_ids), finish_reason)
         return Completion(
             token_ids=torch.tensor(token_ids[:length], dtype=torch.int64),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_rlt.parallel.collectives import on_first_rank
-from megatron_rlt.parallel.environment import free_port
+from megatron_rlt.parallel.environment import free_port, nccl_stays_on_this_machine
 from megatron_rlt.parallel.platform import device, world
 from megatron_rlt.rollout.vllm.client import EngineLostError, ServerClient
 from megatron_rlt.rollout.vllm.servers import WeightTransport
@@ -126,9 +127,15 @@ class BroadcastTransport(DirectTransport):
     def _connect(self, client: TransferClient) -> None:
         from vllm.distributed.weight_transfer import nccl_engine
 
+        host = client.servers[0].local_host()  # vLLM's store of the transfer listens on this address alone
+        if nccl_stays_on_this_machine() and not ip_address(host).is_loopback:
+            raise ValueError(
+                f"rollout.vllm.server.transport=broadcast: the servers are reached from {host}, but NCCL uses this"
+                " machine's loopback interface only; set NCCL_SOCKET_IFNAME to the interface that reaches them"
+            )
         info = nccl_engine.NCCLTrainerInitInfo(
-            client.servers[0].local_host(),
-            free_port(),
+            host,
+            free_port(host),
             1 + client.num_workers,
             packed_buffer_size_bytes=self._bucket_bytes,
             rank=0,
