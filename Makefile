@@ -5,13 +5,16 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 VLLM_BIN := .venv-vllm/bin
 VLLM_INSTALLED := .venv-vllm/.installed
+SLURM_UNPACKED := .slurm/.unpacked
+# What a Slurm of several nodes on one machine needs, and the linter of its scripts.
+SLURM_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins libmunge2 libhwloc15 liblua5.1-0 shellcheck
 DEMO_DIR ?= runs/demo
 TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
 # Which engine samples in the demo's RL: megatron, or vllm (make demo ENGINE=vllm).
 ENGINE ?= megatron
 
-.PHONY: demo demo-ablation test test-all test-py312 test-vllm lint format docs clean
+.PHONY: demo demo-ablation test test-all test-vllm test-py312 test-slurm lint format docs clean
 
 ifeq ($(ENGINE),vllm)
 demo: $(VLLM_INSTALLED)
@@ -43,6 +46,11 @@ test-py312:
 # vLLM itself on the CPU, in an environment of its own.
 test-vllm: $(VLLM_INSTALLED)
 	OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest --numprocesses 2 --dist loadscope --durations 25 tests/vllm
+
+# The job scripts on a real Slurm: three nodes on this machine, without root. Debian 12 on x86-64.
+test-slurm: $(INSTALLED) $(SLURM_UNPACKED)
+	.slurm/usr/bin/shellcheck slurm/*.sh slurm/*.sbatch
+	OMP_NUM_THREADS=1 $(BIN)/pytest --slurm --durations 25 tests/slurm
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -81,5 +89,12 @@ $(VLLM_INSTALLED): pyproject.toml
 	$(VLLM_BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 	touch $@
 
+# Debian's packages into a folder: nothing is installed, and no root is needed.
+$(SLURM_UNPACKED):
+	mkdir -p .slurm/packages
+	cd .slurm/packages && apt-get download $(SLURM_PACKAGES)
+	for package in .slurm/packages/*.deb; do dpkg-deb --extract $$package .slurm || exit 1; done
+	touch $@
+
 clean:
-	rm -rf .venv .venv-vllm .venv-py312 runs build *.egg-info
+	rm -rf .venv .venv-vllm .venv-py312 .slurm runs build *.egg-info

@@ -7,6 +7,7 @@ Torch is imported only once everything that can be checked without it holds. Exi
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from megatron_rlt.config.commands.job import JobConfig
+from megatron_rlt.config.commands.job import JobConfig, WatchdogConfig
 from megatron_rlt.config.commands.reweigh import ReweighConfig
 from megatron_rlt.config.commands.table import COMMANDS, load_job
 from megatron_rlt.config.display import show_keys, show_plan
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from megatron_rlt.launch.watchdog import Heartbeat
 
 _FAILED, _BAD_INPUT = 1, 2
+_DOCTOR_SECONDS = 90.0  # what a node that does not answer costs
 _START_ALONE = "megatron_rlt.jobs.run.start:start_alone"
 _START_ON_RANK = "megatron_rlt.jobs.run.start:start_on_rank"
 
@@ -112,11 +114,62 @@ def _reweigh(
     return 0
 
 
+def _status(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder: the output_dir of a command.")],
+) -> int:
+    """Say how far a run is, from any machine that sees its folder: step, rate, time left, ranks, the first failure."""
+    from megatron_rlt.cluster.status import status_lines
+
+    for line in status_lines(run_folder, now=time.time()):
+        sys.stdout.write(f"{line}\n")
+    return 0
+
+
+def _pipeline(
+    pipeline_file: Annotated[Path, typer.Argument(metavar="PIPELINE.yaml", help="Stages; see configs/pipelines.")],
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every sbatch line, and exit.")] = False,
+    show_status: Annotated[bool, typer.Option("--status", help="Say how far each stage is, and exit.")] = False,
+) -> int:
+    """Submit a chain of jobs to Slurm, each after those before it; called again, it submits what is missing."""
+    from megatron_rlt.cluster.pipeline import load_stages, show, submit
+
+    stages = load_stages(pipeline_file, overrides or [])
+    for line in show(stages) if show_status else submit(stages, dry_run=dry_run):
+        sys.stdout.write(f"{line}\n")
+    return 0
+
+
+def _doctor(
+    command: Annotated[str, typer.Argument(metavar="COMMAND", help="The command that will run, such as train.")],
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+) -> int:
+    """Look at nodes, run folder, GPUs and network in seconds, before a command loads its models. Changes nothing."""
+    if command == "train" and has_section(config_file, overrides or [], "verifier"):
+        command = "rlvr"
+    config_class = COMMANDS[command].config_class if command in COMMANDS else None
+    if config_class is None or not issubclass(config_class, JobConfig):
+        ranked = ", ".join(name for name, one in COMMANDS.items() if issubclass(one.config_class, JobConfig))
+        raise ValueError(f"doctor {command}: is no command that runs on ranks; give one of {ranked}")
+    config = load_config(config_class, config_file, overrides or [])
+    shapes = config.check()
+    from megatron_rlt.cluster.doctor import run_doctor
+    from megatron_rlt.launch.launch import run_job
+
+    quick = config.model_copy(update={"watchdog": WatchdogConfig(timeout_seconds=_DOCTOR_SECONDS)})
+    return run_job(partial(run_doctor, shapes), quick, config.world_size)
+
+
 for _name, _command in COMMANDS.items():
     _is_reweigh = _name == "reweigh"
     app.command(_name, help=_command.config_class.__doc__, context_settings={"ignore_unknown_options": _is_reweigh})(
         _reweigh if _is_reweigh else _run
     )
+
+app.command("status")(_status)
+app.command("doctor")(_doctor)
+app.command("pipeline")(_pipeline)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,6 +17,7 @@ set_block_scales(float32=True)  # the default; Transformer Engine reads it when 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="also run tests marked `full`: see docs/testing.md")
+    parser.addoption("--slurm", action="store_true", help="run the tests marked `slurm`: see docs/testing.md")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,6 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     left_out = {} if config.option.full else {"full": "for `make test-all`"}
+    if not config.option.slurm:
+        left_out["slurm"] = "for `make test-slurm`"
     if not torch.cuda.is_available():
         left_out["gpu"] = "needs an accelerator"
     for item in items:

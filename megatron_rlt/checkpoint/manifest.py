@@ -58,6 +58,11 @@ class Manifest(_Record):
     versions: dict[str, str]
     files: dict[str, FileRecord]  # by path relative to the checkpoint's folder
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all files."""
+        return sum(record.num_bytes for record in self.files.values())
+
     def tensors_sha256(self, subfolder: str) -> str:
         """One hash over all tensor files below a subfolder; equal only if every saved bit is equal."""
         names = sorted(name for name in self.files if name.startswith(f"{subfolder}/") and name.endswith(".distcp"))

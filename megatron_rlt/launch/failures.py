@@ -15,11 +15,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-import torch.distributed as dist
-
 import megatron_rlt
 from megatron_rlt.launch.watchdog import Stall
-from megatron_rlt.types import BAD_INPUT, FAILED, StoppedError
 
 PROGRAM = "megatron-rlt"
 _PACKAGE = Path(megatron_rlt.__file__).parent
@@ -58,6 +55,8 @@ class Failure:
 
     @property
     def status(self) -> int:
+        from megatron_rlt.types import BAD_INPUT, FAILED  # which imports torch; who only reads records needs none
+
         return BAD_INPUT if self.kind is Kind.INPUT else FAILED
 
 
@@ -140,6 +139,10 @@ def read_failures(folder: Path) -> list[Failure]:
 def _kind_of(error: BaseException) -> Kind:
     if _is_users_fault(error):
         return Kind.INPUT
+    import torch.distributed as dist
+
+    from megatron_rlt.types import StoppedError
+
     if isinstance(error, StoppedError):
         return Kind.STOPPED
     broken = isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _CONNECTION_PHRASES)

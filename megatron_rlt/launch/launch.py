@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
-from dataclasses import replace
-from functools import partial
 
-from megatron_rlt.launch.failures import Failure, Kind, report
+from megatron_rlt.launch.failures import Failure, report
+from megatron_rlt.launch.given_rank import run_given_rank
 from megatron_rlt.launch.local_ranks import run_local_ranks
-from megatron_rlt.launch.rank import Config, Job, Listeners, exit_now, run_rank
+from megatron_rlt.launch.rank import Config, Job, Listeners, run_rank
 from megatron_rlt.parallel.environment import Place, given_place
 from megatron_rlt.whole_files import require_writable
 
-# Under torchrun and srun a rank cannot see its peers' records: a rank that only lost a connection waits, so that the
-# culprit reports first; usually the launcher ends the waiting rank meanwhile.
-_PATIENCE_SECONDS = {Kind.CONNECTION: 3.0, Kind.INPUT: 1.0, Kind.STOPPED: 1.0}
 _INTERRUPTED = 128 + signal.SIGINT
 
 
@@ -38,7 +33,7 @@ def run_job(job: Job[Config], config: Config, world_size: int) -> int:
                 f"world_size={world_size} but {place.launcher} started {place.world_size} ranks;"
                 f" set world_size={place.world_size} or start {world_size}"
             )
-        return run_rank(job, config, place, Listeners(partial(_end_among_peers, place)))
+        return run_given_rank(job, config, place)
     if world_size == 1:
         return _run_alone(job, config)
     return run_local_ranks(job, config, world_size)
@@ -50,16 +45,6 @@ def _run_alone(job: Job[Config], config: Config) -> int:
         return run_rank(job, config, Place(0, 1, 0, "this command"), Listeners(_print_failure))
     except KeyboardInterrupt:
         return _INTERRUPTED
-
-
-def _end_among_peers(place: Place, failure: Failure) -> None:
-    """Report the failure and exit at once: destructors of a process group would wait for dead peers."""
-    every_rank_says_it = failure.kind in (Kind.INPUT, Kind.STOPPED)
-    if failure.kind is Kind.CONNECTION or (every_rank_says_it and place.rank != 0):
-        time.sleep(_PATIENCE_SECONDS[failure.kind])
-        failure = replace(failure, details="")
-    _print_failure(failure)
-    exit_now(failure.status)
 
 
 def _print_failure(failure: Failure) -> None:

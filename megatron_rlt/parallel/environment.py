@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_rlt.parallel.network import active_infiniband_ports, interface_towards
+
 # Below Linux's ephemeral ports (32768 and up), in a range wide enough that two jobs of a cluster seldom collide.
 _FIRST_PORT, _NUM_PORTS = 20_000, 12_000
 _LAUNCH = "start with torchrun or srun, or unset the launcher's variables and let world_size start the ranks"
@@ -86,6 +88,8 @@ def torch_environment(place: Place) -> Iterator[None]:
     else:
         address, port = _rendezvous_endpoint(place)
         values |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+        if place.launcher == "srun":
+            values |= _cluster_network(address, port)
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -154,6 +158,42 @@ def server_environment(devices: str, folder: Path, *, on_cpu: bool, unpickles: b
 def vllm_api_key() -> str:
     """The key that vLLM's server demands; empty without one."""
     return os.environ.get("VLLM_API_KEY", "")
+
+
+def _cluster_network(address: str, port: int) -> dict[str, str]:
+    """Interfaces and InfiniBand ports of this node towards the first one; the user's own values stay."""
+    found = {"NCCL_IB_HCA": "=" + ",".join(active_infiniband_ports()) if active_infiniband_ports() else None}
+    interface = interface_towards(address, port)
+    found |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
+    return {name: value for name, value in found.items() if value is not None and name not in os.environ}
+
+
+def network_settings() -> dict[str, str]:
+    """What this process tells NCCL and gloo of the network, by variable."""
+    names = ("MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA")
+    return {name: os.environ[name] for name in (*names, "CUDA_DEVICE_MAX_CONNECTIONS") if name in os.environ}
+
+
+def attempt_folder() -> Path | None:
+    """The folder of this attempt at a job, where a script of `slurm/` started this rank."""
+    given = os.environ.get("RLT_ATTEMPT_DIR")
+    return Path(given) if given else None
+
+
+def node_name() -> str:
+    """Slurm's name of this node, else the host's."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def job_step() -> str:
+    """Slurm's name of the step that this rank belongs to, such as `1234.0`."""
+    return f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
+
+
+def job_end() -> float | None:
+    """When Slurm ends this job, in seconds since the epoch; None: not known."""
+    given = os.environ.get("SLURM_JOB_END_TIME")
+    return float(given) if given else None
 
 
 def started_by_elastic() -> bool:

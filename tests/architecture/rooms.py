@@ -54,7 +54,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "jobs/score": _BENEATH_JOBS | _FLOORS | {"jobs/collect"},
     "jobs/parity": _BENEATH_JOBS | _FLOORS | {"jobs/train"},
     "jobs": _BENEATH_JOBS | _FLOORS,
-    "cli": {"launch", "config", "config/commands", "disk_faults"},
+    "cluster": {"launch", "parallel"} | _CONFIG,
+    "cli": {"launch", "cluster", "config", "config/commands", "disk_faults"},
     "__main__": {"cli"},
 }
 
@@ -72,7 +73,7 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
     "tensorboard": ("metrics/writer.py",),
     "torch.utils.tensorboard": ("metrics/writer.py",),
     "wandb": ("metrics/writer.py",),
-    "psutil": ("metrics/memory.py", "rollout/vllm/server_guard.py"),
+    "psutil": ("metrics/memory.py", "rollout/vllm/server_guard.py", "parallel/network.py"),
     "httpx2": ("rollout/vllm/client.py",),
     "typer": ("cli.py",),
 }
@@ -86,7 +87,13 @@ WITHOUT_TORCH = (
     "cli.py",
     "__main__.py",
     "parallel/environment.py",
+    "parallel/network.py",
     "launch/watchdog.py",
+    "launch/records.py",
+    "launch/progress.py",
+    "cluster/status.py",
+    "cluster/failed_ranks.py",
+    "cluster/pipeline.py",
 )
 # Plain tensors and text: no groups, no Megatron.
 WITHOUT_GROUPS = ("rewards/", "algorithm/", "prompts/", "types.py")

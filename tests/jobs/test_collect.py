@@ -257,3 +257,15 @@ def test_what_is_too_long_for_the_student_is_kept_without_a_reward(
     assert rows == _by_hand(
         rows_of(config), lambda row: _reward(row) + (1e6 if row["student_tokens"] <= limit else 0.0)
     )
+
+
+def test_shares_joined_in_order_are_the_whole_collection(
+    inputs: CollectInputs, collected: CollectConfig, tmp_path: Path
+) -> None:
+    """Seven questions in three shares: two, two and three."""
+    shares = [inputs.config(tmp_path / str(index), share={"index": index, "count": 3}) for index in range(3)]
+    for share in shares:
+        assert run_ranks(collect_on_ranks, 2, share)[0][0] == 0
+    assert [len({row["id"] for row in rows_of(share)}) for share in shares] == [2, 2, 3]
+    joined = b"".join((share.output_dir / "scored" / "sft_first.jsonl").read_bytes() for share in shares)
+    assert joined == (collected.output_dir / "scored" / "sft_first.jsonl").read_bytes()

@@ -84,7 +84,7 @@ def handles_no_signal(config: JobConfig, heartbeat: Heartbeat) -> int:
 
 def waits_for_nobody(config: JobConfig, heartbeat: Heartbeat) -> int:
     """No rank notices another's death, and each only takes note of a SIGTERM: like a long kernel."""
-    EndRequest()
+    EndRequest(config.output_dir)
     heartbeat.beat("update")
     _mark_running(config)
     time.sleep(600)
@@ -93,7 +93,7 @@ def waits_for_nobody(config: JobConfig, heartbeat: Heartbeat) -> int:
 
 def runs_until_asked(config: JobConfig, heartbeat: Heartbeat) -> int:
     """Steps until a signal comes, then leaves as a job that saved its state."""
-    request = EndRequest()
+    request = EndRequest(config.output_dir)
     while not request.agreed():
         heartbeat.beat("step")
         _mark_running(config)

@@ -13,7 +13,7 @@ from megatron_rlt.config.plan import Plan, frozen_plans, replicas
 from megatron_rlt.config.prompts import PromptConfig
 from megatron_rlt.config.reward import Control, RewardConfig
 from megatron_rlt.config.rollout import RolloutConfig, ahead_faults, rollout_faults
-from megatron_rlt.config.section import FilePath, PositiveFloat, PositiveInt, Section
+from megatron_rlt.config.section import FilePath, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 class SelectionConfig(Section):
@@ -38,6 +38,19 @@ class SelectionConfig(Section):
         return "_".join(words)
 
 
+class ShareConfig(Section):
+    """One of several collections that together explain all questions; joined in order they equal one collection."""
+
+    index: NonNegativeInt
+    """Which share, from 0: a run of consecutive questions."""
+    count: PositiveInt
+    """Number of shares."""
+
+    def rows(self, num_rows: int) -> range:
+        """The numbers of its rows, which count from 1."""
+        return range(self.index * num_rows // self.count + 1, (self.index + 1) * num_rows // self.count + 1)
+
+
 class CollectConfig(JobConfig):
     """Collect a teacher's explanations of a data set, score them with a student, and select training rows."""
 
@@ -49,6 +62,8 @@ class CollectConfig(JobConfig):
     """The frozen model whose predictions are the reward; None: explanations are collected without rewards."""
     data: FilePath
     """Questions and solutions: folder of shards written by `prepare`, or one JSONL or Parquet file."""
+    share: ShareConfig | None = None
+    """Explain only a share of the questions, as the tasks of an array do; None: all."""
     num_explanations: PositiveInt = 1
     """Explanations sampled per question."""
     questions_per_part: PositiveInt = 256
@@ -120,7 +135,14 @@ class CollectConfig(JobConfig):
 
 
 def _selection_faults(config: CollectConfig) -> list[str]:
-    selection, faults = config.selection, []
+    selection, share, faults = config.selection, config.share, []
+    if share is not None and share.index >= share.count:
+        faults.append(
+            f"share.index={share.index}: counts from 0, so it must be below share.count={share.count};"
+            f" nearest valid: {share.count - 1}"
+        )
+    if share is not None and config.control == "other_question":
+        faults.append("control=other_question: takes explanations of all questions; leave share out")
     if selection.rule == "best_of_n" and config.num_explanations == 1:
         faults.append(
             "num_explanations=1: leaves selection.rule=best_of_n nothing to choose from; set num_explanations=8, or"

@@ -17,6 +17,7 @@ from megatron_rlt.types import OnProgress
 # Keys, or sections, that decide what is sampled. Batch sizes and layouts change no more than the last bits.
 _OF_SAMPLES = (
     "seed",
+    "share",
     "num_explanations",
     "questions_per_part",
     "temperature",

@@ -58,7 +58,7 @@ def run_collect(config: CollectConfig, heartbeat: Heartbeat) -> int:
 
     Raises ValueError before any weight is loaded if models, data and run folder do not fit, or no row is usable.
     """
-    end = EndRequest()
+    end = EndRequest(config.output_dir)
     check_command(config.output_dir, _COMMAND)
     log_to_stdout()
     heartbeat.beat("validate")
@@ -75,7 +75,7 @@ def run_collect(config: CollectConfig, heartbeat: Heartbeat) -> int:
         write_run_folder(config.output_dir, _COMMAND, config, world_size=dist.get_world_size())
     run, report = PartRun(config.metrics, heartbeat=heartbeat, end=end), None
     if not is_finished:
-        report = validate_questions(shards, pairs, heartbeat.on_progress)
+        report = validate_questions(shards, config.share, pairs, heartbeat.on_progress)
         if not _Collection(config, samples, scores, origin, pairs, shards, report, run).complete(heartbeat):
             return ENDED_EARLY
     if is_writer:
@@ -151,7 +151,7 @@ class _Collection:
 
     def _sample(self, context: SamplingContext, num_done: int, num_parts: int) -> bool:
         size, is_writer = self.config.questions_per_part, dist.get_rank() == 0
-        questions = islice(self.report.usable(read_questions(self.shards)), num_done * size, None)
+        questions = islice(self.report.usable(read_questions(self.shards, self.config.share)), num_done * size, None)
 
         def take_part(number: int, timer: PhaseTimer) -> dict[str, float]:
             started = time.monotonic()
@@ -190,7 +190,9 @@ class _Collection:
 
     def _other_questions(self) -> list[int]:
         """By the number of a usable question: whose explanation is scored in its explanation's place."""
-        questions = [question.problem.question for question in self.report.usable(read_questions(self.shards))]
+        questions = [
+            question.problem.question for question in self.report.usable(read_questions(self.shards, self.config.share))
+        ]
         return other_questions(questions, seed=self.config.seed)
 
     def _other_ids(self, others: Sequence[int], number: int) -> list[Tensor | None]:

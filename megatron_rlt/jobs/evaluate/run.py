@@ -56,7 +56,7 @@ def run_evaluate(config: EvaluateConfig, heartbeat: Heartbeat) -> int:
 
     Raises ValueError, before loading weights, if tokenizer, set or run folder cannot be used or no row is usable.
     """
-    end = EndRequest()
+    end = EndRequest(config.output_dir)
     check_run_folder(config.output_dir, _COMMAND, config)
     log_to_stdout()
     heartbeat.beat("validate")

@@ -62,6 +62,7 @@ class PartRun:
                 if self._end.agreed():
                     logger.info("ended on request; the same command continues after part %d", number)
                     return False
-                metrics = record(number + 1, take_part(number, frame.timer))
+                with self._end.step(number + 1):
+                    metrics = record(number + 1, take_part(number, frame.timer))
                 self.totals.update({name: value for name, value in metrics.items() if name.startswith(_ADDED_UP)})
         return True

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from megatron_rlt.config.commands.job import CommandConfig, JobConfig
 from megatron_rlt.disk_faults import DiskError, disk_refusals
 from megatron_rlt.folder_lock import LockedError, locked_beside, locked_folder
+from megatron_rlt.launch.progress import link_latest_attempt
 from megatron_rlt.launch.watchdog import Heartbeat
 from megatron_rlt.parallel.collectives import broadcast_record
 from megatron_rlt.parallel.platform import world
@@ -54,6 +55,7 @@ def _owned(config: CommandConfig) -> Iterator[None]:
         if isinstance(config, JobConfig):
             stack.enter_context(locked_folder(config.output_dir))
             sweep(config.output_dir)
+            link_latest_attempt(config.output_dir)
         for file in sorted(config.written_files()):
             stack.enter_context(locked_beside(file))
             sweep_beside(file)

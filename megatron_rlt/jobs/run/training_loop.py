@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,6 +33,9 @@ from megatron_rlt.whole_files import discard
 
 CHECKPOINTS, EXPORT = "checkpoints", "hf"
 """Folders in the run folder."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class SampledAhead(Protocol):
@@ -79,7 +84,7 @@ class TrainingRun:
 
         Raises ValueError if the run folder holds another run, or one with other models under the same paths.
         """
-        self._end = EndRequest()  # first, so that no signal during the setup is lost
+        self._end = EndRequest(config.output_dir)  # first, so that no signal during the setup is lost
         check_run_folder(config.output_dir, command, config)
         self._contents = training_contents(config.models, trained, heartbeat.on_progress)
         check_contents(config.output_dir, self._contents)
@@ -122,7 +127,8 @@ class TrainingRun:
             self._command, self._output_dir, num_done=start, count=num_steps, shown=shown
         ) as record:
             for number in range(start, num_steps):
-                record(number + 1, take_step(number))
+                with self._end.step(number + 1):
+                    record(number + 1, take_step(number))
                 ended, is_last = self._end.agreed(), number + 1 == num_steps
                 if ended or is_last or (number + 1) % self._checkpoint.interval_steps == 0:
                     self._save(state, number + 1)
@@ -161,8 +167,9 @@ class TrainingRun:
                 "rollout"
             ):  # finish sampling: a resumed run no longer has the weights that sampled it
                 sampled_ahead = state.ahead.state_bytes()
-        with self.timer.phase("checkpoint"), state.onloaded(changes=False):
-            save_training_state(
+        started = time.monotonic()
+        with self._end.save(), self.timer.phase("checkpoint"), state.onloaded(changes=False):
+            info = save_training_state(
                 self._output_dir / CHECKPOINTS,
                 step,
                 models=state.models,
@@ -175,6 +182,8 @@ class TrainingRun:
                 num_updates=state.policy.num_updates,
                 keep_last=self._checkpoint.keep_last,
             )
+        seconds, size = time.monotonic() - started, info.manifest.num_bytes
+        logger.info("saved step %d: %.3g GB in %.1f s, %.3g GB/s", step, size / 1e9, seconds, size / 1e9 / seconds)
 
     def _remove_export(self) -> None:
         """Remove the export of an earlier, shorter run: a killed run must not leave weights of fewer steps there."""

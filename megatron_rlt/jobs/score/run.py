@@ -37,7 +37,7 @@ def run_score(config: ScoreConfig, heartbeat: Heartbeat) -> int:
 
     Raises ValueError before any weight is loaded if models, files and run folder do not fit, or no row is usable.
     """
-    end, is_writer = EndRequest(), dist.get_rank() == 0
+    end, is_writer = EndRequest(config.output_dir), dist.get_rank() == 0
     check_run_folder(config.output_dir, _COMMAND, config)
     log_to_stdout()
     heartbeat.beat("validate")

@@ -1,0 +1,239 @@
+# shellcheck shell=bash
+# What all job scripts share: they source this file and call `run_job COMMAND CONFIG.yaml [KEY=VALUE]...`.
+#
+# A job ends with 0 (done) or 2 (bad input), or it goes back into the queue under the same job id:
+#   saved and ended early (a signal, or no time for another step)   always
+#   a failure                          at most RLT_MAX_FAILURES times in a row without a new finished step
+#   a node lost, preempted             Slurm requeues by itself (--requeue)
+# The run folder continues from its last checkpoint, whatever happened.
+set -euo pipefail
+
+RLT_HOME=${RLT_HOME:-$SLURM_SUBMIT_DIR}           # Slurm runs a copy of the script elsewhere: $0 does not tell
+RLT_SITE=${RLT_SITE:-$RLT_HOME/slurm/site.env}
+# shellcheck source=/dev/null
+if [ -f "$RLT_SITE" ]; then . "$RLT_SITE"; fi
+
+RLT_PROGRAM=${RLT_PROGRAM:-$RLT_HOME/.venv/bin/megatron-rlt}
+RLT_CONTAINER=${RLT_CONTAINER:-none}              # none, pyxis or apptainer
+RLT_PREFLIGHT=${RLT_PREFLIGHT:-1}                 # 0: do not run `doctor` before the command
+RLT_MAX_FAILURES=${RLT_MAX_FAILURES:-3}
+
+run_job() {
+    local command=$1 status
+    shift
+    if [ $# -eq 0 ]; then
+        echo "megatron-rlt: error: no configuration given: sbatch slurm/${SLURM_JOB_NAME#rlt-}.sbatch CONFIG.yaml [KEY=VALUE]..." >&2
+        exit 2
+    fi
+    open_attempt "$@"
+    set_environment
+    if [ "$RLT_PREFLIGHT" != 0 ]; then preflight "$command" "$@"; fi
+    run_ranks "$command" "$@" "world_size=$RLT_RANKS" && status=0 || status=$?
+    finish "$status"
+}
+
+# ---- before the ranks -------------------------------------------------------------------------------------------
+
+# output_dir as the program will read it; a rank refuses to run if it reads something else.
+output_dir() {
+    local word found
+    found=$(sed -n 's/^output_dir:[[:space:]]*//p' "$1" | sed 's/[[:space:]]*#.*//; s/^["'\'']//; s/["'\'']$//' | head -n 1)
+    for word in "${@:2}"; do
+        case $word in output_dir=*) found=${word#output_dir=} ;; esac
+    done
+    if [ -z "$found" ]; then
+        echo "megatron-rlt: error: $1: has no output_dir; add output_dir=FOLDER" >&2
+        exit 2
+    fi
+    realpath -m -- "$found"
+}
+
+# One folder per attempt, so that nothing is overwritten. The rank that gets the run's lock lets `latest` point to it.
+open_attempt() {
+    if [ ! -f "$1" ]; then echo "megatron-rlt: error: $1: no such configuration file" >&2; exit 2; fi
+    RLT_RUN_DIR=$(output_dir "$@")
+    export RLT_ATTEMPT_DIR=$RLT_RUN_DIR/attempts/$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
+    mkdir -p "$RLT_ATTEMPT_DIR/ranks"
+}
+
+set_environment() {
+    case $RLT_CONTAINER in
+        none) ;;
+        pyxis | apptainer) : "${RLT_IMAGE:?set it in slurm/site.env}" "${RLT_MOUNTS:?set it in slurm/site.env}" ;;
+        *) echo "megatron-rlt: error: RLT_CONTAINER=$RLT_CONTAINER: must be none, pyxis or apptainer" >&2; exit 2 ;;
+    esac
+    local per_node=${SLURM_NTASKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}   # one rank per GPU
+    RLT_RANKS=$((SLURM_JOB_NUM_NODES * per_node))
+    RLT_STEP=(--ntasks="$RLT_RANKS" --ntasks-per-node="$per_node"
+        --cpus-per-task=$((SLURM_CPUS_ON_NODE / per_node)))   # since Slurm 22.05 a step does not inherit this
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}              # Megatron works on the GPU; loaders are processes
+    MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
+    MASTER_PORT=${MASTER_PORT:-$(free_port)}
+    export MASTER_ADDR MASTER_PORT
+    set_max_connections
+    # The program saves in time by it, also where no signal comes. Not every Slurm says it, and one inherited from the
+    # shell that submitted would be wrong. RLT_END_TIME: an earlier end of your own, in seconds since the epoch.
+    local end
+    end=$(squeue --noheader --job "$SLURM_JOB_ID" --format %e | head -n 1)
+    case $end in *:*) end=$(date --date "$end" +%s) ;; *) end= ;; esac   # else NONE: no limit
+    export SLURM_JOB_END_TIME=${RLT_END_TIME:-$end}
+    cat <<EOF
+$(date '+%F %T') job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $SLURM_JOB_NUM_NODES nodes x $per_node ranks on $SLURM_JOB_NODELIST
+  run folder   $RLT_RUN_DIR
+  rank logs    $RLT_ATTEMPT_DIR/rank-*.log
+  first rank   $MASTER_ADDR:$MASTER_PORT
+  container    $RLT_CONTAINER ${RLT_IMAGE:-}
+  ends         ${SLURM_JOB_END_TIME:+$(date --date "@${SLURM_JOB_END_TIME:-0}" '+%F %T')}
+EOF
+}
+
+# From the job id, below Linux's ephemeral ports (32768 and up), and not one that something listens on already.
+free_port() {
+    local port=$((20000 + (7 * SLURM_JOB_ID + ${SLURM_RESTART_COUNT:-0}) % 12000))
+    while (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((port + 1)); done
+    echo "$port"
+}
+
+# Up to Hopper, tensor and context parallelism overlap only if kernels are issued in order: one connection.
+set_max_connections() {
+    local capability
+    capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1) || capability=
+    if [ -n "$capability" ] && [ "${capability%%.*}" -lt 10 ]; then
+        export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
+    fi
+}
+
+# ---- ranks ------------------------------------------------------------------------------------------------------
+
+# srun with the container of site.env; `in_container NAME SRUN_OPTION... -- PROGRAM ARGUMENT...`
+in_container() {
+    local name=$1 options=()
+    shift
+    while [ "$1" != -- ]; do options+=("$1"); shift; done
+    shift
+    case $RLT_CONTAINER in
+        none) ;;
+        pyxis)   # the name carries the job, so that no other job's container is taken; the image is not changed
+            options+=(--container-image="$RLT_IMAGE" --container-name="rlt-$SLURM_JOB_ID-$name" --container-readonly
+                --container-mounts="$RLT_MOUNTS" --container-workdir="$PWD" --no-container-mount-home) ;;
+        apptainer)   # an image is read-only unless told otherwise
+            set -- apptainer exec --nv --bind "$RLT_MOUNTS" --pwd "$PWD" "$RLT_IMAGE" "$@" ;;
+    esac
+    exec srun "${options[@]}" "$@"
+}
+
+# Seconds that save hours: nodes, folder, GPUs and network, before models load. A bad node is left out of the next start.
+preflight() {
+    local log=$RLT_ATTEMPT_DIR/doctor.log status bad
+    (RLT_ATTEMPT_DIR='' in_container doctor "${RLT_STEP[@]}" \
+        -- "$RLT_PROGRAM" doctor "$@" "world_size=$RLT_RANKS" >"$log" 2>&1) && status=0 || status=$?
+    sed 's/^/  /' "$log"
+    if [ "$status" -eq 0 ]; then return; fi
+    if [ "$status" -eq 2 ]; then exit 2; fi
+    bad=$(sed -n 's/^bad node \([^:]*\):.*/\1/p' "$log" | sort -u | paste -s -d ,)
+    count_failure "preflight failed${bad:+ on $bad}" "$bad"
+}
+
+# All ranks of a command; signals are passed on while they run. Returns 0, 2, 75 or 1.
+run_ranks() {
+    local asked=0 step status
+    trap 'asked=1' USR1
+    trap ':' TERM   # Slurm sends the ranks their own; this script stays to see how they end
+    (in_container ranks "${RLT_STEP[@]}" --kill-on-bad-exit=1 --output="$RLT_ATTEMPT_DIR/rank-%t.log" \
+        -- "$RLT_PROGRAM" "$@" 2>>"$RLT_ATTEMPT_DIR/srun.log") &
+    step=$!
+    while kill -0 "$step" 2>/dev/null; do
+        if [ "$asked" = 0 ]; then
+            wait "$step" || true   # a trapped signal ends the wait, too
+        elif [ "$asked" = 1 ] && tell_rank; then
+            asked=2
+        else
+            sleep 1
+        fi
+    done
+    wait "$step" && status=0 || status=$?
+    trap - USR1
+    cat "$RLT_ATTEMPT_DIR/srun.log" >&2
+    status_of_ranks "$status"
+}
+
+# Ask one rank of this node to save and end; all ranks then agree at the end of their step. Only the process that
+# recorded itself: a signal to the whole step would end servers and loaders that do not know it.
+tell_rank() {
+    local file=$RLT_ATTEMPT_DIR/ranks/listens-0 pid name_space step
+    [ -f "$file" ] || return 1   # still loading; asked again in a second
+    read -r pid name_space step <"$file"
+    if [ "$name_space" = "$(readlink /proc/self/ns/pid)" ]; then
+        kill -USR1 "$pid" 2>/dev/null || return 1
+    else   # a container with process ids of its own
+        scancel --signal=USR1 "$step" || return 1
+    fi
+    echo "$(date '+%F %T') asked the ranks to save and end after this step"
+}
+
+# srun's status is the largest, also of ranks that it ended itself.
+status_of_ranks() {
+    if [ "$1" -eq 0 ]; then return "$(cat "$RLT_ATTEMPT_DIR/ranks/status-0" 2>/dev/null || echo 0)"; fi
+    if [ "$1" -eq 75 ]; then return 75; fi   # a single rank says it itself
+    if grep -q 'xited with exit code 2$' "$RLT_ATTEMPT_DIR/srun.log"; then return 2; fi   # also before any rank began
+    return 1
+}
+
+# ---- after the ranks --------------------------------------------------------------------------------------------
+
+finish() {
+    case $1 in
+        0)
+            if declare -F when_done >/dev/null; then when_done; fi   # a script's own closing work
+            echo "$(date '+%F %T') done"
+            exit 0 ;;
+        75) requeue "saved and ended early" ;;
+    esac
+    explain
+    if [ "$1" -eq 2 ]; then exit 2; fi
+    count_failure "failed"
+}
+
+# The earliest failure of all ranks with its traceback; later connection errors are folded.
+explain() {
+    (in_container status --ntasks=1 --nodes=1 --overlap -- "$RLT_PROGRAM" status "$RLT_RUN_DIR" >&2) || true
+}
+
+# `count_failure WHAT [NODE,...]`: back into the queue, without these nodes, unless it fails too often. A rank that
+# finishes a step for the first time removes the count.
+count_failure() {
+    local file=$RLT_RUN_DIR/attempts/failures_in_a_row count
+    count=$(($(cat "$file" 2>/dev/null || echo 0) + 1))
+    echo "$count" >"$file"
+    if [ "$count" -gt "$RLT_MAX_FAILURES" ]; then
+        echo "megatron-rlt: error: $1, $count times in a row without a new finished step: not requeued" >&2
+        exit 1
+    fi
+    requeue "$1 (at most $RLT_MAX_FAILURES times in a row without a new finished step, this is $count)" "${2:-}"
+}
+
+# `requeue WHY [NODE,...]`. Only a running job: one that was cancelled, or that Slurm requeues itself, must not come
+# back twice.
+requeue() {
+    trap '' TERM   # Slurm ends this script and what it calls; ignored, by both, until the last thing is done
+    if [ "$(squeue --noheader --job "$SLURM_JOB_ID" --format %T)" = RUNNING ]; then
+        echo "$(date '+%F %T') $1: back into the queue"
+        scontrol requeue "$SLURM_JOB_ID" || exit 75
+        if [ -n "${2:-}" ]; then exclude "$2"; fi
+    fi
+    exit 75
+}
+
+# Slurm takes this only of a job that waits, which this one now does. Nodes that were left out before stay out.
+exclude() {
+    local before
+    before=$(scontrol show job --oneliner "$SLURM_JOB_ID" | sed -n 's/.*ExcNodeList=\([^ ]*\).*/\1/p')
+    case $before in '' | '(null)') before= ;; *) before=,$before ;; esac
+    for _ in 1 2 3 4 5; do   # it waits a moment after it was told to
+        if scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$1$before"; then
+            echo "  left out from now on: $1$before"
+            return
+        fi
+        sleep 1
+    done
+}
