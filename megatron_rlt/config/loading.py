@@ -46,10 +46,15 @@ def with_changes(below: Config, above: Config) -> Config:
 
 def has_section(path: Path, overrides: Sequence[str], name: str) -> bool:
     """Whether a configuration or its overrides name a top-level section; raises ValueError as `load_config`."""
+    return name in read_tree(path, overrides)
+
+
+def read_tree(path: Path, overrides: Sequence[str]) -> Tree:
+    """What a configuration and its overrides name, unchecked; raises ValueError as `load_config`."""
     tree = _read_file(path)
     for override in overrides:
         _apply_override(tree, override)
-    return name in tree
+    return tree
 
 
 def to_yaml(config: Section) -> str:

@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "whole_files": set(),
     "config": {"types"},
     "config/commands": {"config", "types"},
+    "planning": {"config", "config/commands"},
     "parallel": _CONFIG,
     "launch": {"parallel"} | _CONFIG,
     "models": {"parallel"} | _CONFIG,
@@ -47,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{f"jobs/{command}": _BENEATH_JOBS | _FLOORS for command in _COMMANDS},
     "jobs/score": _BENEATH_JOBS | _FLOORS | {"jobs/collect"},
     "jobs/parity": _BENEATH_JOBS | _FLOORS | {"jobs/train"},
-    "jobs": _BENEATH_JOBS | _FLOORS,
+    "jobs": _BENEATH_JOBS | _FLOORS | {"planning"},
     "cli": {"launch", "config", "config/commands"},
     "__main__": {"cli"},
 }
@@ -74,6 +75,8 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
 # Runs before torch is imported: bad input is refused within a second.
 WITHOUT_TORCH = (
     "config/",
+    "planning/",
+    "jobs/plan.py",
     "cli.py",
     "__main__.py",
     "parallel/environment.py",
