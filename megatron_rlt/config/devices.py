@@ -1,6 +1,6 @@
 """GPUs that are known: memory, peak rate and bandwidth, by the word that `plan` takes and by CUDA's name.
 
-Peak dense bfloat16 FLOP/s and bandwidth come from NVIDIA's data sheets (A100 2021, L40S, H100 and H200 2023, B200 2024);
+Peak dense bfloat16 FLOP/s and bandwidth come from NVIDIA's data sheets (A100 2021, L40S, H100, H200 2023, B200 2024);
 memory is what a process can allocate at most, as torch reports it. Users state the peak of other devices: a wrong peak
 is worse than none.
 """

@@ -21,8 +21,8 @@ def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-# KV-cache slots that a row of the embedded engine gets at first for sampled tokens: most explanations fit, so their cache
-# is never copied. Rows that outgrow their slots get twice as many.
+# KV-cache slots that a row of the embedded engine gets at first for sampled tokens: most explanations fit, so their
+# cache is never copied. Rows that outgrow their slots get twice as many.
 FIRST_CACHE_SLOTS = 512
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]

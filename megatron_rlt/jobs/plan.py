@@ -28,7 +28,9 @@ def _memory(planned: Planned) -> NumberTable:
     work, device = planned.work, planned.platform.device
     name = "CPU ranks" if device is None else f"{device.name}, {_gib(device.memory_bytes)} GiB each"
     headings = ("phase", "weights", "gradients", "optimizer", "caches", "activations", "buffers", "sum", "rank", "left")
-    table = NumberTable(f"{planned.target.command} on {work.world_size} ranks ({name}): GiB of the fullest rank", headings)
+    table = NumberTable(
+        f"{planned.target.command} on {work.world_size} ranks ({name}): GiB of the fullest rank", headings
+    )
     for one in planned.memory:
         parts = (one.weights, one.gradients, one.optimizer, one.caches, one.activations, one.buffers, one.total)
         left = "" if planned.limit is None else _gib(planned.limit - one.total)
@@ -43,8 +45,10 @@ def _verdict(planned: Planned) -> str:
         return line
     reserved = f"{_gib(planned.platform.reserved_bytes)} GiB reserved for CUDA and NCCL"
     rest = planned.limit - highest.total
-    line += f" With {reserved}, {_gib(rest)} GiB are left." if rest >= 0 else (
-        f" With {reserved}, it does not fit: {_gib(-rest)} GiB are missing."
+    line += (
+        f" With {reserved}, {_gib(rest)} GiB are left."
+        if rest >= 0
+        else (f" With {reserved}, it does not fit: {_gib(-rest)} GiB are missing.")
     )
     if planned.vllm_shortage > 0:
         line += (

@@ -73,8 +73,13 @@ def _fused_saved(form: LayerForm, width: int) -> tuple[float, float]:
         attention += form.query + form.key  # the value is a view of the product, which query and key left rotated
     if form.has_head_norms:
         attention += form.query + form.key  # normed, before they are rotated
-    feed_forward = (3 if form.is_gated else 2) * form.ffn
+    feed_forward = _fused_products(form) * form.ffn
     return norms_and_inputs + masks, (attention + feed_forward) * width
+
+
+def _fused_products(form: LayerForm) -> int:
+    """Tensors of the feed-forward size: what the activation function reads, two halves if gated, and its result."""
+    return 3 if form.is_gated else 2
 
 
 def _local_saved(form: LayerForm, width: int) -> tuple[float, float]:
@@ -82,7 +87,9 @@ def _local_saved(form: LayerForm, width: int) -> tuple[float, float]:
     norm = form.hidden * (2 * width + width + wide_input)  # input, normed, times the weight
     rotation = 2 * 2 * form.head_dim * width  # cosine and sine of query and key, on every rank whole
     heads = form.query + form.key
-    attention = (form.query + 2 * form.key) + heads + 2 * form.query  # product, rotated, outputs per sequence and joined
+    attention = (
+        (form.query + 2 * form.key) + heads + 2 * form.query
+    )  # product, rotated, outputs per sequence and joined
     head_norms = 2 * form.query + form.key if form.has_head_norms else 0
     feed_forward = 5 * form.ffn  # product of both halves, silu, the linear half plus its offset, their product
     return 2 * norm + rotation, (attention + head_norms + feed_forward) * width
@@ -93,14 +100,14 @@ def passing_per_token(form: LayerForm, split: Split, *, dtype_bytes: int, is_fus
 
     It is the feed-forward part: the residual, the norm's output (gathered where it was split), and the products.
     """
-    products = (3 if is_fused else 5) * form.ffn
+    products = (_fused_products(form) if is_fused else 5) * form.ffn
     gathered = form.hidden if split.between > 1 else 0
     return dtype_bytes * (2 * form.hidden / split.between + gathered + products / split.inside)
 
 
 def backward_per_token(form: LayerForm, split: Split, *, dtype_bytes: int, is_fused: bool) -> float:
     """Bytes of gradients at the fullest moment of one layer's backward pass, per token of the rank."""
-    products = (3 if is_fused else 4) * form.ffn
+    products = (_fused_products(form) if is_fused else 4) * form.ffn
     gathered = 2 * form.hidden if split.between > 1 else 0  # the product's input again, and its gradient
     return dtype_bytes * (2 * form.hidden / split.between + gathered + products / split.inside)
 

@@ -55,7 +55,9 @@ def _steps(file: Path) -> list[dict[str, Any]]:
         try:
             steps.append(dict(json.loads(line)))
         except (json.JSONDecodeError, TypeError, ValueError) as error:
-            raise ValueError(f"calibrate: {file}, line {number}: no JSON object ({error}); give a run's file") from error
+            raise ValueError(
+                f"calibrate: {file}, line {number}: no JSON object ({error}); give a run's file"
+            ) from error
     if not steps:
         raise ValueError(f"calibrate: {file} holds no step; give the file of a run that has taken some")
     return steps[1:] or steps

@@ -1,7 +1,7 @@
 """Memory of the fullest rank in every phase: what all phases hold, and what each of them adds.
 
-Phases follow each other, so the peak is the largest phase, not their sum. Ranks differ by their pipeline stages, one per
-model; each combination of stages that occurs is planned.
+Phases follow each other, so the peak is the largest phase, not their sum. Ranks differ by their pipeline stages, one
+per model; each combination of stages that occurs is planned.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from megatron_rlt.planning.sampling import rollout_bytes, sync_bytes, vllm_aslee
 from megatron_rlt.planning.work import Held, Pass, Work
 
 _FLOAT32 = 4
-# Buckets of gradients, whose optimizer state a save gathers one by one (Megatron's default: 40 M weights, or 1 M a rank).
+# Weights per bucket of gradients, whose optimizer state a save gathers one by one (Megatron's default).
 _BUCKET_PARAMETERS = 40_000_000
 
 
@@ -140,8 +140,8 @@ class _Rank:
     def _forward(self, one: Pass, held: Held) -> float:
         """Of one pack: layers follow each other and keep nothing; the output layer comes last."""
         form, split, tokens = LayerForm.of(held.shape), Split.of(held.model.layout), self._pack_tokens(one, held)
-        kind = {"dtype_bytes": DTYPE_BYTES[held.model.dtype], "is_fused": self._platform.is_fused(held.model)}
-        passing = tokens * passing_per_token(form, split, **kind)
+        width, is_fused = DTYPE_BYTES[held.model.dtype], self._platform.is_fused(held.model)
+        passing = tokens * passing_per_token(form, split, dtype_bytes=width, is_fused=is_fused)
         is_last = self._stages[held.name] == held.model.layout.pp - 1
         return max(passing, output_layer(held, self._work, self._platform).forward_bytes(tokens) if is_last else 0.0)
 

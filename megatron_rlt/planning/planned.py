@@ -53,9 +53,7 @@ class Planner:
         self._config = config
         self.platform = Platform.of(config)
         self._shares = Shares(config.scoring_share, config.update_share)
-        self._calibration: Calibration | None = (
-            None if config.calibrate is None else read_calibration(config.calibrate)
-        )
+        self._calibration: Calibration | None = None if config.calibrate is None else read_calibration(config.calibrate)
 
     @property
     def limit(self) -> float | None:
@@ -64,7 +62,8 @@ class Planner:
 
     def work(self, target: Target, config: JobConfig) -> Work:
         known = self._calibration
-        prompt, completion = self._config.prompt_tokens, self._config.completion_tokens
+        prompt: float | None = self._config.prompt_tokens
+        completion: float | None = self._config.completion_tokens
         if known is not None:
             prompt = prompt or known.prompt_tokens
             completion = completion or known.completion_tokens

@@ -91,15 +91,16 @@ def _outcome(
 def single_changes(config: JobConfig, *, gpus_per_node: int, has_fp8: bool) -> Iterator[Change]:
     """Everything that is tried on its own."""
     yield from _settings(config)
-    trained = _trained(config)
+    trained, sampled = _trained(config), _sampled(config)
     for name, model in config.models.items():
-        is_sampled = name == trained or isinstance(config, CollectConfig | EvaluateConfig) and name in ("teacher", "model")
-        if name != trained and not model.offload and not is_sampled:
-            yield {f"{name}.offload": True}
-        if has_fp8 and model.fp8 is None and model.dtype == "bfloat16" and name != trained and not is_sampled:
-            yield {f"{name}.fp8": Fp8Config()}
         if name == trained and model.recompute != "full":
             yield {f"{name}.recompute": "full"}
+        if name in (trained, sampled):
+            continue
+        if not model.offload:
+            yield {f"{name}.offload": True}
+        if has_fp8 and model.fp8 is None and model.dtype == "bfloat16":
+            yield {f"{name}.fp8": Fp8Config()}
     for name, model in config.models.items():
         layout = model.layout
         if layout.tp > 1 and not layout.sp:
@@ -117,6 +118,13 @@ def _trained(config: JobConfig) -> str | None:
     if isinstance(config, RlConfig):
         return config.policy_name
     return "model" if isinstance(config, SftConfig) else None
+
+
+def _sampled(config: JobConfig) -> str | None:
+    """A frozen model that samples."""
+    if isinstance(config, CollectConfig):
+        return "teacher"
+    return "model" if isinstance(config, EvaluateConfig) else None
 
 
 def _settings(config: JobConfig) -> Iterator[Change]:

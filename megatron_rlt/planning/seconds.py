@@ -111,14 +111,18 @@ class _Clock:
             rows = decoding_rows(sampling, held, work.world_size)
             engines = replicas(held.model, work.world_size) * held.model.layout.cp
             waves = math.ceil(sampling.num_completions / engines) / rows
-            launch = _SECONDS_PER_LAYER_AND_TOKEN * held.shape.num_layers
-            token, ground = launch, f"{launch * 1e3:.0f} ms per token, launch-bound, {_MEASURED}"
-            if self._token_seconds is not None:
-                token, ground = self._token_seconds, _CALIBRATED
-            return [PhaseSeconds("rollout", waves * work.lengths.completion * token, 0.0, ground)]
+            token, ground = self._launched(held)
+            return [PhaseSeconds("rollout", max(1.0, waves) * work.lengths.completion * token, 0.0, ground)]
         policy = num_parameters(held.shape) * DTYPE_BYTES[held.model.dtype]
         sync = PhaseSeconds("sync", policy / _SYNC_BYTES_PER_SECOND, 0.0, f"5 GB/s, {_ASSUMED}")
         return [sync, self._vllm(held)]
+
+    def _launched(self, held: Held) -> tuple[float, str]:
+        """Seconds per token of all rows together, whose number does not matter: kernel launches take longer."""
+        if self._token_seconds is not None:
+            return self._token_seconds, _CALIBRATED
+        launch = _SECONDS_PER_LAYER_AND_TOKEN * held.shape.num_layers
+        return launch, f"{launch * 1e3:.0f} ms per token, launch-bound, {_MEASURED}"
 
     def _vllm(self, held: Held) -> PhaseSeconds:
         """Each token reads the weights once, and the cache of its row: half of the memory's bandwidth."""

@@ -252,9 +252,7 @@ def _evaluate_work(config: EvaluateConfig, shapes: Shapes, prompt: float | None,
         held=(_frozen("model", config.model, shapes["model"]),),
         lengths=_lengths(config.prompts.max_prompt_tokens, asked.max_completion_tokens, prompt, completion),
         blocks=ScoringConfig(),
-        sampling=Sampling(
-            "model", None, count, asked.num_samples, asked.max_batch_size, asked.max_prefill_tokens
-        ),
+        sampling=Sampling("model", None, count, asked.num_samples, asked.max_batch_size, asked.max_prefill_tokens),
         passes=(),
         saves_every=None,
         num_pieces=None,

@@ -36,7 +36,7 @@ class PlanConfig(CommandConfig):
     completion_tokens: PositiveInt | None = None
     """Mean length of completions in tokens, for times and the KV cache; null: as long as allowed."""
     calibrate: Path | None = None
-    """metrics.jsonl of a run on the same kind of GPU, beside its config.yaml: rates by phase and lengths come from it."""
+    """metrics.jsonl of a run folder, from the same kind of GPU: rates by phase and lengths come from it."""
     scoring_share: Fraction = 0.47
     """Share of the bfloat16 peak in scoring, where nothing is calibrated (docs/gpu.md: one H100, 7B-shaped layers)."""
     update_share: Fraction = 0.38
