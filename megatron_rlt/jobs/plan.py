@@ -28,9 +28,8 @@ def _memory(planned: Planned) -> NumberTable:
     work, device = planned.work, planned.platform.device
     name = "CPU ranks" if device is None else f"{device.name}, {_gib(device.memory_bytes)} GiB each"
     headings = ("phase", "weights", "gradients", "optimizer", "caches", "activations", "buffers", "sum", "rank", "left")
-    table = NumberTable(
-        f"{planned.target.command} on {work.world_size} ranks ({name}): GiB of the fullest rank", headings
-    )
+    ranks = f"{work.world_size} rank{'' if work.world_size == 1 else 's'}"
+    table = NumberTable(f"{planned.target.command} on {ranks} ({name}): GiB of the fullest rank", headings)
     for one in planned.memory:
         parts = (one.weights, one.gradients, one.optimizer, one.caches, one.activations, one.buffers, one.total)
         left = "" if planned.limit is None else _gib(planned.limit - one.total)

@@ -6,7 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_rlt.planning.activations import LayerForm, Split, Stage, passing_per_token, saved_per_token, training_bytes
+from megatron_rlt.planning.activations import (
+    LayerForm,
+    Split,
+    Stage,
+    passing_per_token,
+    saved_per_token,
+    training_bytes,
+)
 from megatron_rlt.planning.output_layer import OutputLayer, shard_entries
 
 GPT = LayerForm(hidden=64, query=64, key=64, ffn=256, head_dim=16, is_gated=False, is_rotary=False, has_dropout=True)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator
 
 from megatron_rlt.config.commands.job import CommandConfig
 from megatron_rlt.config.devices import DEVICES, GIB, Device
@@ -11,6 +14,11 @@ from megatron_rlt.config.section import Fraction, PositiveFloat, PositiveInt
 
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(GiB|GB|B)?", re.IGNORECASE)
 _UNITS = {"gib": GIB, "gb": 10**9, "b": 1, "": 1}
+
+
+def _as_text(value: object) -> object:
+    """A number of bytes, which YAML reads as one."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class PlanConfig(CommandConfig):
@@ -21,7 +29,7 @@ class PlanConfig(CommandConfig):
     """The configuration to plan, of any command that runs a model."""
     overrides: tuple[str, ...] = ()
     """Its overrides, each as KEY=VALUE."""
-    device: str = "h100"
+    device: Annotated[str, BeforeValidator(_as_text)] = "h100"
     """The GPU: a100, a100-40, l40s, h100, h100-pcie, h200, b200, cpu, or its memory such as 80GB or 75GiB."""
     reserve_gib: PositiveFloat = 2.0
     """Memory outside torch's allocator, in GiB: CUDA context and NCCL's buffers. Not measured: 1.5 to 3 are usual."""
