@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from megatron_rlt.config.commands.job import JobConfig, WatchdogConfig
+from megatron_rlt.config.commands.plan import PlanConfig
 from megatron_rlt.config.commands.reweigh import ReweighConfig
 from megatron_rlt.config.commands.table import COMMANDS, load_job
 from megatron_rlt.config.display import show_keys, show_plan
@@ -161,11 +162,30 @@ def _doctor(
     return run_job(partial(run_doctor, shapes), quick, config.world_size)
 
 
+def _plan(
+    config_file: ConfigFile,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Keys of plan, such as device=h200 or nodes=4, and of the configuration, such as student.layout.tp=4.",
+        ),
+    ] = None,
+    _help_config: HelpConfig = False,
+) -> int:
+    own = [word for word in words or [] if word.partition("=")[0] in PlanConfig.model_fields]
+    others = [word for word in words or [] if word not in own]
+    config = load_overrides(PlanConfig, {"config": str(config_file), "overrides": others}, own)
+    config.check()
+    load_job(COMMANDS["plan"].job)(config)
+    return 0
+
+
+_FUNCTIONS = {"reweigh": _reweigh, "plan": _plan}
 for _name, _command in COMMANDS.items():
-    _is_reweigh = _name == "reweigh"
-    app.command(_name, help=_command.config_class.__doc__, context_settings={"ignore_unknown_options": _is_reweigh})(
-        _reweigh if _is_reweigh else _run
-    )
+    app.command(
+        _name, help=_command.config_class.__doc__, context_settings={"ignore_unknown_options": _name == "reweigh"}
+    )(_FUNCTIONS.get(_name, _run))
 
 app.command("status")(_status)
 app.command("doctor")(_doctor)

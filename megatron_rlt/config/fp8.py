@@ -70,15 +70,13 @@ def linear_shapes(shape: Architecture, *, tp: int) -> dict[Linear, tuple[int, in
     }
 
 
-def saved_bytes(fp8: Fp8Config, shape: Architecture, *, tp: int, pp: int) -> int:
-    """Bytes by which the fullest rank's weights are smaller than in bfloat16.
-
-    That rank is the last stage, whose output layer outweighs a layer; without stages it holds all layers.
-    """
-    first = shape.num_layers - shape.num_layers // pp
+def saved_bytes(fp8: Fp8Config, shape: Architecture, *, tp: int, pp: int, stage: int) -> int:
+    """Bytes by which the weights of a stage's rank are smaller than in bfloat16."""
+    num_layers = shape.num_layers // pp
+    first = stage * num_layers
     return sum(
         rows * columns - fp8.scale_bytes(rows, columns)
-        for layer in range(first, shape.num_layers)
+        for layer in range(first, first + num_layers)
         for linear, (rows, columns) in linear_shapes(shape, tp=tp).items()
         if fp8.quantises(linear, layer=layer, num_layers=shape.num_layers)
     )

@@ -49,8 +49,19 @@ def with_changes(below: Config, above: Config) -> Config:
 
 def has_section(path: Path, overrides: Sequence[str], name: str) -> bool:
     """Whether a configuration or its overrides name a top-level section; raises ValueError as `load_config`."""
-    named = (override.partition("=")[0].partition(".")[0].strip() for override in overrides)
-    return name in _read_file(path) or name in named
+    return name in read_tree(path, overrides)
+
+
+def read_tree(path: Path, overrides: Sequence[str]) -> Tree:
+    """What a configuration names, unchecked, and the names at the top of its overrides: an empty section, or None.
+
+    Raises ValueError as `load_config`.
+    """
+    tree = _read_file(path)
+    for override in overrides:
+        name, dot, _ = override.partition("=")[0].partition(".")
+        tree.setdefault(name.strip(), {} if dot else None)
+    return tree
 
 
 def to_yaml(config: Section) -> str:

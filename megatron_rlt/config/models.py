@@ -17,6 +17,10 @@ from megatron_rlt.config.section import FilePath, PositiveInt, Section
 Shapes = Mapping[str, Architecture]  # by the model's section name; a model that could not be read is left out
 PAPER_TEMPERATURE = 0.7  # arXiv 2506.08388, of sampling and of log-probs
 
+# Rows and vocabulary entries of a block of logits, by device: a CPU's cache holds 4 MiB; on a GPU every block costs a
+# dozen kernel launches, and 256 MiB of logits make them cheap.
+BLOCKS = {"cpu": (1024, 1024), "cuda": (4096, 16384)}
+
 
 class LayoutConfig(Section):
     """How one model is split over the ranks; ranks beyond tp x pp x cp are data parallel."""

@@ -14,9 +14,9 @@ from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.fp8 import saved_bytes
 from megatron_rlt.config.models import ModelConfig, Shapes, data_parallel_size
 
-_DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
-_GRADIENT_BYTES = 4  # accumulated and reduced in fp32 whatever the weights' precision
-_OPTIMIZER_BYTES = {"float32": 8, "bfloat16": 12}  # Adam's two fp32 moments, and a main copy beside bf16 weights
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+GRADIENT_BYTES = 4  # accumulated and reduced in fp32 whatever the weights' precision
+OPTIMIZER_BYTES = {"float32": 8, "bfloat16": 12}  # Adam's two fp32 moments, and a main copy beside bf16 weights
 
 
 Use = Literal["trained", "trained with reference", "frozen"]
@@ -53,14 +53,22 @@ def num_parameters(shape: Architecture) -> int:
     return embeddings + shape.num_layers * sum(_layer_parameters(shape)) + shape.hidden_size
 
 
-def max_rank_parameters(shape: Architecture, *, tp: int, pp: int) -> int:
-    """Parameters of the fullest rank: an equal share of the layers, and the embedding or output layer at an end."""
+def rank_parameters(shape: Architecture, *, tp: int, pp: int, stage: int) -> int:
+    """Parameters of a rank: an equal share of the layers, embedding on the first stage, output layer on the last.
+
+    The vocabulary is padded to a multiple of tp. A tied last stage holds a copy of the embedding.
+    """
     split, whole = _layer_parameters(shape)
-    layers = shape.num_layers // pp * (split // tp + whole)
+    parameters = shape.num_layers // pp * (split // tp + whole)
     table = math.ceil(shape.vocab_size / tp) * shape.hidden_size
-    if pp > 1:
-        return layers + table + shape.hidden_size  # the last stage: output layer (a copy if tied) and final norm
-    return layers + table * (1 if shape.tied_embeddings else 2) + shape.hidden_size
+    is_first, is_last = stage == 0, stage == pp - 1
+    tables = 1 if is_first and is_last and shape.tied_embeddings else int(is_first) + int(is_last)
+    return parameters + tables * table + (shape.hidden_size if is_last else 0)
+
+
+def max_rank_parameters(shape: Architecture, *, tp: int, pp: int) -> int:
+    """Parameters of the fullest rank: the last stage has the final norm beside the output layer."""
+    return rank_parameters(shape, tp=tp, pp=pp, stage=pp - 1)
 
 
 def _layer_parameters(shape: Architecture) -> tuple[int, int]:
@@ -77,7 +85,7 @@ def model_plan(name: str, model: ModelConfig, shape: Architecture, world_size: i
     parameters = max_rank_parameters(shape, tp=layout.tp, pp=layout.pp)
     trained = parameters if use != "frozen" else 0
     copies = 2 if use == "trained with reference" else 1
-    saved = 0 if model.fp8 is None else saved_bytes(model.fp8, shape, tp=layout.tp, pp=layout.pp)
+    saved = 0 if model.fp8 is None else saved_bytes(model.fp8, shape, tp=layout.tp, pp=layout.pp, stage=layout.pp - 1)
     return ModelPlan(
         name=name,
         layout=f"tp {layout.tp} x pp {layout.pp}{f' x cp {layout.cp}' if layout.cp > 1 else ''} x dp {dp}"
@@ -86,10 +94,10 @@ def model_plan(name: str, model: ModelConfig, shape: Architecture, world_size: i
         f"{'' if model.fp8 is None else f', fp8 {model.fp8.recipe}'}",
         num_parameters=num_parameters(shape),
         max_rank_parameters=parameters,
-        weight_bytes=copies * parameters * _DTYPE_BYTES[model.dtype] - saved,
-        gradient_bytes=trained * _GRADIENT_BYTES,
+        weight_bytes=copies * parameters * DTYPE_BYTES[model.dtype] - saved,
+        gradient_bytes=trained * GRADIENT_BYTES,
         # The distributed optimizer's share; its padding to bucket boundaries is below a kilobyte and not counted.
-        optimizer_bytes=math.ceil(trained / (layout.cp * dp)) * _OPTIMIZER_BYTES[model.dtype],
+        optimizer_bytes=math.ceil(trained / (layout.cp * dp)) * OPTIMIZER_BYTES[model.dtype],
     )
 
 

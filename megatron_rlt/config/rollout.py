@@ -20,6 +20,10 @@ def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+# KV-cache slots that a row of the embedded engine gets at first for sampled tokens: most explanations fit, so their
+# cache is never copied. Rows that outgrow their slots get twice as many.
+FIRST_CACHE_SLOTS = 512
+
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 
 
@@ -130,11 +134,6 @@ def rollout_faults(
             " out"
         ]
     faults = []
-    if find_spec("vllm") is None:
-        faults.append(
-            "rollout.engine=vllm: vLLM is not installed; `pip install 'megatron-rlt[vllm]'` on GPUs, on a CPU"
-            " `make .venv-vllm/.installed` makes an environment with it; or leave rollout.engine out"
-        )
     vllm = rollout.vllm
     tp = policy.layout.tp if vllm.tp is None else vllm.tp
     if vllm.placement == "colocated" and world_size % tp != 0:
@@ -152,6 +151,16 @@ def rollout_faults(
             f" {', '.join(map(str, _CPU_HEAD_SIZES))}; leave rollout.engine out, or use a GPU"
         )
     return [*faults, *_server_faults(vllm)]
+
+
+def engine_faults(rollout: RolloutConfig) -> list[str]:
+    """An engine that is not installed here."""
+    if rollout.engine != "vllm" or find_spec("vllm") is not None:
+        return []
+    return [
+        "rollout.engine=vllm: vLLM is not installed; `pip install 'megatron-rlt[vllm]'` on GPUs, on a CPU"
+        " `make .venv-vllm/.installed` makes an environment with it; or leave rollout.engine out"
+    ]
 
 
 def ahead_faults(rollout: RolloutConfig, mismatch: MismatchConfig | None) -> list[str]:

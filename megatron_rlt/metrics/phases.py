@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from megatron_rlt.config.devices import known_peak
 from megatron_rlt.metrics.memory import MemoryLedger
 
 
@@ -88,17 +89,6 @@ def rates(values: Mapping[str, float], *, num_devices: int, peak_flops_per_secon
     return found
 
 
-# Peak dense bfloat16 FLOP/s, from NVIDIA's data sheets of the A100 (2021), H100 and H200 (both 2023). Users configure
-# the peak of other devices: a wrong peak is worse than none.
-_PEAK_FLOPS_PER_SECOND = {
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989.4e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H200": 989.4e12,
-}
-
-
 def peak_flops_per_second(configured: float | None, device_name: str | None) -> float | None:
     """Peak of one device: the configured value, else by CUDA's device name (None on a CPU); None if unknown."""
-    return _PEAK_FLOPS_PER_SECOND.get(device_name or "") if configured is None else configured
+    return known_peak(device_name) if configured is None else configured

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from megatron_rlt.config.architecture import Architecture
+from megatron_rlt.config.flops import BACKWARD_PASSES, call_flops, causal_pairs
 from megatron_rlt.types import SpannedSequence
-
-_BACKWARD_PASSES = 2  # each product needs two in the backward pass: for its input and for its weight
 
 
 def forward_flops(architecture: Architecture, lengths: Sequence[int], num_rows: int) -> float:
     """FLOP of one forward pass over sequences of these lengths, with the output layer for `num_rows` tokens."""
-    return _flops(architecture, sum(lengths), sum(_causal_pairs(length) for length in lengths), num_rows)
+    pairs = sum(causal_pairs(length) for length in lengths)
+    return call_flops(architecture, num_tokens=sum(lengths), num_pairs=pairs, num_rows=num_rows)
 
 
 def scoring_flops(architecture: Architecture, sequences: Sequence[SpannedSequence]) -> float:
@@ -31,7 +31,7 @@ def scoring_flops(architecture: Architecture, sequences: Sequence[SpannedSequenc
 
 def update_flops(architecture: Architecture, sequences: Sequence[SpannedSequence]) -> float:
     """FLOP of one forward and backward pass."""
-    return (1 + _BACKWARD_PASSES) * scoring_flops(architecture, sequences)
+    return (1 + BACKWARD_PASSES) * scoring_flops(architecture, sequences)
 
 
 def decoding_flops(architecture: Architecture, prompt_length: int, completion_lengths: Sequence[int]) -> float:
@@ -40,9 +40,10 @@ def decoding_flops(architecture: Architecture, prompt_length: int, completion_le
     The prompt runs once, with one row of logits for all its completions; a completion's last token never runs.
     """
     continued = [max(length - 1, 0) for length in completion_lengths]
-    pairs = _causal_pairs(prompt_length)
-    pairs += sum(_causal_pairs(prompt_length + length) - _causal_pairs(prompt_length) for length in continued)
-    return _flops(architecture, prompt_length + sum(continued), pairs, 1 + sum(continued))
+    pairs = causal_pairs(prompt_length)
+    pairs += sum(causal_pairs(prompt_length + length) - causal_pairs(prompt_length) for length in continued)
+    tokens = prompt_length + sum(continued)
+    return call_flops(architecture, num_tokens=tokens, num_pairs=pairs, num_rows=1 + sum(continued))
 
 
 def sampling_flops(architecture: Architecture, prompts: Sequence[Tensor], completion_lengths: Sequence[int]) -> float:
@@ -52,20 +53,3 @@ def sampling_flops(architecture: Architecture, prompts: Sequence[Tensor], comple
     for prompt, length in zip(prompts, completion_lengths, strict=True):
         lengths[prompt.numpy().tobytes()].append(length)
     return sum(decoding_flops(architecture, len(by_ids[ids]), found) for ids, found in lengths.items())
-
-
-def _causal_pairs(length: int) -> int:
-    """Query-key pairs under a causal mask."""
-    return length * (length + 1) // 2
-
-
-def _flops(architecture: Architecture, num_tokens: int, num_pairs: int, num_rows: int) -> float:
-    """FLOP for `num_pairs` query-key pairs over all sequences and logits of `num_rows` tokens."""
-    heads_size = architecture.num_heads * architecture.head_dim
-    key_value_size = 2 * architecture.num_kv_heads * architecture.head_dim
-    layer = architecture.hidden_size * (2 * heads_size + key_value_size + 3 * architecture.ffn_size)
-    return (
-        2.0 * architecture.num_layers * layer * num_tokens
-        + 4.0 * architecture.num_layers * heads_size * num_pairs  # scores and weighted values
-        + 2.0 * architecture.hidden_size * architecture.vocab_size * num_rows
-    )

@@ -16,17 +16,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_rlt.config.models import BLOCKS
+
 # Stands for "no entry seen yet". Not -inf: the difference of two of them would be nan.
 LOWEST = torch.finfo(torch.float32).min
-
-# Rows and vocabulary entries of a block, by device: a CPU's cache holds 4 MiB of logits; on a GPU every block costs a
-# dozen kernel launches, and 256 MiB of logits make them cheap.
-_BLOCKS = {"cpu": (1024, 1024), "cuda": (4096, 16384)}
 
 
 def block_sizes(device: torch.device, row_block: int | None, vocab_block: int | None) -> tuple[int, int]:
     """Rows and vocabulary entries of a block of logits; None stands for the device's own."""
-    rows, entries = _BLOCKS[device.type]
+    rows, entries = BLOCKS[device.type]
     return row_block or rows, vocab_block or entries
 
 

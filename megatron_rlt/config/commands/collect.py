@@ -12,7 +12,7 @@ from megatron_rlt.config.paths import count_rows, data_faults, tokenizer_faults
 from megatron_rlt.config.plan import Plan, frozen_plans, replicas
 from megatron_rlt.config.prompts import PromptConfig
 from megatron_rlt.config.reward import Control, RewardConfig
-from megatron_rlt.config.rollout import RolloutConfig, ahead_faults, rollout_faults
+from megatron_rlt.config.rollout import RolloutConfig, ahead_faults, engine_faults, rollout_faults
 from megatron_rlt.config.section import FilePath, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
@@ -98,7 +98,7 @@ class CollectConfig(JobConfig):
                 f"teacher_checkpoint: {self.teacher_checkpoint} holds no checkpoint (no manifest.json); give a folder"
                 " `checkpoints/step-N` of a run"
             )
-        return [*faults, *data_faults("data", self.data), *super().path_faults()]
+        return [*faults, *data_faults("data", self.data), *engine_faults(self.rollout), *super().path_faults()]
 
     def faults(self, shapes: Shapes) -> list[str]:
         # A student may read less than its teacher: what is too long for it is collected without a reward.

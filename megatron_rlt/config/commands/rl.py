@@ -21,7 +21,7 @@ from megatron_rlt.config.models import (
 from megatron_rlt.config.paths import data_faults
 from megatron_rlt.config.plan import Plan, Use, model_plan, most_packs, replicas
 from megatron_rlt.config.prompts import PromptConfig
-from megatron_rlt.config.rollout import RolloutConfig, rollout_faults
+from megatron_rlt.config.rollout import RolloutConfig, engine_faults, rollout_faults
 from megatron_rlt.config.section import PositiveFloat, PositiveInt
 from megatron_rlt.config.training import (
     CheckpointConfig,
@@ -72,7 +72,7 @@ class RlConfig(JobConfig):
         return self.num_steps * self.grpo.updates_per_batch
 
     def path_faults(self) -> list[str]:
-        return [*data_faults("data.path", self.data.path), *super().path_faults()]
+        return [*data_faults("data.path", self.data.path), *engine_faults(self.rollout), *super().path_faults()]
 
     def faults(self, shapes: Shapes) -> list[str]:
         prompt, completion = self.prompts.max_prompt_tokens, self.rollout.max_completion_tokens

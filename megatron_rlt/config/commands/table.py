@@ -9,6 +9,7 @@ from megatron_rlt.config.commands.collect import CollectConfig
 from megatron_rlt.config.commands.evaluate import EvaluateConfig
 from megatron_rlt.config.commands.job import CommandConfig
 from megatron_rlt.config.commands.parity import ParityConfig
+from megatron_rlt.config.commands.plan import PlanConfig
 from megatron_rlt.config.commands.prepare import PrepareConfig
 from megatron_rlt.config.commands.reweigh import ReweighConfig
 from megatron_rlt.config.commands.rlvr import RlvrConfig
@@ -34,6 +35,7 @@ COMMANDS = {
     "reweigh": Command(ReweighConfig, "megatron_rlt.jobs.reweigh:run_reweigh"),
     "evaluate": Command(EvaluateConfig, "megatron_rlt.jobs.evaluate.run:run_evaluate"),
     "parity": Command(ParityConfig, "megatron_rlt.jobs.parity.run:run_parity"),
+    "plan": Command(PlanConfig, "megatron_rlt.jobs.plan:run_plan"),
 }
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_rlt.config.rollout import FIRST_CACHE_SLOTS
 from megatron_rlt.models.decoding import cached_forward, last_token_logits
 from megatron_rlt.models.kv_cache import KeyValueCache
 from megatron_rlt.models.language_model import LanguageModel
@@ -16,9 +17,6 @@ from megatron_rlt.parallel.platform import device
 from megatron_rlt.rollout.megatron.prefill import Prompts
 from megatron_rlt.rollout.requests import SampleRequest, StopCondition, require_finite
 from megatron_rlt.types import FinishReason
-
-# Initial KV-cache slots per row for sampled tokens: most explanations fit, so their cache is never copied.
-_FIRST_SLOTS = 512
 
 Draw = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Logits `[B, V]`, seeds `[B]` and token indices `[B]` to token ids `[B]` and their log-probs `[B]`."""
@@ -57,7 +55,7 @@ class DecodingBatch:
         self._cache = KeyValueCache(
             num_rows=0,
             max_rows=max_rows,
-            capacity=longest_prompt + _FIRST_SLOTS,
+            capacity=longest_prompt + FIRST_CACHE_SLOTS,
             max_length=longest_prompt + max_completion_tokens,
             device=device(),
         )
