@@ -45,6 +45,7 @@ output_dir() {
         echo "megatron-rlt: error: $1: has no output_dir; add output_dir=FOLDER" >&2
         exit 2
     fi
+    if [ "${found%%/*}" = "~" ]; then found=$HOME${found#\~}; fi   # as the program reads it
     realpath -m -- "$found"
 }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from megatron_rlt.cluster.failed_ranks import failures_of
+from megatron_rlt.cluster.failed_ranks import failures_of, ranks_of
 from megatron_rlt.launch.failures import Failure, Kind, culprit
 from megatron_rlt.launch.progress import ATTEMPTS, LATEST
 from megatron_rlt.launch.records import RANKS, Records
@@ -86,7 +86,7 @@ def _checkpoint_lines(run_folder: Path) -> Iterator[str]:
 
 def _rank_lines(attempt: Path, *, now: float) -> Iterator[str]:
     records = Records(attempt / RANKS)
-    ranks = sorted(int(file.name.removeprefix("host-")) for file in (attempt / RANKS).glob("host-*"))
+    ranks = ranks_of(attempt)
     if not ranks:
         yield "ranks: none has started yet"
         return

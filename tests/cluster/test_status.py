@@ -91,6 +91,15 @@ def test_what_a_rank_could_not_record_is_read_from_srun(tmp_path: Path, line: st
     assert lines[-1] == "then: 1 ranks lost a peer"
 
 
+def test_of_stalled_ranks_the_one_without_a_sign_is_the_cause(tmp_path: Path) -> None:
+    records = _run(tmp_path)
+    _sign(records, 1, seconds_ago=12)
+    records.write_failure(Failure(0, "rollout", Kind.STALL, "no progress for 6.0 s", "", 5.0))
+    lines = status_lines(tmp_path, now=_NOW)
+    assert "failed first: rank 1 on node1 in phase rollout: no sign of life for 10.0 s" in "\n".join(lines)
+    assert "then: rank 0 on node0 in phase rollout: no progress for 6.0 s" in lines
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no run \(no run.json\); give the output_dir"):
         status_lines(tmp_path, now=_NOW)
