@@ -1,6 +1,6 @@
 """The planner's formulas against memory that Megatron-LM publishes for its own functional tests on 8 x H100.
 
-`tests/functional_tests/test_cases/gpt/<case>/golden_values_dev_dgx_h100.json` in NVIDIA/Megatron-LM at d98e8a6: keys
+`golden_values_dev_dgx_h100.json` in NVIDIA/Megatron-LM at d98e8a6, `tests/functional_tests/test_cases/gpt/<case>`:
 `mem-allocated-bytes` (what stays), `mem-max-allocated-bytes` (the peak); sizes from `model_config.yaml` beside it.
 Those runs keep all logits: 6 bytes of each, a bfloat16 and a float32 copy. The 128 GPUs of the last case follow from
 what it keeps.
