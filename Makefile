@@ -91,8 +91,9 @@ $(VLLM_INSTALLED): pyproject.toml
 
 # Debian's packages into a folder: nothing is installed, and no root is needed.
 $(SLURM_UNPACKED):
-	mkdir -p .slurm/packages
-	cd .slurm/packages && apt-get download $(SLURM_PACKAGES)
+	mkdir -p .slurm/packages .slurm/lists/partial
+	apt-get -qq -o Dir::State::Lists=$(CURDIR)/.slurm/lists update
+	cd .slurm/packages && apt-get -qq -o Dir::State::Lists=$(CURDIR)/.slurm/lists download $(SLURM_PACKAGES)
 	for package in .slurm/packages/*.deb; do dpkg-deb --extract $$package .slurm || exit 1; done
 	touch $@
 
