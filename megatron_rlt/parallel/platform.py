@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from megatron_rlt.parallel.cpu import install_cpu_platform
 
@@ -57,6 +60,22 @@ def start_distributed(*, timeout_seconds: float, local_rank: int = 0) -> None:
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout)
     else:
         dist.init_process_group("gloo", timeout=timeout)
+
+
+@contextmanager
+def process_group_of_one() -> Iterator[None]:
+    """A process group of this process alone, for a model outside a job; one of a single rank that exists is kept."""
+    install_platform()
+    if dist.is_initialized():
+        assert dist.get_world_size() == 1, "models outside a job run in one process"
+        yield
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def world() -> dist.ProcessGroup:
