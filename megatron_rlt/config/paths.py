@@ -7,12 +7,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from megatron_rlt.config.folders.description import is_hugging_face, tokenizer_in
+from megatron_rlt.config.folders.kind import TOKENIZER_FILES
 from megatron_rlt.config.models import ModelConfig
 from megatron_rlt.config.reward import RewardConfig
 
 HUB = "hf://"  # before the name of a Hugging Face data set
 _ROW_FILES = (".jsonl", ".parquet")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def model_faults(models: dict[str, ModelConfig]) -> list[str]:
@@ -21,17 +22,29 @@ def model_faults(models: dict[str, ModelConfig]) -> list[str]:
         folder = model.model
         if not folder.is_dir():
             faults.append(
-                f"{name}.model: no such folder: {folder}; give a Hugging Face folder on disk"
+                f"{name}.model: no such folder: {folder}; give a model folder on disk"
                 " (`hf download NAME --local-dir FOLDER` fetches one)"
             )
             continue
+        if not is_hugging_face(folder):
+            faults += _tokenizer_faults(name, folder)
+            continue
         if not any(folder.glob("*.safetensors")):
             faults.append(f"{name}.model: {folder} holds no *.safetensors; save the model with safetensors")
-        if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        if not any((folder / file).is_file() for file in TOKENIZER_FILES):
             faults.append(
-                f"{name}.model: {folder} holds no tokenizer ({', '.join(_TOKENIZER_FILES)}); copy it from the model"
+                f"{name}.model: {folder} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); copy it from the model"
             )
     return faults
+
+
+def _tokenizer_faults(name: str, folder: Path) -> list[str]:
+    """Of a folder that is not Hugging Face's."""
+    try:
+        tokenizer_in(folder)
+    except ValueError as error:
+        return [f"{name}.model: {error}"]
+    return []
 
 
 def tokenizer_faults(teacher: ModelConfig, students: Mapping[str, ModelConfig], reward: RewardConfig) -> list[str]:
@@ -41,7 +54,7 @@ def tokenizer_faults(teacher: ModelConfig, students: Mapping[str, ModelConfig], 
     faults = []
     for name, student in students.items():
         try:
-            difference = _tokenizer_difference(teacher.model, student.model)
+            difference = _tokenizer_difference(tokenizer_in(teacher.model), tokenizer_in(student.model))
         except (ValueError, KeyError, TypeError) as error:
             faults.append(
                 f"{name}.model: tokenizer.json of teacher or student is not readable ({error}); download it again"
@@ -62,7 +75,7 @@ def tokenizer_faults(teacher: ModelConfig, students: Mapping[str, ModelConfig], 
 
 def _tokenizer_difference(teacher: Path, student: Path) -> str | None:
     """How a student's tokenizer differs from its teacher's, in words; None where all ids mean the same."""
-    shared = [name for name in _TOKENIZER_FILES if (teacher / name).is_file() and (student / name).is_file()]
+    shared = [name for name in TOKENIZER_FILES if (teacher / name).is_file() and (student / name).is_file()]
     if "tokenizer.json" not in shared:
         equal = any((teacher / name).read_bytes() == (student / name).read_bytes() for name in shared)
         return None if equal or not shared else "without tokenizer.json beside both models its ids are not comparable"

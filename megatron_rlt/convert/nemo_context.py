@@ -59,7 +59,18 @@ def write_context(
     document = {"root": root, "objects": objects.by_key, "refcounts": dict.fromkeys(objects.by_key, 1)}
     text = json.dumps(document | {"version": "0.0.1"})
     (folder / "io.json").write_text(text, encoding="utf-8")
+    _name_tokenizer_class(folder / TOKENIZER / "tokenizer_config.json")
     _write_yaml(folder / "model.yaml", f"{_MODELS}.{module}", (config, model), fields, dtype, has_tokenizer)
+
+
+def _name_tokenizer_class(file: Path) -> None:
+    """Name the class that transformers 4 knows too, with which NeMo runs; transformers 5 has another name for it."""
+    if not file.is_file():
+        return
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 class _Objects:

@@ -68,8 +68,8 @@ def write_model(
     with ChunkWriter(weights, max_file_bytes=max_shard_bytes) as writer:
         dtype = _write_chunks(writer, tensors, model.architecture, beside)
         writer.finish(dict(beside.common))
-    beside.write(folder, dtype)
     _write_side_files(model, folder / beside.tokenizer)
+    beside.write(folder, dtype)
 
 
 def _write_chunks(

@@ -26,7 +26,7 @@ from megatron_rlt.config.folders.kind import (
 from megatron_rlt.config.folders.pickles import Record, read_torch_file
 from megatron_rlt.config.folders.provider import architecture_from_arguments, architecture_from_provider
 from megatron_rlt.config.folders.same_tensor import hold_the_same
-from megatron_rlt.config.folders.tensors import TensorFolder, read_tensor_folder
+from megatron_rlt.config.folders.tensors import METADATA_FILE, TensorFolder, read_tensor_folder
 
 _EMBEDDING = "embedding.word_embeddings.weight"
 _OUTPUT = "output_layer.weight"
@@ -65,7 +65,10 @@ def describe_model(folder: Path, *, config: Path | None = None, tokenizer: Path 
         )
     tensors = read_tensor_folder(found.weights)
     prefix = _prefix(tensors, found)
-    hf_folder = config or _hf_folder(found)
+    if config is None and (begun_with := _begun_with(found)) is not None:
+        model = describe_model(begun_with, tokenizer=tokenizer)
+        return ModelDescription(found, model.architecture, model.hf_folder, model.tokenizer, tensors, prefix)
+    hf_folder = config or _config_beside(found)
     architecture = Architecture.from_folder(hf_folder) if hf_folder is not None else _from_metadata(found)
     architecture = _completed(architecture, tensors, prefix, found, is_given=hf_folder is not None)
     if hf_folder is None and found.beside is not None and (found.beside / "config.json").is_file():
@@ -75,18 +78,61 @@ def describe_model(folder: Path, *, config: Path | None = None, tokenizer: Path 
     return ModelDescription(found, architecture, hf_folder, place, tensors, prefix)
 
 
-def _hf_folder(found: ModelFolder) -> Path | None:
-    """The Hugging Face folder that a checkpoint of ours began with, or that lies beside a DCP folder."""
-    if found.kind is Kind.FSDP:
-        here = (found.folder, found.folder / "huggingface", found.folder.parent, found.folder.parent / "huggingface")
-        return next((place for place in here if (place / "config.json").is_file()), None)
+def architecture_in(folder: Path) -> Architecture:
+    """The architecture of a folder's model. Raises ValueError as `describe_model`."""
+    if _has_config(folder):  # its own faults are told before those of missing weights
+        return Architecture.from_folder(folder)
+    return describe_model(folder).architecture
+
+
+def tokenizer_in(folder: Path) -> Path:
+    """The folder of a model folder's tokenizer: itself, where it is Hugging Face's.
+
+    Raises ValueError if there is none.
+    """
+    found = None if is_hugging_face(folder) else find_model(folder)
+    place = folder if found is None else found.tokenizer or _config_beside(found)
+    if found is not None and place is None and (begun_with := _begun_with(found)) is not None:
+        return tokenizer_in(begun_with)
+    if place is None:
+        raise ValueError(
+            f"{folder}: holds no tokenizer; copy tokenizer.json and tokenizer_config.json of its model into"
+            f" {folder / 'tokenizer'}, or convert it with --tokenizer FOLDER"
+        )
+    return place
+
+
+def is_hugging_face(folder: Path) -> bool:
+    """Whether a folder is, or was meant to be, Hugging Face's."""
+    if _has_config(folder):
+        return True
+    try:
+        return find_model(folder).kind is Kind.HF
+    except ValueError:
+        return True
+
+
+def _has_config(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and not (folder / METADATA_FILE).is_file()
+
+
+def _config_beside(found: ModelFolder) -> Path | None:
+    """The folder of config.json that lies beside a DCP folder."""
+    if found.kind is not Kind.FSDP:
+        return None
+    here = (found.folder, found.folder / "huggingface", found.folder.parent, found.folder.parent / "huggingface")
+    return next((place for place in here if (place / "config.json").is_file()), None)
+
+
+def _begun_with(found: ModelFolder) -> Path | None:
+    """The model folder that the run of a checkpoint of ours began with, as long as it is there."""
     checkpoint = next((place for place in found.weights.parents if (place / CHECKPOINT_MANIFEST).is_file()), None)
     if found.kind is not Kind.MEGATRON or checkpoint is None:
         return None
     papers = {name: _yaml(checkpoint.parents[1] / name) for name in ("run.json", "config.yaml")}
     section = _TRAINED_SECTION.get(str(papers["run.json"].get("command")))
     model = (papers["config.yaml"].get(section) or {}).get("model") if section is not None else None
-    return Path(model) if model is not None and (Path(model) / "config.json").is_file() else None
+    return Path(model) if model is not None and Path(model).is_dir() else None
 
 
 def _from_metadata(found: ModelFolder) -> Architecture:

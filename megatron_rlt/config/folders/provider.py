@@ -96,6 +96,18 @@ def architecture_from_provider(values: Mapping[str, Any], source: Path) -> Archi
     )
 
 
+def export_fault(architecture: Architecture, kind: str) -> str | None:
+    """Why a kind of folder cannot express an architecture; None where it can."""
+    try:
+        if kind != "hf":
+            (arguments_of if kind == "megatron" else provider_fields)(architecture, "this model")
+        if kind == "bridge":
+            megatron_scaling_factor(architecture, "this model")
+    except ValueError as fault:
+        return str(fault)
+    return None
+
+
 def provider_fields(architecture: Architecture, source: str) -> dict[str, Any]:
     """The same fields from an architecture, without those of Llama 3's RoPE scaling: see `llama31_fields`."""
     if architecture.rope_scaling is not None and architecture.rope_scaling["rope_type"] not in ("linear", "llama3"):
@@ -197,7 +209,9 @@ def _rope_scaling(values: Mapping[str, Any], source: Path) -> dict[str, Any] | N
     if values.get("rope_scaling"):
         return {"rope_type": "llama3", "factor": _number(values, "rope_scaling_factor", source, 8.0), **MEGATRON_LLAMA3}
     if all(name in values for name in _LLAMA31):
-        return {"rope_type": "llama3", **{key: _number(values, name, source) for name, key in _LLAMA31.items()}}
+        scaling = {key: _number(values, name, source) for name, key in _LLAMA31.items()}
+        original = int(scaling.pop("original_max_position_embeddings"))
+        return {"rope_type": "llama3", **scaling, "original_max_position_embeddings": original}
     return None
 
 

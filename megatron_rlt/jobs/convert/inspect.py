@@ -12,7 +12,7 @@ from megatron_rlt.config.commands.convert import InspectConfig
 from megatron_rlt.config.display import NumberTable
 from megatron_rlt.config.folders.description import ModelDescription, describe_model
 from megatron_rlt.config.folders.kind import WRITTEN
-from megatron_rlt.config.folders.provider import llama31_fields
+from megatron_rlt.config.folders.provider import export_fault
 from megatron_rlt.models.weights.hf_reader import read_headers
 from megatron_rlt.models.weights.sources import open_weights
 from megatron_rlt.models.weights.table import hf_shapes
@@ -34,7 +34,7 @@ def run_inspect(config: InspectConfig) -> int:
 def lines(described: ModelDescription) -> list[tuple[str, str]]:
     """Names and values of the screen."""
     architecture, tokenizer = described.architecture, described.tokenizer
-    made = [kind for kind in WRITTEN if kind is not described.found.kind and _expressible(architecture, kind)]
+    made = [kind for kind in WRITTEN if kind is not described.found.kind and export_fault(architecture, kind) is None]
     return [
         ("kind", f"{described.found.what} ({described.found.kind})"),
         ("architecture", _family(architecture)),
@@ -72,10 +72,3 @@ def _layout(described: ModelDescription) -> str:
     cut = [one for name, one in described.tensors.tensors.items() if name.endswith(_SPLIT_BY_ROWS)]
     tp = max((len({chunk.offsets[-1] for chunk in one.chunks}) for one in cut), default=1)
     return f"{len(files)} files written by {len(ranks)} ranks, tensor-parallel {tp}"
-
-
-def _expressible(architecture: Architecture, kind: str) -> bool:
-    scaling = architecture.rope_scaling
-    if kind in ("hf", "megatron") or scaling is None or scaling["rope_type"] == "linear":
-        return True
-    return llama31_fields(architecture) is not None

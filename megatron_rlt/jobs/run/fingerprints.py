@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from megatron_rlt.config.folders.description import is_hugging_face, tokenizer_in
+from megatron_rlt.config.folders.kind import NEMO_CONTEXT, find_model
 from megatron_rlt.data.rows import source_digest
 from megatron_rlt.parallel.collectives import broadcast_record
 from megatron_rlt.parallel.platform import world
@@ -26,16 +28,26 @@ def model_fingerprint(folder: Path, on_file: OnProgress) -> str:
 
     `on_file` is called with the name of each file before it is read.
     """
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix in _SUFFIXES)
+    files = _files(folder)
+    names = sorted(files)
     mine: dict[str, str] = {}
     for name in names[dist.get_rank() :: dist.get_world_size()]:
         on_file(name)
-        with (folder / name).open("rb") as file:
+        with files[name].open("rb") as file:
             mine[name] = hashlib.file_digest(file, "sha256").hexdigest()
     parts: list[dict[str, str]] = [{}] * dist.get_world_size()
     dist.all_gather_object(parts, mine)
     digests = {name: digest for part in parts for name, digest in part.items()}
     return short_hash(hashlib.sha256("\n".join(f"{name} {digests[name]}" for name in names).encode()).hexdigest())
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The files that make a model what it is, by name; of a checkpoint its weights and metadata, not the optimizer."""
+    if is_hugging_face(folder):
+        return {path.name: path for path in folder.iterdir() if path.is_file() and path.suffix in _SUFFIXES}
+    found = find_model(folder)
+    places = {found.weights, tokenizer_in(folder), *(path for path in (found.folder / NEMO_CONTEXT,) if path.is_dir())}
+    return {f"{place.name}/{path.name}": path for place in places for path in place.iterdir() if path.is_file()}
 
 
 def rows_fingerprint(source: str) -> str:

@@ -17,20 +17,21 @@ from megatron_rlt.checkpoint.training_state import POLICY, SharedState, load_tra
 from megatron_rlt.config.commands.rlvr import RlvrConfig
 from megatron_rlt.config.commands.sft import SftConfig
 from megatron_rlt.config.commands.train import TrainConfig
+from megatron_rlt.config.folders.kind import WRITTEN, Kind
 from megatron_rlt.data.loader import ProblemStream
+from megatron_rlt.jobs.run.export import export_model
 from megatron_rlt.jobs.run.frame import RunFrame, log_to_stdout
 from megatron_rlt.jobs.run.signals import EndRequest
 from megatron_rlt.launch.watchdog import Heartbeat
 from megatron_rlt.metrics.memory import MemoryUsage
 from megatron_rlt.models.language_model import LanguageModel
-from megatron_rlt.models.weights.export import save_hf_folder
 from megatron_rlt.parallel.platform import world
 from megatron_rlt.policy.policy import Policy
 from megatron_rlt.store.run_folder import check_run_folder, write_run_folder
 from megatron_rlt.types import ENDED_EARLY
 
-CHECKPOINTS, EXPORT = "checkpoints", "hf"
-"""Folders in the run folder."""
+CHECKPOINTS = "checkpoints"
+"""Folder in the run folder; exports stand beside it, each under the name of its kind."""
 
 
 class SampledAhead(Protocol):
@@ -75,7 +76,7 @@ class TrainingRun:
     def __init__(
         self, config: TrainConfig | RlvrConfig | SftConfig, command: str, heartbeat: Heartbeat, *, source_model: Path
     ) -> None:
-        """Raises ValueError if the run folder holds another run; `source_model` is the initial Hugging Face folder."""
+        """Raises ValueError if the run folder holds another run; `source_model` is the initial model's folder."""
         self._end = EndRequest()  # first, so that no signal during the setup is lost
         check_run_folder(config.output_dir, command, config)
         dist.barrier()  # every rank checks before one writes
@@ -164,18 +165,21 @@ class TrainingRun:
             )
 
     def _remove_export(self) -> None:
-        """Remove the export of an earlier, shorter run: a killed run must not leave weights of fewer steps there."""
-        if self._is_writer and (self._output_dir / EXPORT).exists():
-            shutil.rmtree(self._output_dir / EXPORT)
+        """Remove exports of an earlier, shorter run: a killed run must not leave weights of fewer steps there."""
+        for kind in WRITTEN:
+            if self._is_writer and (self._output_dir / kind).exists():
+                shutil.rmtree(self._output_dir / kind)
 
     def _export(self, state: TrainingState) -> None:
-        """Write the final weights, unless they exist already."""
-        target = self._output_dir / EXPORT
-        is_there = target.exists()
+        """Write the final weights as each kind of folder, unless they exist already."""
+        kinds = [Kind(kind) for kind in self._checkpoint.export if not (self._output_dir / kind).exists()]
         dist.barrier()  # every rank has checked
-        if is_there or not self._checkpoint.export_hf:
-            return
-        with self.timer.phase("export"):
-            save_hf_folder(
-                state.policy.model, self._source_model, target, max_shard_bytes=self._checkpoint.max_shard_bytes
-            )
+        for kind in kinds:
+            with self.timer.phase("export"):
+                export_model(
+                    state.policy.model,
+                    self._source_model,
+                    self._output_dir / kind,
+                    kind,
+                    max_shard_bytes=self._checkpoint.max_shard_bytes,
+                )

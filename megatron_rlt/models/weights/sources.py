@@ -171,10 +171,10 @@ class _MegatronChunks(WeightSource):
         assert described.tensors is not None, "it has chunks"
         self._stored = dict(described.tensors.tensors)
         self._prefix, self._folder = described.prefix, described.found.weights
-        self._places: dict[str, _Place] = {}
+        self._places: dict[str, _Place] = {}  # by the first Hugging Face name: a tied embedding has one place
         expected: dict[str, tuple[int, ...]] = {}
         for pair in own_pairs(self.architecture):
-            place = self._places[pair.name] = self._place(pair)
+            place = self._places[_first(pair)] = self._place(pair)
             expected |= dict.fromkeys(place.names, self._shape(pair, place))
         unused = [name for name in self._stored if not _is_weight(name)]
         if self.architecture.tied_embeddings:
@@ -185,13 +185,13 @@ class _MegatronChunks(WeightSource):
     @property
     def stored_names(self) -> dict[str, str]:
         return {
-            name: " + ".join(self._places[pair.name].names) + ("" if pair.layer is None else f"[{pair.layer}]")
+            name: " + ".join(self._places[_first(pair)].names) + ("" if pair.layer is None else f"[{pair.layer}]")
             for pair in own_pairs(self.architecture)
             for name in pair.hf_shapes
         }
 
     def parts(self, pair: WeightPair) -> dict[str, Tensor]:
-        place = self._places[pair.name]
+        place = self._places[_first(pair)]
         halves = [read_tensor(self._stored[name], layer=place.layer) for name in place.names]
         return split_pair(pair, halves[0] if len(halves) == 1 else torch.cat(halves), self.architecture)
 
@@ -222,8 +222,12 @@ class _MegatronChunks(WeightSource):
         output = self._stored.get(self._prefix + _MEGATRON_OUTPUT)
         if output is None or not self.architecture.tied_embeddings:
             return
-        embedding = self._places["embedding.word_embeddings.weight"].names[0]
+        embedding = self._places[_EMBEDDING].names[0]
         _check_tied(self._folder, read_tensor(self._stored[embedding]), read_tensor(output))
+
+
+def _first(pair: WeightPair) -> str:
+    return next(iter(pair.hf_shapes))
 
 
 def _is_weight(name: str) -> bool:
