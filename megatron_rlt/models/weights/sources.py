@@ -179,7 +179,8 @@ class _MegatronChunks(WeightSource):
         unused = [name for name in self._stored if not _is_weight(name)]
         if self.architecture.tied_embeddings:
             unused.append(self._prefix + _MEGATRON_OUTPUT)
-        check_census(self._folder, _headers(self._folder, self._stored), expected, unused=unused)
+        headers = _headers(self._folder, self._stored)
+        check_census(self._folder, headers, expected, unused=unused, description="its configuration")
         self._check_output()
 
     @property
