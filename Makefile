@@ -8,13 +8,15 @@ VLLM_INSTALLED := .venv-vllm/.installed
 SLURM_UNPACKED := .slurm/.unpacked
 # What a Slurm of several nodes on one machine needs, and the linter of its scripts.
 SLURM_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins libmunge2 libhwloc15 liblua5.1-0 shellcheck
+NEMO_BIN := .venv-nemo/bin
+NEMO_INSTALLED := .venv-nemo/.installed
 DEMO_DIR ?= runs/demo
 TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
 # Which engine samples in the demo's RL: megatron, or vllm (make demo ENGINE=vllm).
 ENGINE ?= megatron
 
-.PHONY: demo demo-ablation test test-all test-vllm test-py312 test-slurm lint format docs clean
+.PHONY: demo demo-ablation test test-all test-vllm test-py312 test-slurm test-nemo lint format docs clean
 
 ifeq ($(ENGINE),vllm)
 demo: $(VLLM_INSTALLED)
@@ -51,6 +53,10 @@ test-vllm: $(VLLM_INSTALLED)
 test-slurm: $(INSTALLED) $(SLURM_UNPACKED)
 	.slurm/usr/bin/shellcheck slurm/*.sh slurm/*.sbatch
 	OMP_NUM_THREADS=1 $(BIN)/pytest --slurm --durations 25 tests/slurm
+
+# NeMo 2.7.3 itself on the CPU, as an oracle in an environment of its own.
+test-nemo: $(INSTALLED) $(NEMO_INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --durations 25 tests/nemo
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -97,5 +103,19 @@ $(SLURM_UNPACKED):
 	for package in .slurm/packages/*.deb; do dpkg-deb --extract $$package .slurm || exit 1; done
 	touch $@
 
+# Its own pins do not resolve: numpy<2 does not go with pyarrow, and the newest leptonai lacks what nemo_run imports.
+$(NEMO_INSTALLED):
+	$(check_python)
+	test -x $(NEMO_BIN)/python || $(PYTHON) -m venv .venv-nemo
+	$(NEMO_BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(NEMO_BIN)/pip install --quiet --disable-pip-version-check 'nemo-toolkit[lightning,run]==2.7.3' \
+	  megatron-core==0.16.1 leptonai==0.27.3 nvidia-modelopt==0.37.0 torchprofile==0.1.0 tiktoken==0.14.0 \
+	  sentencepiece==0.2.3 psutil 'transformers<5'
+	$(NEMO_BIN)/pip install --quiet --disable-pip-version-check datasets==5.0.1 einops==0.8.2 sacrebleu==2.6.0 \
+	  ijson==3.6.0 h5py==3.16.0 nltk==3.10.4 rouge_score==0.1.2 peft==0.21.2 accelerate==1.15.0 webdataset==1.0.2 \
+	  megatron-energon==7.4.1 braceexpand==0.1.7 rapidfuzz==3.14.6 pandas==3.1.1 matplotlib==3.11.2 'zarr<3' \
+	  tensorstore==0.1.86 multi-storage-client==1.3.1 prettytable==3.18.0 numpy==2.3.5
+	touch $@
+
 clean:
-	rm -rf .venv .venv-vllm .venv-py312 .slurm runs build *.egg-info
+	rm -rf .venv .venv-vllm .venv-py312 .venv-nemo .slurm runs build *.egg-info

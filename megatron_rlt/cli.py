@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -181,11 +181,73 @@ def _plan(
     return 0
 
 
-_FUNCTIONS = {"reweigh": _reweigh, "plan": _plan}
+ModelConfigFolder = Annotated[
+    Path | None, typer.Option("--config", metavar="FOLDER", help="Hugging Face folder that says what model it is.")
+]
+
+
+def _convert(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Model folder of any kind.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder to write; it must not exist yet.")],
+    to: Annotated[
+        str | None, typer.Option("--to", help="hf, megatron, nemo or bridge. Default: hf, if SOURCE is another kind.")
+    ] = None,
+    source_kind: Annotated[
+        str | None, typer.Option("--from", help="Refuse SOURCE unless it is hf, megatron, nemo, bridge or fsdp.")
+    ] = None,
+    config: ModelConfigFolder = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option("--tokenizer", metavar="FOLDER", help="Tokenizer, if SOURCE has none; `none` for weights alone."),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="float32 or bfloat16. Default: SOURCE's.")] = None,
+    certify: Annotated[
+        str | None, typer.Option("--certify", help="logprobs, or none: tensors are compared in any case.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Threads that read ahead. Default: 1.")] = None,
+    max_shard_bytes: Annotated[
+        int | None, typer.Option("--max-shard-bytes", help="Largest file written. Default: 5,000,000,000.")
+    ] = None,
+) -> int:
+    options: dict[str, object] = {
+        "to": to,
+        "source_kind": source_kind,
+        "config": config,
+        "tokenizer": tokenizer,
+        "dtype": dtype,
+    }
+    options |= {"certify": certify, "workers": workers, "max_shard_bytes": max_shard_bytes}
+    return _run_given("convert", {"source": source, "target": target, **options})
+
+
+def _inspect(
+    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="Model folder of any kind.")],
+    config: ModelConfigFolder = None,
+) -> int:
+    return _run_given("inspect", {"source": source, "config": config})
+
+
+def _run_given(name: str, options: dict[str, object]) -> int:
+    """Run a command whose keys are options; those that were not given keep their defaults."""
+    given = {
+        key: str(value) if isinstance(value, Path) else value for key, value in options.items() if value is not None
+    }
+    config = load_overrides(COMMANDS[name].config_class, given, [])
+    config.check()
+    status: int = load_job(COMMANDS[name].job)(config)
+    return status
+
+
+_OWN_ARGUMENTS: dict[str, Callable[..., int]] = {
+    "reweigh": _reweigh,
+    "plan": _plan,
+    "convert": _convert,
+    "inspect": _inspect,
+}
 for _name, _command in COMMANDS.items():
     app.command(
         _name, help=_command.config_class.__doc__, context_settings={"ignore_unknown_options": _name == "reweigh"}
-    )(_FUNCTIONS.get(_name, _run))
+    )(_OWN_ARGUMENTS.get(_name, _run))
 
 app.command("status")(_status)
 app.command("doctor")(_doctor)

@@ -21,6 +21,7 @@ RENAMED = {
     "grpo.reference_mix": "grpo.reference.mix",
     "grpo.reference_residency": "grpo.reference.offload: true (was host) or false (was resident)",
     "placebo": "control",
+    "checkpoint.export_hf": "checkpoint.export, a list of kinds such as [hf, nemo]; [] exports nothing",
     "selection.rule=fits": "rule: best_of_n beside max_student_tokens; without a student rule: first",
     "verifier.overlong_buffer_tokens": "verifier.overlong.buffer_tokens",
     "verifier.overlong_weight": "verifier.overlong.weight",

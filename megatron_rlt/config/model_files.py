@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from megatron_rlt.config.folders.description import is_hugging_face, tokenizer_in
+from megatron_rlt.config.folders.kind import TOKENIZER_FILES
 from megatron_rlt.config.models import ModelConfig, Shapes
 from megatron_rlt.config.remote_code import remote_code_faults
 from megatron_rlt.config.weight_files import weight_index
 from megatron_rlt.given_files import read_json_object, read_text
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _OBJECTS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 _TEXTS = ("merges.txt", "chat_template.jinja")
 _AGAIN = "download or copy the file again"
@@ -31,7 +32,7 @@ def vocabulary_faults(models: Mapping[str, ModelConfig], shapes: Shapes) -> list
     faults = []
     for name in models.keys() & shapes.keys():
         try:
-            num_ids = max(token_ids(models[name].model).values(), default=-1) + 1
+            num_ids = max(token_ids(tokenizer_in(models[name].model)).values(), default=-1) + 1
         except ValueError:  # `model_faults` names the file
             continue
         fault = vocabulary_fault(shapes[name].vocab_size, num_ids)
@@ -80,9 +81,14 @@ def declared_stop_ids(folder: Path) -> frozenset[int]:
 def _folder_faults(folder: Path) -> Iterator[str]:
     if not folder.is_dir():
         yield (
-            f"no such folder: {folder}; give a Hugging Face folder on disk"
-            " (`hf download NAME --local-dir FOLDER` fetches one)"
+            f"no such folder: {folder}; give a model folder on disk (`hf download NAME --local-dir FOLDER` fetches one)"
         )
+        return
+    if not is_hugging_face(folder):
+        try:
+            tokenizer_in(folder)
+        except ValueError as error:
+            yield str(error)
         return
     yield from remote_code_faults(folder)
     if not any(folder.glob("*.safetensors")):

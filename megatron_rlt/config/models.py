@@ -39,7 +39,7 @@ class ModelConfig(Section):
     """A model on disk and how it runs here."""
 
     model: FilePath
-    """Hugging Face folder: config.json, safetensors, tokenizer."""
+    """Model folder with its tokenizer: Hugging Face, Megatron, NeMo 2.0, Megatron-Bridge, or a run's checkpoint."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of weights and activations; sums over tokens and log-sum-exp are float32 in any case."""
     fp8: Fp8Config | None = None

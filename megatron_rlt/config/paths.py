@@ -6,7 +6,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from megatron_rlt.config.model_files import TOKENIZER_FILES, token_ids
+from megatron_rlt.config.folders.description import tokenizer_in
+from megatron_rlt.config.folders.kind import TOKENIZER_FILES
+from megatron_rlt.config.model_files import token_ids
 from megatron_rlt.config.models import ModelConfig
 from megatron_rlt.config.reward import RewardConfig
 from megatron_rlt.given_files import read_json_object
@@ -22,7 +24,7 @@ def tokenizer_faults(teacher: ModelConfig, students: Mapping[str, ModelConfig], 
     faults = []
     for name, student in students.items():
         try:
-            difference = _tokenizer_difference(teacher.model, student.model)
+            difference = _tokenizer_difference(tokenizer_in(teacher.model), tokenizer_in(student.model))
         except (ValueError, OSError):  # `model_faults` names the file
             continue
         if difference is not None and reward.lambda_kl != 0:

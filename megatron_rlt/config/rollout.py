@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator
 
 from megatron_rlt.config.architecture import Architecture
+from megatron_rlt.config.folders.description import is_hugging_face
 from megatron_rlt.config.mismatch import MismatchConfig
 from megatron_rlt.config.models import ModelConfig
 from megatron_rlt.config.section import FilePath, Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
@@ -134,6 +135,11 @@ def rollout_faults(
             " out"
         ]
     faults = []
+    if not is_hugging_face(policy.model):
+        faults.append(
+            f"rollout.engine=vllm: vLLM reads Hugging Face folders, and {policy.model} is none; convert it"
+            " (`megatron-rlt convert SOURCE TARGET --to hf`), or leave rollout.engine out"
+        )
     vllm = rollout.vllm
     tp = policy.layout.tp if vllm.tp is None else vllm.tp
     if vllm.placement == "colocated" and world_size % tp != 0:

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from megatron_rlt.config.architecture import Architecture
+from megatron_rlt.config.folders.provider import export_fault
 from megatron_rlt.config.section import (
     FilePath,
     Fraction,
@@ -107,6 +109,9 @@ class OptimizerConfig(Section):
     which the run stops."""
 
 
+ExportKind = Literal["hf", "megatron", "nemo", "bridge"]
+
+
 class CheckpointConfig(Section):
     """When training state is saved and how much of it is kept."""
 
@@ -114,10 +119,18 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; the last step is always saved."""
     keep_last: PositiveInt = 2
     """Newest checkpoints kept; an older one is removed once a newer one is complete."""
-    export_hf: bool = True
-    """Export the final weights as a Hugging Face folder (`hf/` in the run folder)."""
+    export: list[ExportKind] = Field(default=["hf"])
+    """Kinds of folders that the final weights are exported as, each under its name in the run folder; []: none."""
     max_shard_bytes: PositiveInt = 5_000_000_000
-    """Largest safetensors file of that folder, in bytes."""
+    """Largest file of those folders, in bytes."""
+
+
+def export_faults(checkpoint: CheckpointConfig, trained: Architecture | None) -> list[str]:
+    """Kinds of folders that cannot express the trained model."""
+    if trained is None:
+        return []
+    faults = ((kind, export_fault(trained, kind)) for kind in checkpoint.export)
+    return [f"checkpoint.export: {kind}: {fault}" for kind, fault in faults if fault is not None]
 
 
 def grpo_faults(grpo: GrpoConfig) -> list[str]:

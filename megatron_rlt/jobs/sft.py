@@ -8,6 +8,7 @@ from functools import partial
 from torch import Tensor
 
 from megatron_rlt.config.commands.sft import EvaluationLossConfig, SftConfig
+from megatron_rlt.config.folders.description import tokenizer_in
 from megatron_rlt.jobs.run.load_models import load_model, memory_usage
 from megatron_rlt.jobs.run.problems import open_problems, read_problems
 from megatron_rlt.jobs.run.training_loop import TrainingRun, TrainingState
@@ -99,9 +100,9 @@ def _sequence_maker(config: SftConfig) -> Callable[[Problem], SpannedSequence]:
     """Cached encoder of rows in the configured role's format; it raises ValueError for an unusable row."""
     make_sequence: Callable[[Problem], SpannedSequence]
     if config.role == "teacher":
-        make_sequence = teacher_format(config.model.model, config.prompts).sft_sequence
+        make_sequence = teacher_format(tokenizer_in(config.model.model), config.prompts).sft_sequence
     else:
-        student = student_format(config.model.model, config.prompts)
+        student = student_format(tokenizer_in(config.model.model), config.prompts)
         make_sequence = partial(student.sft_sequence, whole_turn=config.loss_on == "assistant_turn")
 
     def sequence_of(problem: Problem) -> SpannedSequence:

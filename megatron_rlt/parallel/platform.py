@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -80,6 +82,22 @@ def _private_store(meeting_file: Path | None, world_size: int) -> Store | None:
     if meeting_file is not None:
         return FileStore(str(meeting_file), world_size)
     return HashStore() if world_size == 1 else None
+
+
+@contextmanager
+def process_group_of_one() -> Iterator[None]:
+    """A process group of this process alone, for a model outside a job; one of a single rank that exists is kept."""
+    install_platform()
+    if dist.is_initialized():
+        assert dist.get_world_size() == 1, "models outside a job run in one process"
+        yield
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def world() -> dist.ProcessGroup:

@@ -17,13 +17,13 @@ _CONFIG = {
     *("config", "config/commands", "types", "disk_faults", "whole_files", "folder_lock", "given_files", "visible_text")
 }
 _BENEATH_STAGES = {"models", "parallel"} | _CONFIG
-_STAGES = {"data", "prompts", "rollout", "scoring", "policy", "checkpoint", "metrics", "store"}
+_STAGES = {"data", "prompts", "rollout", "scoring", "policy", "checkpoint", "convert", "metrics", "store"}
 _PURE_STAGES = {"rewards", "algorithm"}
 _BENEATH_JOBS = {
     *(_STAGES | _PURE_STAGES | _BENEATH_STAGES | {"launch"}),
     *("rollout/megatron", "rollout/vllm", "rollout/vllm/transfer", "rollout/weight_sync"),
 }
-_COMMANDS = ("train", "rlvr", "collect", "score", "evaluate", "parity")
+_COMMANDS = ("train", "rlvr", "collect", "score", "evaluate", "parity", "convert")
 _FLOORS = {"jobs/run", "jobs/reward", "jobs/rl"}
 
 # Room -> the other rooms it may import. A room is a folder or file of the package; a sub-room (`jobs/train`) stands in

@@ -13,7 +13,7 @@ from tests.distributed.tiny_runs import RL_CONFIG, SMALL_RL, TinyInputs
 def test_a_gap_above_the_bound_stops_the_run_before_its_update_and_a_larger_bound_resumes_it(
     tmp_path: Path, inputs: TinyInputs
 ) -> None:
-    settings = [*SMALL_RL, *inputs.for_train, "num_steps=1", "checkpoint.export_hf=false"]
+    settings = [*SMALL_RL, *inputs.for_train, "num_steps=1", "checkpoint.export=[]"]
     run = tmp_path / "run"
     stopped = Command("train", RL_CONFIG, [*settings, "mismatch.max_rollout_gap=1e-12"], run).finish()
     assert stopped.status == 1

@@ -116,7 +116,7 @@ def _prolonged_life(folder: Path, settings: list[str]) -> list[int]:
     prolonged = [*settings, "num_steps=2"]
     statuses = [sft_here(folder / "whole", prolonged), sft_here(folder / "prolonged", [*settings, "num_steps=1"])]
     # As if killed between the last checkpoint and the export.
-    statuses.append(sft_here(folder / "prolonged", [*prolonged, "checkpoint.export_hf=false"]))
+    statuses.append(sft_here(folder / "prolonged", [*prolonged, "checkpoint.export=[]"]))
     copy_run(folder / "prolonged", folder / "not_exported")
     return [*statuses, sft_here(folder / "prolonged", prolonged)]
 

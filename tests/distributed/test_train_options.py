@@ -48,7 +48,7 @@ def _train(settings: dict[Path, list[str]]) -> list[int]:
 def runs(inputs: TinyInputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs' folders, in one."""
     folder = tmp_path_factory.mktemp("options")
-    common = [*SMALL_RL, *inputs.for_train, "num_steps=1", "checkpoint.export_hf=false"]
+    common = [*SMALL_RL, *inputs.for_train, "num_steps=1", "checkpoint.export=[]"]
     save_model(folder / "other", seed=1)
     other = f"{{model: {folder / 'other'}, dtype: float32, layout: {{pp: 2}}}}"
     runs = RUNS | {

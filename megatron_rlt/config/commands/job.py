@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from megatron_rlt.config.architecture import Architecture
+from megatron_rlt.config.folders.description import architecture_in
 from megatron_rlt.config.model_files import model_faults, vocabulary_faults
 from megatron_rlt.config.models import ModelConfig, Shapes, layout_faults, models_fp8_faults
 from megatron_rlt.config.paths import folder_faults
@@ -46,13 +47,13 @@ class CommandConfig(Section):
         return Plan((), ())
 
     def check(self) -> Shapes:
-        """Read what its models are from their `config.json`; raises ValueError with one line per broken rule."""
+        """Read what its models are from their folders; raises ValueError with one line per broken rule."""
         shapes: dict[str, Architecture] = {}
         unreadable = []
         for name, model in self.models.items():
             if model.model.is_dir():  # `model_faults` names a folder that is missing
                 try:
-                    shapes[name] = Architecture.from_folder(model.model)
+                    shapes[name] = architecture_in(model.model)
                 except ValueError as error:
                     unreadable.append(f"{name}.model: {error}")
         vocabularies = vocabulary_faults(self.models, shapes)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from megatron_rlt.config.commands.train import TrainConfig
+from megatron_rlt.config.folders.description import is_hugging_face
+from megatron_rlt.config.models import Shapes
 from megatron_rlt.config.section import PositiveFloat, PositiveInt, Section
 
 
@@ -26,3 +28,14 @@ class ParityConfig(TrainConfig):
 
     parity: ParityCheckConfig = ParityCheckConfig()
     """What is compared, and the bound."""
+
+    def faults(self, shapes: Shapes) -> list[str]:
+        others = [f"{name}.model" for name, model in self.models.items() if not is_hugging_face(model.model)]
+        return [
+            *super().faults(shapes),
+            *(
+                f"{key}: transformers, with which parity compares, reads Hugging Face folders only; convert it"
+                " (`megatron-rlt convert SOURCE TARGET --to hf`)"
+                for key in others
+            ),
+        ]

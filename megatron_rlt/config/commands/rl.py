@@ -28,6 +28,7 @@ from megatron_rlt.config.training import (
     DataConfig,
     GrpoConfig,
     OptimizerConfig,
+    export_faults,
     grpo_faults,
     num_warmup_updates,
     optimizer_faults,
@@ -84,6 +85,7 @@ class RlConfig(JobConfig):
             *rollout_faults(self.rollout, self.policy, shapes.get(self.policy_name), self.world_size),
             *budget_faults(shapes, prompt, completion, section="rollout"),
             *optimizer_faults(self.optimizer),
+            *export_faults(self.checkpoint, shapes.get(self.policy_name)),
             *offload_faults(self.policy_name, self.policy),
             *not_scoring_faults(self.policy_name, self.policy.fp8, "trained"),
         ]

@@ -23,6 +23,7 @@ from megatron_rlt.config.training import (
     CheckpointConfig,
     DataConfig,
     OptimizerConfig,
+    export_faults,
     num_warmup_updates,
     optimizer_faults,
 )
@@ -122,6 +123,7 @@ class SftConfig(JobConfig):
             *not_scoring_faults("model", self.model.fp8, "trained"),
             *length_faults(shapes, self.max_tokens, what=f"max_tokens={self.max_tokens}", remedy="lower max_tokens"),
             *optimizer_faults(self.optimizer),
+            *export_faults(self.checkpoint, shapes.get("model")),
         ]
 
     def plan(self, shapes: Shapes) -> Plan:

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from megatron_rlt.config.commands.collect import CollectConfig
+from megatron_rlt.config.commands.convert import ConvertConfig, InspectConfig
 from megatron_rlt.config.commands.evaluate import EvaluateConfig
 from megatron_rlt.config.commands.job import CommandConfig
 from megatron_rlt.config.commands.parity import ParityConfig
@@ -36,6 +37,8 @@ COMMANDS = {
     "evaluate": Command(EvaluateConfig, "megatron_rlt.jobs.evaluate.run:run_evaluate"),
     "parity": Command(ParityConfig, "megatron_rlt.jobs.parity.run:run_parity"),
     "plan": Command(PlanConfig, "megatron_rlt.jobs.plan:run_plan"),
+    "convert": Command(ConvertConfig, "megatron_rlt.jobs.convert.run:run_convert"),
+    "inspect": Command(InspectConfig, "megatron_rlt.jobs.convert.inspect:run_inspect"),
 }
 
 

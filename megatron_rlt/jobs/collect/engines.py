@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from megatron_rlt.checkpoint.weights import load_trained_weights
-from megatron_rlt.config.architecture import Architecture, position_limit
+from megatron_rlt.config.architecture import position_limit
 from megatron_rlt.config.commands.collect import CollectConfig
 from megatron_rlt.config.commands.score import ScoreConfig
+from megatron_rlt.config.folders.description import architecture_in
 from megatron_rlt.config.models import ModelConfig
 from megatron_rlt.jobs.collect.sampling import SamplingContext
 from megatron_rlt.jobs.collect.scoring import ScoringContext
@@ -83,4 +84,4 @@ class CollectModels:
 
 def longest(model: ModelConfig) -> int:
     """Tokens in the longest sequence that a model reads."""
-    return position_limit(Architecture.from_folder(model.model))
+    return position_limit(architecture_in(model.model))

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_rlt.config.commands.collect import CollectConfig
+from megatron_rlt.config.folders.description import tokenizer_in
 from megatron_rlt.data.shards import read_manifest
 from megatron_rlt.jobs.collect.engines import CollectModels
 from megatron_rlt.jobs.collect.identity import Origin, find_origin, samples_identity, scores_identity
@@ -64,7 +65,7 @@ def run_collect(config: CollectConfig, heartbeat: Heartbeat) -> int:
     heartbeat.beat("validate")
     origin = find_origin(config, heartbeat.on_progress)
     student = config.teacher if config.student is None else config.student
-    pairs = pair_builder(config.teacher.model, student.model, config.prompts)
+    pairs = pair_builder(tokenizer_in(config.teacher.model), tokenizer_in(student.model), config.prompts)
     shards = open_shards(config.data, config.output_dir / "data")
     samples, scores = open_stores(config, origin, read_manifest(shards).content_hash)
     samples.is_finished()  # refuses rows of another run

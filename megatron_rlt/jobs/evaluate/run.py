@@ -11,6 +11,7 @@ from rich.console import Console
 
 from megatron_rlt.config.commands.evaluate import EvaluateConfig
 from megatron_rlt.config.commands.evaluation_sets import EvaluationSet
+from megatron_rlt.config.folders.description import tokenizer_in
 from megatron_rlt.data.exercises import Exercise
 from megatron_rlt.jobs.evaluate.report import print_results, write_results
 from megatron_rlt.jobs.evaluate.rows import ExerciseCheck, Prompter, validate_exercises
@@ -88,7 +89,9 @@ def _answer_all(
 ) -> bool:
     """Do the remaining parts and join them; returns False if ended by request before. Collective."""
     is_writer = dist.get_rank() == 0
-    prompter = Prompter(student_format(config.model.model, config.prompts), asked.template, config.prefill_thought)
+    prompter = Prompter(
+        student_format(tokenizer_in(config.model.model), config.prompts), asked.template, config.prefill_thought
+    )
     timeout_seconds = config.judge_timeout_seconds
     with AnswerJudge(asked.kind, prompter.student.tags, timeout_seconds=timeout_seconds) as judge:
         check = ExerciseCheck(prompter, judge.check, config.prompts.max_prompt_tokens)

@@ -16,8 +16,9 @@ import torch.distributed as dist
 from rich.console import Console
 from torch import Tensor
 
-from megatron_rlt.config.architecture import Architecture, position_limit
+from megatron_rlt.config.architecture import position_limit
 from megatron_rlt.config.commands.parity import ParityConfig
+from megatron_rlt.config.folders.description import architecture_in
 from megatron_rlt.jobs.parity.gaps import Backend, Comparison, LogprobDiff, pair_gaps, print_gaps
 from megatron_rlt.jobs.reward.scorer import FIRST
 from megatron_rlt.jobs.rl.grpo import SeedSource, sample_groups
@@ -79,7 +80,7 @@ def run_parity(config: ParityConfig, heartbeat: Heartbeat) -> int:
 
 def check_rows(config: ParityConfig, formats: dict[str, PairBuilder], problems: Sequence[Problem]) -> None:
     """Raise ValueError naming the first row that cannot be used."""
-    limits = {name: position_limit(Architecture.from_folder(model.model)) for name, model in config.models.items()}
+    limits = {name: position_limit(architecture_in(model.model)) for name, model in config.models.items()}
     for problem in problems:
         if config.parity.completions == "sampled":
             for pairs in formats.values():

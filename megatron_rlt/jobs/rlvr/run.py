@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from megatron_rlt.config.commands.rlvr import RlvrConfig
+from megatron_rlt.config.folders.description import tokenizer_in
 from megatron_rlt.jobs.reward.judging import AnswerJudge, answer_tags
 from megatron_rlt.jobs.rl.engines import build_learner, sampling_engine
 from megatron_rlt.jobs.rl.learner import Learner
@@ -29,7 +30,7 @@ def run_rlvr(config: RlvrConfig, heartbeat: Heartbeat) -> int:
     Raises ValueError before any weight is loaded if model, data, solutions and run folder do not go together.
     """
     run = TrainingRun(config, "rlvr", heartbeat, trained="student")
-    student = student_format(config.student.model, config.prompts)
+    student = student_format(tokenizer_in(config.student.model), config.prompts)
     with (
         AnswerJudge(config.verifier.kind, student.tags, timeout_seconds=config.verifier.timeout_seconds) as judge,
         run.timer.phase("setup"),

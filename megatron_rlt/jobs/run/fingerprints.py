@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from megatron_rlt.config.folders.description import is_hugging_face, tokenizer_in
+from megatron_rlt.config.folders.kind import NEMO_CONTEXT, find_model
 from megatron_rlt.config.models import ModelConfig
 from megatron_rlt.data.rows import source_digest
 from megatron_rlt.parallel.collectives import broadcast_record
@@ -31,12 +33,12 @@ def model_fingerprint(folder: Path, on_file: OnProgress, *, with_weights: bool =
         on_file: called with the name of each file before it is read.
         with_weights: False leaves configuration, tokenizer and chat template.
     """
-    suffixes = [suffix for suffix in _SUFFIXES if with_weights or suffix != _WEIGHTS]
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix in suffixes)
+    files = _files(folder, with_weights=with_weights)
+    names = sorted(files)
     mine: dict[str, str] = {}
     for name in names[dist.get_rank() :: dist.get_world_size()]:
         on_file(name)
-        with (folder / name).open("rb") as file:
+        with files[name].open("rb") as file:
             mine[name] = hashlib.file_digest(file, "sha256").hexdigest()
     parts: list[dict[str, str]] = [{}] * dist.get_world_size()
     dist.all_gather_object(parts, mine)
@@ -59,6 +61,17 @@ def training_contents(models: Mapping[str, ModelConfig], trained: str, on_file: 
         else:
             contents[f"content of {name}"] = model_fingerprint(model.model, on_file)
     return contents
+
+
+def _files(folder: Path, *, with_weights: bool) -> dict[str, Path]:
+    """The files that make a model what it is, by name; of a checkpoint its weights and metadata, not the optimizer."""
+    if is_hugging_face(folder):
+        suffixes = [suffix for suffix in _SUFFIXES if with_weights or suffix != _WEIGHTS]
+        return {path.name: path for path in folder.iterdir() if path.is_file() and path.suffix in suffixes}
+    found = find_model(folder)
+    places = {tokenizer_in(folder), *(path for path in (found.folder / NEMO_CONTEXT,) if path.is_dir())}
+    places |= {found.weights} if with_weights else set()
+    return {f"{place.name}/{path.name}": path for place in places for path in place.iterdir() if path.is_file()}
 
 
 def rows_fingerprint(source: str) -> str:

@@ -1,4 +1,4 @@
-"""Loads configured models: this rank's shards, in the model's layout, from a Hugging Face folder."""
+"""Loads configured models: this rank's shards, in the model's layout, from a folder of any kind."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
-from megatron_rlt.config.architecture import Architecture
+from megatron_rlt.config.folders.description import describe_model
 from megatron_rlt.config.models import ModelConfig
 from megatron_rlt.config.training import GrpoConfig
 from megatron_rlt.metrics.memory import MemoryUsage
 from megatron_rlt.models.build import build_model
 from megatron_rlt.models.language_model import LanguageModel
-from megatron_rlt.models.weights.load import load_hf_weights
+from megatron_rlt.models.weights.load import load_weights
 from megatron_rlt.parallel.layout import Layout
 from megatron_rlt.parallel.platform import device
 from megatron_rlt.policy.policy import Policy
@@ -26,13 +26,15 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def load_model(config: ModelConfig, layout: Layout) -> LanguageModel:
     """Load a model. Collective over the layout; raises ValueError if folder and architecture disagree."""
-    architecture = Architecture.from_folder(config.model)
+    described = describe_model(config.model)
     if config.fp8 is not None and config.fp8.recipe == "tensorwise" and config.fp8.activations and dist.get_rank() == 0:
         logger.warning("%s: with recipe tensorwise a score depends on its pack and on the layout", config.model)
-    model = build_model(architecture, layout, dtype=_DTYPES[config.dtype], recompute=config.recompute, fp8=config.fp8)
+    model = build_model(
+        described.architecture, layout, dtype=_DTYPES[config.dtype], recompute=config.recompute, fp8=config.fp8
+    )
     if config.fp8 is None:
         model.to(device())  # FP8 layers are built where they run
-    load_hf_weights(model, config.model)
+    load_weights(model, described)
     return model
 
 

@@ -17,22 +17,23 @@ from megatron_rlt.checkpoint.training_state import POLICY, SharedState, load_tra
 from megatron_rlt.config.commands.rlvr import RlvrConfig
 from megatron_rlt.config.commands.sft import SftConfig
 from megatron_rlt.config.commands.train import TrainConfig
+from megatron_rlt.config.folders.kind import WRITTEN, Kind
 from megatron_rlt.data.loader import ProblemStream
+from megatron_rlt.jobs.run.export import export_model
 from megatron_rlt.jobs.run.fingerprints import training_contents
 from megatron_rlt.jobs.run.frame import RunFrame, log_to_stdout
 from megatron_rlt.jobs.run.signals import EndRequest
 from megatron_rlt.launch.watchdog import Heartbeat
 from megatron_rlt.metrics.memory import MemoryUsage
 from megatron_rlt.models.language_model import LanguageModel
-from megatron_rlt.models.weights.export import save_hf_folder
 from megatron_rlt.parallel.platform import world
 from megatron_rlt.policy.policy import Policy
 from megatron_rlt.store.run_folder import check_contents, check_run_folder, write_run_folder
 from megatron_rlt.types import ENDED_EARLY
 from megatron_rlt.whole_files import discard
 
-CHECKPOINTS, EXPORT = "checkpoints", "hf"
-"""Folders in the run folder."""
+CHECKPOINTS = "checkpoints"
+"""Folder in the run folder; exports stand beside it, each under the name of its kind."""
 
 
 logger = logging.getLogger(__name__)
@@ -186,23 +187,25 @@ class TrainingRun:
         logger.info("saved step %d: %.3g GB in %.1f s, %.3g GB/s", step, size / 1e9, seconds, size / 1e9 / seconds)
 
     def _remove_export(self) -> None:
-        """Remove the export of an earlier, shorter run: a killed run must not leave weights of fewer steps there."""
-        export = self._output_dir / EXPORT
+        """Remove exports of an earlier, shorter run: a killed run must not leave weights of fewer steps there."""
         if not self._is_writer:
             return
-        if export.is_symlink():
-            export.unlink()  # what it names was not written by this run
-        elif export.exists():
-            discard(export)
+        for export in (self._output_dir / kind for kind in WRITTEN):
+            if export.is_symlink():
+                export.unlink()  # what it names was not written by this run
+            elif export.exists():
+                discard(export)
 
     def _export(self, state: TrainingState) -> None:
-        """Write the final weights, unless they exist already."""
-        target = self._output_dir / EXPORT
-        is_there = target.exists()
+        """Write the final weights as each kind of folder, unless they exist already."""
+        kinds = [Kind(kind) for kind in self._checkpoint.export if not (self._output_dir / kind).exists()]
         dist.barrier()  # every rank has checked
-        if is_there or not self._checkpoint.export_hf:
-            return
-        with self.timer.phase("export"):
-            save_hf_folder(
-                state.policy.model, self._source_model, target, max_shard_bytes=self._checkpoint.max_shard_bytes
-            )
+        for kind in kinds:
+            with self.timer.phase("export"):
+                export_model(
+                    state.policy.model,
+                    self._source_model,
+                    self._output_dir / kind,
+                    kind,
+                    max_shard_bytes=self._checkpoint.max_shard_bytes,
+                )

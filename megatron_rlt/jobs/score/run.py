@@ -10,6 +10,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron_rlt.config.commands.score import ScoreConfig
+from megatron_rlt.config.folders.description import tokenizer_in
 from megatron_rlt.data.traces import read_traces
 from megatron_rlt.jobs.collect.engines import CollectModels, longest
 from megatron_rlt.jobs.collect.identity import find_origin, score_identity
@@ -50,7 +51,7 @@ def run_score(config: ScoreConfig, heartbeat: Heartbeat) -> int:
             store.remove()
             print(f"Nothing to do: {config.output} holds these scores already")
         return 0
-    pairs = pair_builder(config.teacher.model, config.student.model, config.prompts)
+    pairs = pair_builder(tokenizer_in(config.teacher.model), tokenizer_in(config.student.model), config.prompts)
     others = other_explanations(config.input, seed=config.seed) if config.control == "other_question" else {}
     reader = TraceReader(pairs, config.control, config.temperature, config.seed, origin, others)
     report = validate_rows(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from megatron_rlt.config.commands.train import TrainConfig
+from megatron_rlt.config.folders.description import tokenizer_in
 from megatron_rlt.config.reward import StudentsConfig
 from megatron_rlt.jobs.reward.scorer import FIRST, Scorer, build_scorer
 from megatron_rlt.jobs.rl.engines import build_learner, sampling_engine
@@ -42,7 +43,8 @@ class TrainContext:
 def student_pairs(config: TrainConfig) -> dict[str, PairBuilder]:
     """The formats of teacher and each student by name, the first student first; raises as `pair_builder`."""
     models = config.students_by_name
-    return {name: pair_builder(config.teacher.model, one.model, config.prompts) for name, one in models.items()}
+    teacher = tokenizer_in(config.teacher.model)
+    return {name: pair_builder(teacher, tokenizer_in(one.model), config.prompts) for name, one in models.items()}
 
 
 def build_context(config: TrainConfig, pairs: Mapping[str, PairBuilder], on_progress: OnProgress) -> TrainContext:

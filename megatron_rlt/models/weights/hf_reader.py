@@ -63,12 +63,18 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
 
 
 def check_census(
-    folder: Path, stored: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]], *, unused: Iterable[str]
+    folder: Path,
+    stored: Mapping[str, StoredTensor],
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    unused: Iterable[str],
+    description: str = "config.json",
 ) -> None:
     """Compare the folder's tensors with those that the model needs; one error names all differences.
 
     Args:
         expected: shape of every tensor that the model reads, by name.
+        description: what says which model it is.
         unused: names that may exist without being read; rotary buffers always may.
 
     Raises:
@@ -89,8 +95,8 @@ def check_census(
     faults = [f"{title} ({len(names)}): {_some(names)}" for title, names in lists.items() if names]
     if faults:
         raise ValueError(
-            f"{folder}: the weights do not fit the model that config.json describes. {'. '.join(faults)}. Use a "
-            "complete, unquantised folder whose config.json belongs to its weights (adapters merged)"
+            f"{folder}: the weights do not fit the model that {description} describes. {'. '.join(faults)}. Use a "
+            f"complete, unquantised folder whose {description} belongs to its weights (adapters merged)"
         )
 
 

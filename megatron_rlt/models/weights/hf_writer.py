@@ -10,8 +10,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -44,9 +45,10 @@ def write_folder(tensors: Iterable[tuple[str, Tensor]], source: Path, target: Pa
     make_folder(partial)
     try:
         with writing(target):
-            dtype = _write_weights(tensors, partial, max_shard_bytes)
-            _copy_side_files(source, partial)
-            _write_config(source, partial, dtype)
+            dtype = write_weights(tensors, partial, max_shard_bytes)
+            copy_side_files(source, partial)
+            config = json.loads((source / _CONFIG_FILE).read_text(encoding="utf-8"))
+            write_config(config, partial, dtype)
             for path in (*sorted(partial.rglob("*")), partial):
                 flush_to_disk(path)
             partial.rename(target)
@@ -56,8 +58,12 @@ def write_folder(tensors: Iterable[tuple[str, Tensor]], source: Path, target: Pa
         raise
 
 
-def _write_weights(tensors: Iterable[tuple[str, Tensor]], folder: Path, max_shard_bytes: int) -> torch.dtype:
-    """Write shards one by one; file names include the number of shards, so files are renamed at the end."""
+def write_weights(tensors: Iterable[tuple[str, Tensor]], folder: Path, max_shard_bytes: int) -> torch.dtype:
+    """Write shards one by one; file names include the number of shards, so files are renamed at the end.
+
+    Raises:
+        ValueError: the tensors have several dtypes, of which config.json could name only one.
+    """
     dtypes: set[torch.dtype] = set()
     shards: list[list[str]] = []
     total_bytes = 0
@@ -66,7 +72,11 @@ def _write_weights(tensors: Iterable[tuple[str, Tensor]], folder: Path, max_shar
         shards.append(list(shard))
         dtypes |= {tensor.dtype for tensor in shard.values()}
         total_bytes += sum(tensor.nbytes for tensor in shard.values())
-    assert len(dtypes) == 1, f"an export has one dtype, not {dtypes}"
+    if len(dtypes) != 1:
+        raise ValueError(
+            f"{folder}: a Hugging Face folder has one dtype, and these weights have {sorted(map(str, dtypes))}; choose"
+            " one with --dtype"
+        )
     total = len(shards)
     names = [f"model-{n:05d}-of-{total:05d}.safetensors" for n in range(1, total + 1)] if total > 1 else [SINGLE_FILE]
     for index, name in enumerate(names):
@@ -99,7 +109,7 @@ def _shards(tensors: Iterable[tuple[str, Tensor]], max_shard_bytes: int) -> Iter
     yield shard
 
 
-def _copy_side_files(source: Path, target: Path) -> None:
+def copy_side_files(source: Path, target: Path) -> None:
     """Tokenizer, chat template and generation settings, with links resolved."""
     for path in sorted(source.iterdir()):
         copied = path.suffix in _COPIED_SUFFIXES and not path.name.endswith(_INDEX_SUFFIX)
@@ -110,9 +120,9 @@ def _copy_side_files(source: Path, target: Path) -> None:
             shutil.copytree(source / name, target / name)
 
 
-def _write_config(source: Path, target: Path, dtype: torch.dtype) -> None:
-    """Write the source's config.json with the weights' dtype, under transformers' older or newer key as found."""
-    config = json.loads((source / _CONFIG_FILE).read_text(encoding="utf-8"))
+def write_config(source: Mapping[str, Any], target: Path, dtype: torch.dtype) -> None:
+    """Write config.json with the weights' dtype, under transformers' older or newer key as found."""
+    config = dict(source)
     word = str(dtype).removeprefix("torch.")
     if "dtype" in config:
         config["dtype"] = word

@@ -1,6 +1,7 @@
-"""Loads a Hugging Face folder into a Megatron model's shards; every rank reads only its own part. Not collective.
+"""Loads a model folder of any kind into a Megatron model's shards. Not collective.
 
-Names and rules come from `table`, file access from `hf_reader`.
+Of a Hugging Face folder every rank reads only its own part; of other kinds whole tensors, one at a time. Names and
+rules come from `table`, file access from `hf_reader` and `sources`.
 """
 
 from __future__ import annotations
@@ -12,14 +13,34 @@ import torch
 from torch import Tensor
 
 from megatron_rlt.config.architecture import Architecture
+from megatron_rlt.config.folders.description import ModelDescription
 from megatron_rlt.models.fp8 import is_fp8, weight_writer
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.models.weights.hf_reader import SliceRead, StoredTensor, check_census, copy_slices, read_headers
+from megatron_rlt.models.weights.sources import open_weights
 from megatron_rlt.models.weights.stage import stage_parameters
 from megatron_rlt.models.weights.table import Split, WeightPair, hf_shapes, hf_views
 from megatron_rlt.parallel.layout import Layout
 
 _EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def load_weights(model: LanguageModel, described: ModelDescription) -> None:
+    """Fill this rank's parameters from a folder of any kind, as `load_hf_weights`."""
+    if described.tensors is None:
+        load_hf_weights(model, described.found.weights)
+        return
+    architecture, layout = model.architecture, model.layout
+    _check_heads(described.found.folder, architecture, layout)
+    source, write = open_weights(described), weight_writer(model)
+    for pair, parameter in stage_parameters(model).values():
+        shard = torch.empty(parameter.shape, dtype=model.config.params_dtype)
+        parts = source.parts(pair)
+        for read in _reads(pair, shard, architecture, layout):
+            read.target.copy_(
+                parts[read.name].narrow(read.dim, read.start, read.stop - read.start).reshape_as(read.target)
+            )
+        write(parameter, shard.to(parameter.device))
 
 
 def load_hf_weights(model: LanguageModel, folder: Path) -> None:
@@ -33,11 +54,7 @@ def load_hf_weights(model: LanguageModel, folder: Path) -> None:
             model's folder holds an output layer that differs from its embedding, or tp would split a key-value head.
     """
     architecture, layout = model.architecture, model.layout
-    if architecture.num_kv_heads % layout.tp != 0:
-        raise ValueError(
-            f"{folder}: num_key_value_heads must be a multiple of tp, got {architecture.num_kv_heads} and "
-            f"tp={layout.tp}; choose a tp that divides {architecture.num_kv_heads}"
-        )
+    _check_heads(folder, architecture, layout)
     stored = read_headers(folder)
     check_census(folder, stored, hf_shapes(architecture), unused=(_OUTPUT,) if architecture.tied_embeddings else ())
     embedding_copies: list[SliceRead] = []
@@ -57,6 +74,14 @@ def load_hf_weights(model: LanguageModel, folder: Path) -> None:
     copy_slices(stored, reads)
     if architecture.tied_embeddings and _OUTPUT in stored:
         _check_tied(folder, stored, embedding_copies)
+
+
+def _check_heads(folder: Path, architecture: Architecture, layout: Layout) -> None:
+    if architecture.num_kv_heads % layout.tp != 0:
+        raise ValueError(
+            f"{folder}: num_key_value_heads must be a multiple of tp, got {architecture.num_kv_heads} and "
+            f"tp={layout.tp}; choose a tp that divides {architecture.num_kv_heads}"
+        )
 
 
 def _reads(pair: WeightPair, shard: Tensor, architecture: Architecture, layout: Layout) -> Iterator[SliceRead]:
