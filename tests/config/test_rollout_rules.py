@@ -12,7 +12,7 @@ from megatron_rlt.config import rollout as rollout_rules
 from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.mismatch import MismatchConfig
 from megatron_rlt.config.models import LayoutConfig, ModelConfig
-from megatron_rlt.config.rollout import RolloutConfig, ahead_faults, rollout_faults
+from megatron_rlt.config.rollout import RolloutConfig, ahead_faults, engine_faults, rollout_faults
 from tests.tiny_models import tiny_hf_model
 
 
@@ -34,7 +34,7 @@ def installed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 def faults(folder: Path, settings: dict[str, Any], *, tp: int = 1, world_size: int = 4) -> list[str]:
     rollout = RolloutConfig.model_validate({"engine": "vllm", "vllm": settings})
     model = ModelConfig(model=folder, layout=LayoutConfig(tp=tp))
-    return rollout_faults(rollout, model, Architecture.from_folder(folder), world_size)
+    return [*engine_faults(rollout), *rollout_faults(rollout, model, Architecture.from_folder(folder), world_size)]
 
 
 @pytest.fixture
