@@ -2,8 +2,8 @@
 
 `golden_values_dev_dgx_h100.json` in NVIDIA/Megatron-LM at d98e8a6, `tests/functional_tests/test_cases/gpt/<case>`:
 `mem-allocated-bytes` (what stays), `mem-max-allocated-bytes` (the peak); sizes from `model_config.yaml` beside it.
-Those runs keep all logits: 6 bytes of each, a bfloat16 and a float32 copy. The 128 GPUs of the last case follow from
-what it keeps.
+Those runs keep all logits: 6 bytes of each, a bfloat16 copy and a float32 one. The 128 GPUs of the last case follow
+from what it keeps.
 """
 
 from __future__ import annotations
