@@ -10,7 +10,9 @@ import pytest
 
 from megatron_rlt.cluster.status import status_lines
 from megatron_rlt.metrics.writer import read_metrics
-from tests.distributed.tiny_runs import outcome
+from tests.distributed.commands import half_written
+from tests.distributed.tiny_runs import SMALL_SFT, WARMUP_CONFIG, outcome
+from tests.slurm.cluster import ROOT
 from tests.slurm.jobs import Jobs
 
 pytestmark = pytest.mark.slurm
@@ -77,6 +79,17 @@ def test_a_lost_node_is_replaced_and_the_run_ends_bit_equal(jobs: Jobs, undistur
     assert outcome(job.run) == outcome(undisturbed)
 
 
+def test_a_node_lost_in_the_middle_of_a_save_leaves_the_save_before(jobs: Jobs, undisturbed: Path) -> None:
+    """The node of a rank that writes; every step saves, so some save is under way at almost any time."""
+    job = jobs.train("lost-in-save", "checkpoint.interval_steps=1")
+    job.wait_for_steps(2)
+    job.cluster.wait_until(lambda: bool(half_written(job.run)), 60, "a save")
+    job.cluster.crash("127.0.0.2")
+    state = job.wait(seconds=180)
+    assert (state.state, state.restarts) == ("COMPLETED", 1), job.text()
+    assert outcome(job.run) == outcome(undisturbed)
+
+
 def test_a_second_job_on_the_folder_is_refused_and_the_first_goes_on(jobs: Jobs) -> None:
     tp2 = "teacher.layout={tp: 2, sp: true}"
     first = jobs.train("shared", tp2, "num_steps=200", options=("--nodes=1",))
@@ -137,6 +150,15 @@ exec {jobs.program} "$@"
     assert "bad node 127.0.0.2: transformers is 0.0" in job.printed, job.text()
     assert (state.state, state.restarts, state.exclude) == ("COMPLETED", 1, "127.0.0.2"), job.text()
     assert "127.0.0.[1,3]" in job.printed
+
+
+def test_the_installed_command_runs_as_a_user_starts_it(jobs: Jobs) -> None:
+    """Everything else is forked from a preloaded program; this is the clone's own."""
+    program = ROOT / ".venv" / "bin" / "megatron-rlt"
+    keys = [*SMALL_SFT, *jobs.inputs.for_sft, "num_steps=2"]
+    job = jobs.submit("sft", WARMUP_CONFIG, "installed", *keys, options=("--nodes=1",), RLT_PROGRAM=str(program))
+    assert job.wait(seconds=240).state == "COMPLETED", job.text()
+    assert (job.run / "hf").is_dir()
 
 
 def test_what_a_job_tells_of_itself(undisturbed: Path) -> None:
