@@ -68,7 +68,7 @@ def refusal(error: OSError, path: Path | None) -> str | None:
         return None
     if path is not None and place.parent == path.parent:
         place = path  # not the temporary name beside it
-    if link := _dangling(place):
+    if link := _dangling(place) or (None if path is None else _dangling(path)):
         return f"{link} is a link to {os.readlink(link)}, which does not exist: make that folder or remove the link"  # noqa: PTH115
     if error.errno is None or error.errno not in _OF_THE_DISK:
         return None

@@ -57,9 +57,9 @@ def require_writable(key: str, folder: Path) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path` once the block has ended; an error leaves what was there."""
-    path = real(path)
+    given, path = path, real(path)
     temporary = temporary_beside(path)
-    with writing(path):
+    with writing(given):
         try:
             with temporary.open("wb") as file:
                 yield file

@@ -128,7 +128,7 @@ def test_what_cannot_be_evaluated_is_refused_by_name_before_a_model_loads(
     assert refused["no usable row"].splitlines() == [
         f"no usable row in {tmp_path}/bad.jsonl: all 2 rows were rejected (empty: 1, missing: 1); mend them",
         f"  {tmp_path}/bad.jsonl row 1: missing in column 'answer': absent or null",
-        f"  {tmp_path}/bad.jsonl row 2: empty in column 'answer': nothing but white space",
+        f"  {tmp_path}/bad.jsonl row 2: empty in column 'answer': nothing but white space or invisible characters",
     ]
     assert refused["no rows"] == f"no usable row in {tmp_path}/empty.jsonl: it has no rows"
     assert "short.parquet' lacks the columns answer and has question, solution; " in refused["columns"]

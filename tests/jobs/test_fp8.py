@@ -58,7 +58,7 @@ def _train(output_dir: Path, settings: list[str]) -> int:
 def test_train_steps_with_an_fp8_student_that_is_offloaded(tmp_path: Path) -> None:
     inputs = tiny_inputs(tmp_path / "inputs", num_rows=10)
     student = small_student(tmp_path / "student", teacher=inputs.model)
-    settings = [*SMALL_RL, *inputs.for_train, "num_steps=2", "checkpoint.export_hf=false", "teacher.layout={}"]
+    settings = [*SMALL_RL, *inputs.for_train, "num_steps=2", "checkpoint.export=[]", "teacher.layout={}"]
     settings += [f"student={{model: {student}, layout: {{tp: 2, sp: true}}, fp8: {{}}, offload: true}}"]
     assert run_ranks(_train, 2, tmp_path / "run", settings) == [0, 0]
     steps = read_metrics(tmp_path / "run")

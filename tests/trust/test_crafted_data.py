@@ -189,7 +189,7 @@ def test_a_parquet_file_with_a_pickled_type_gives_its_values(tmp_path: Path, pay
 
 def test_a_template_in_a_row_is_text(tmp_path: Path, payload: Payload) -> None:
     tokenizer = load_tokenizer(tiny_tokenizer(tmp_path / "tokenizer"))
-    rendered = tokenizer._render(payload.template, payload.template, answer=payload.template)
+    rendered = tokenizer.render(payload.template, payload.template, answer=payload.template)
     assert rendered.count(payload.template) == 3
     assert not payload.has_run
 

@@ -112,9 +112,8 @@ def test_pickled_weights_under_the_name_of_safetensors_are_not_read(model: Path,
 
 def test_a_chat_template_reaches_nothing(model: Path, payload: Payload) -> None:
     (model / "chat_template.jinja").write_text("{{ messages[0].content }}" + payload.template)
-    tokenizer = load_tokenizer(model)
     with pytest.raises(ValueError, match="chat template of"):
-        tokenizer._render("", "q", answer=None)
+        load_tokenizer(model)
     assert not payload.has_run
 
 
