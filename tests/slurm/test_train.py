@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from pathlib import Path
 
@@ -88,6 +89,16 @@ def test_a_node_lost_in_the_middle_of_a_save_leaves_the_save_before(jobs: Jobs, 
     state = job.wait(seconds=180)
     assert (state.state, state.restarts) == ("COMPLETED", 1), job.text()
     assert outcome(job.run) == outcome(undisturbed)
+
+
+def test_a_hanging_rank_is_named_by_the_watchdog(jobs: Jobs) -> None:
+    job = jobs.train("hanging", "num_steps=100", "watchdog.timeout_seconds=6", RLT_MAX_FAILURES="0")
+    job.wait_for_steps(1)
+    job.kill_rank(3, signal.SIGSTOP)
+    state = job.wait(seconds=90)
+    assert (state.state, state.exit_code) == ("FAILED", 1), job.text()
+    assert "failed first: rank 3 on 127.0.0.2" in job.printed, job.text()
+    assert "no sign of life for" in job.printed
 
 
 def test_a_second_job_on_the_folder_is_refused_and_the_first_goes_on(jobs: Jobs) -> None:
