@@ -88,6 +88,7 @@ def largest_change_by_one_update(folder: Path, schedule: str) -> float:
         optimizer=OptimizerConfig(lr=1e-3, schedule=schedule, warmup_fraction=0.05),  # type: ignore[arg-type]
         blocks=ScoringConfig(),
         temperature=1.0,
+        max_tokens_per_pack=1000,
         micro_batch_size=1,
         num_updates=1,
     )

@@ -253,6 +253,7 @@ def updates_without_completions(folder: Path) -> tuple[list[bool], bool, str]:
         optimizer=ADAM.model_copy(update={"max_skipped_steps": 3}),
         blocks=ScoringConfig(),
         temperature=1.0,
+        max_tokens_per_pack=1000,
         micro_batch_size=2,
         num_updates=9,
     )
