@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ def start_forked(job: str, folder: Path, *, timeout_seconds: float) -> Any:
 def _run(job: str, folder: Path, timeout_seconds: float) -> None:
     for name, descriptor in (("output", 1), ("errors", 2)):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)  # whoever runs the tests may ignore them
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # it has children
     local_ranks._START_METHOD = "fork"
     tree = {"output_dir": folder, "world_size": 2, "watchdog": {"timeout_seconds": timeout_seconds}}
