@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,6 +23,8 @@ from megatron_rlt.config.commands.table import COMMANDS, load_job
 from megatron_rlt.config.display import show_keys, show_plan
 from megatron_rlt.config.loading import has_section, load_config, load_overrides, to_yaml
 from megatron_rlt.disk_faults import DiskError, disk_refusals
+from megatron_rlt.given_files import lines_of
+from megatron_rlt.visible_text import one_line
 
 if TYPE_CHECKING:
     from megatron_rlt.launch.watchdog import Heartbeat
@@ -122,7 +124,7 @@ def _status(
     from megatron_rlt.cluster.status import status_lines
 
     for line in status_lines(run_folder, now=time.time()):
-        sys.stdout.write(f"{line}\n")
+        sys.stdout.write(f"{one_line(line)}\n")
     return 0
 
 
@@ -193,16 +195,20 @@ app.command("pipeline")(_pipeline)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status; a user's fault is one line on stderr."""
+    """Run one command and return its exit status."""
+    return guarded(partial(app, args=arguments, prog_name="megatron-rlt", standalone_mode=False))
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """The exit status of a command; each fault of the user is one line on stderr."""
     try:
         with disk_refusals():
-            status: int = app(args=arguments, prog_name="megatron-rlt", standalone_mode=False)
+            return command()
     except (typer.TyperException, ValueError, DiskError) as fault:
-        message = fault.format_message() if isinstance(fault, typer.TyperException) else str(fault)
-        for line in message.splitlines():
+        lines = [one_line(fault.format_message())] if isinstance(fault, typer.TyperException) else lines_of(fault)
+        for line in lines:
             sys.stderr.write(f"megatron-rlt: error: {line}\n")
         return _FAILED if isinstance(fault, DiskError) else _BAD_INPUT
-    return status
 
 
 def _job_on_rank(job: str, config: JobConfig, heartbeat: Heartbeat) -> int:

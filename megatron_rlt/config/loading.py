@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from megatron_rlt.config.keys import Key, closest_key, holds_text, keys_of, renamed
 from megatron_rlt.config.section import Section
-from megatron_rlt.given_files import read_text
+from megatron_rlt.given_files import FaultsError, read_text
 
 Config = TypeVar("Config", bound=Section)
 Tree = dict[str, Any]
@@ -102,7 +102,7 @@ def _checked(config_class: type[Config], tree: Tree, overrides: Sequence[str], *
         return config_class.model_validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as error:
         lines = [_fault_line(fault, config_class, source, from_command_line) for fault in error.errors()]
-        raise ValueError("\n".join(lines)) from error
+        raise FaultsError(lines) from error
 
 
 def _read_file(path: Path) -> Tree:

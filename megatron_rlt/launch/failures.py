@@ -16,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 
 import megatron_rlt
+from megatron_rlt.given_files import lines_of
 from megatron_rlt.launch.watchdog import Stall
 
 PROGRAM = "megatron-rlt"
@@ -64,7 +65,8 @@ def failure_of_exception(error: BaseException, *, rank: int, phase: str) -> Fail
     """Classify the exception that a rank's job raised."""
     kind, details = _kind_of(error), "".join(traceback.format_exception(error))
     if kind in (Kind.INPUT, Kind.STOPPED):
-        return Failure(rank, phase, kind, str(error), details, time.time())
+        message = "\n".join(lines_of(error)) if isinstance(error, Exception) else str(error)
+        return Failure(rank, phase, kind, message, details, time.time())
     message = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
     return Failure(rank, phase, kind, message, details, time.time())
 

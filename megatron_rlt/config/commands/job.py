@@ -17,6 +17,7 @@ from megatron_rlt.config.models import ModelConfig, Shapes, layout_faults, model
 from megatron_rlt.config.paths import folder_faults
 from megatron_rlt.config.plan import Plan
 from megatron_rlt.config.section import FilePath, PositiveFloat, PositiveInt, Section
+from megatron_rlt.given_files import FaultsError
 
 AnswerKind = Literal["math", "choice", "countdown", "exact"]
 
@@ -64,7 +65,7 @@ class CommandConfig(Section):
             *self.faults(shapes),
         ]
         if faults:
-            raise ValueError("\n".join(faults))
+            raise FaultsError(faults)
         return shapes
 
 
