@@ -83,7 +83,8 @@ def _run(
     shapes = config.check()
     if dry_run:
         console = Console()
-        console.print(to_yaml(config), markup=False, highlight=False, soft_wrap=True)
+        lines = to_yaml(config).split("\n")
+        console.print("\n".join(map(one_line, lines)), markup=False, highlight=False, soft_wrap=True)
         show_plan(config.plan(shapes), console)
         return 0
     if not isinstance(config, JobConfig):

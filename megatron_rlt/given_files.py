@@ -1,6 +1,7 @@
 """Reads the files that a user hands over; a fault is a ValueError that names the file, the rule and a remedy.
 
-Several faults are a FaultsError, and `lines_of` gives the lines to print. In: a path. Out: its text, or the JSON that it holds. What the values mean is left to the caller. No torch.
+Several faults are a FaultsError, and `lines_of` gives the lines to print. In: a path. Out: its text, or the JSON
+that it holds. What the values mean is left to the caller. No torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rows, shards and the files of runs that are damaged: what `prepare`, `status` and the readers of stores make of them."""
+"""Rows, shards and the files of runs that are damaged, as `prepare`, `status` and readers of stores meet them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ NEVER_RIGHT = (
     b"", b"\n\n", b"\xff\xfe", b"{", b"[]", b"null", b'"x"', b"[" * 5000, b"5", b'{"question": 1}', b"{}",
     b'{"question": "a", "question": "b", "solution": "c"}', b'{"question": "a", "solution": NaN}', b"1" * 6000,
     json.dumps(_ROW | {"question": "\ud800"}).encode(), json.dumps(_ROW | {"solution": "\u200b "}).encode(),
-    json.dumps(_ROW | {"id": 1.5}).encode(), json.dumps(_ROW | {"id": ""}).encode(), json.dumps(_ROW | {"id": []}).encode(),
+    json.dumps(_ROW | {"id": 1.5}).encode(), json.dumps(_ROW | {"id": ""}).encode(),
+    json.dumps(_ROW | {"id": []}).encode(),
     json.dumps({FORGING: FORGING}).encode(), json.dumps(_ROW | {"id": "\ud800"}).encode(),
     json.dumps({"conversations": FORGING}).encode(), json.dumps({"conversations": [{"from": FORGING}]}).encode(),
     json.dumps(_ROW | {"id": [FORGING]}).encode(), json.dumps(_ROW).encode("utf-16"),
@@ -45,6 +46,8 @@ def rows(place: Path) -> Iterator[Attempt]:
     table = place / "whole.parquet"
     pq.write_table(pa.Table.from_pylist(numbered_rows(4)), table)
     whole = table.read_bytes()
+    yield Attempt("untouched rows", partial(_prepare, place, "jsonl", lines), must_accept=True)
+    yield Attempt("untouched parquet", partial(_prepare, place, "parquet", whole), must_accept=True)
     for content in NEVER_RIGHT:
         yield Attempt(f"rows {content[:60]!r}", partial(_prepare, place, "jsonl", content), True)
         yield Attempt(f"parquet {content[:60]!r}", partial(_prepare, place, "parquet", content), True)
@@ -63,6 +66,8 @@ def shards(place: Path) -> Iterator[Attempt]:
     random, number = Random(8), 0
     folder = numbered_shards(place, 12)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "rejected.jsonl")
+    manifest = (folder / "manifest.json").read_bytes()
+    yield Attempt("untouched", partial(_check_shards, folder, "manifest.json", manifest), must_accept=True)
     while True:
         number += 1
         file = random.choice(files)
@@ -107,6 +112,11 @@ def papers(place: Path) -> Iterator[Attempt]:
         lambda folder: check_run_folder(folder, "sft", config), read_metrics, read_worst_completions, _status,
     )  # fmt: skip
     files = sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
+    for reader in readers:
+        untouched = (run / files[0]).read_bytes()
+        yield Attempt(
+            f"{reader.__name__}: untouched", partial(_read, run, files[0], untouched, reader), must_accept=True
+        )
     for name in files:
         for content in (b"", b"[1]", b"\xff", b"\0" * 9, FORGING.encode(), b"{}", b"null", b"5", b'{"step": "x"}\n'):
             yield Attempt(f"status with {name}: {content[:20]!r}", partial(_read, run, name, content, _status))

@@ -28,6 +28,7 @@ class Attempt:
     what: str
     run: Callable[[], int | None]
     must_refuse: bool = False  # on the list of what can never be right
+    must_accept: bool = False  # the untouched input: a group that refuses it tries nothing
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,20 @@ def outcome_of(attempt: Attempt) -> Outcome:
     except BaseException as error:
         fault = f"traceback: {type(error).__name__}: {str(error)[:300]}"
     seconds = time.monotonic() - start
-    fault = fault or _fault(status, _text(output), _text(errors), must_refuse=attempt.must_refuse)
+    fault = fault or _fault(attempt, status, _text(output), _text(errors))
     if fault is not None:
         return Outcome("failed", fault, seconds)
     return Outcome("refused" if status == 2 else "legal", None, seconds)
 
 
-def _fault(status: int, output: str, errors: str, *, must_refuse: bool) -> str | None:
+def _fault(attempt: Attempt, status: int, output: str, errors: str) -> str | None:
     """What in an answer breaks the rules that stand in `docs/reliability.md`."""
     lines = errors.split("\n")[:-1]
     if status not in (0, 2):
         return f"status {status}: {errors[:300]}"
-    if status == 0 and must_refuse:
+    if status == 2 and attempt.must_accept:
+        return f"refused, and is sound: {errors[:300]}"
+    if status == 0 and attempt.must_refuse:
         return "accepted, and cannot be right"
     if status == 2 and not any(line.startswith(_PREFIX) for line in lines):
         return "status 2 without a line that says why"

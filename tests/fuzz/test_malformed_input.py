@@ -1,6 +1,7 @@
 """Malformed input is refused in lines that say why, or legal: no traceback, no hang, no forged line.
 
-`FUZZ_INPUTS=5000` (`make fuzz N=5000`) runs more inputs than the few hundred of a plain run; the order is always the same.
+`FUZZ_INPUTS=5000` (`make fuzz N=5000`) runs more inputs than the 500 of a plain run, always in the
+same order.
 """
 
 from __future__ import annotations
@@ -67,9 +68,8 @@ def test_malformed_input_is_refused_or_legal(group: str, workplace: Path, monkey
         if outcome.fault is not None:
             faults.append(f"{attempt.what}: {outcome.fault}")
     total = sum(kinds.values())
-    print(
-        f"{group}: {total} inputs, {kinds['refused']} refused, {kinds['legal']} legal, {kinds['failed']} failed; slowest {slowest:.1f} s"
-    )
+    counts = f"{kinds['refused']} refused, {kinds['legal']} legal, {kinds['failed']} failed"
+    print(f"{group}: {total} inputs, {counts}; slowest {slowest:.1f} s")
     assert not faults, f"{len(faults)} of {total}:\n" + "\n".join(faults[:_SHOWN])
 
 
