@@ -80,10 +80,10 @@ def _step(line: str, file: Path) -> dict[str, Any]:
         values = json.loads(line)
     except (ValueError, RecursionError):
         values = None
-    numbers = values.values() if isinstance(values, dict) else (None,)
-    if not all(isinstance(one, int | float | None) for one in numbers) or not isinstance(values.get("step"), int):
+    step = values if isinstance(values, dict) else {}
+    if not all(isinstance(one, int | float | None) for one in step.values()) or not isinstance(step.get("step"), int):
         raise ValueError(f"{file}: a line is no record of a step; {_DAMAGED}")
-    return {name: number for name, number in values.items() if number is not None and math.isfinite(number)}
+    return {name: number for name, number in step.items() if number is not None and math.isfinite(number)}
 
 
 def _seconds(step: Mapping[str, Any]) -> float:

@@ -71,7 +71,7 @@ class HfConfig:
 
     def positive_number(self, key: str, value: object) -> float:
         """`value` of `key`, checked."""
-        if not _is_finite_number(value) or value <= 0:  # type: ignore[operator]
+        if not is_finite_number(value) or value <= 0:  # type: ignore[operator]
             self.fail(f"{key} must be a positive number, got {shown(value)}")
         return float(value)  # type: ignore[arg-type]
 
@@ -94,7 +94,7 @@ def stop_ids(source: Path, keys: Mapping[str, Any]) -> frozenset[int]:
     return frozenset(listed)
 
 
-def _is_finite_number(value: object) -> bool:
+def is_finite_number(value: object) -> bool:
     """Whether a JSON value is a number that float64 holds."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from megatron_rlt.config.hf_config import shown
 from megatron_rlt.config.keys import Key, closest_key, holds_text, keys_of, renamed
 from megatron_rlt.config.section import Section
 from megatron_rlt.given_files import FaultsError, read_text, reason_of
@@ -84,7 +85,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:  # noqa: ANN401 - as PyYAML's
         """Count levels and values before anything is made of them."""
-        event = self.peek_event()
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         before, is_alias = self._num_values, self.check_event(yaml.AliasEvent)
         self._level, self._num_values = self._level + 1, before + 1
         if self._level > _MOST_LEVELS:
@@ -105,7 +106,7 @@ class _Loader(yaml.SafeLoader):
         if ":" in digits or (digits.isdigit() and len(digits) > 1 and digits.startswith("0")):
             base = 60 if ":" in digits else 8
             raise _refusal(
-                f"{_shown(node.value)} is a number of base {base} in YAML; write it in base 10, or quote a text",
+                f"{node.value} is a number of base {base} in YAML; write it in base 10, or quote a text",
                 node.start_mark,
             )
         is_float = node.tag == "tag:yaml.org,2002:float"
@@ -119,9 +120,9 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = key_node.value
             if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
-                raise _refusal(f"key {_shown(key)} must be text", key_node.start_mark)
+                raise _refusal(f"key {shown(key)} must be text", key_node.start_mark)
             if key in seen:
-                raise _refusal(f"key {key!r} stands twice", key_node.start_mark)
+                raise _refusal(f"key {shown(key)} stands twice", key_node.start_mark)
             seen.add(key)
         return node
 
@@ -139,7 +140,7 @@ for _reader_or_writer in (_Loader, _Dumper):
 for _kind in ("value", "timestamp"):  # `=`, and a date, are text
     _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_yaml_str)  # type: ignore[type-var]
 for _kind in ("int", "float"):
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)  # type: ignore[type-var]
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
 
 
 def _checked(config_class: type[Config], tree: Tree, overrides: Sequence[str], *, source: str) -> Config:
@@ -182,9 +183,7 @@ def _apply_override(tree: Tree, override: str, config_class: type[Section]) -> s
     dotted = dotted.strip()
     names = dotted.split(".")
     if not equals or not all(names) or len(names) > _MOST_LEVELS:
-        raise ValueError(
-            f"command line: {_shown(override)} is no override; write dotted.key=value, such as num_steps=8"
-        )
+        raise ValueError(f"command line: {shown(override)} is no override; write dotted.key=value, such as num_steps=8")
     node = tree
     for name in names[:-1]:
         child = node.get(name)

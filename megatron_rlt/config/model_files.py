@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megatron_rlt.config.hf_config import stop_ids
+from megatron_rlt.config.hf_config import is_finite_number, shown, stop_ids
 from megatron_rlt.config.models import ModelConfig, Shapes
 from megatron_rlt.config.remote_code import remote_code_faults
 from megatron_rlt.config.weight_files import weight_index
@@ -79,6 +79,16 @@ def declared_stop_ids(folder: Path) -> frozenset[int]:
     return stop_ids(file, read_json_object(file))
 
 
+def tokenizer_settings(folder: Path) -> dict[str, Any]:
+    """The keys of tokenizer_config.json. Raises ValueError for a file that cannot be read or states no usable length."""
+    file = folder / "tokenizer_config.json"
+    settings = read_json_object(file)
+    longest = settings.get("model_max_length")
+    if longest is not None and (not is_finite_number(longest) or longest <= 0):
+        raise ValueError(f"{file}: model_max_length must be a positive number, got {shown(longest)}; correct the file")
+    return settings
+
+
 def _folder_faults(folder: Path) -> Iterator[str]:
     if not folder.is_dir():
         yield (
@@ -99,6 +109,8 @@ def _folder_faults(folder: Path) -> Iterator[str]:
     readers: list[Callable[[], object]] = [partial(declared_stop_ids, folder), partial(token_ids, folder)]
     if any(folder.glob("*.safetensors")):
         readers.append(partial(weight_index, folder))
+    if (folder / "tokenizer_config.json").exists():
+        readers.append(partial(tokenizer_settings, folder))
     readers += [partial(read_json_object, folder / name) for name in _OBJECTS if (folder / name).exists()]
     readers += [partial(read_text, folder / name) for name in _TEXTS if (folder / name).exists()]
     found: list[str] = []

@@ -1,6 +1,6 @@
 """Malformed input is refused in lines that say why, or legal: no traceback, no hang, no forged line.
 
-`FUZZ_INPUTS=5000` (`make fuzz N=5000`) runs more inputs than the 500 of a plain run, always in the
+`FUZZ_INPUTS=5000` (`make fuzz N=5000`) runs more inputs than the 1000 of a plain run, always in the
 same order.
 """
 
@@ -22,7 +22,7 @@ from tests.fuzz.outcome import Attempt, outcome_of
 from tests.tiny_models import tiny_hf_model
 from tests.tiny_tokenizers import tiny_tokenizer
 
-_INPUTS = int(os.environ.get("FUZZ_INPUTS", "500"))
+_INPUTS = int(os.environ.get("FUZZ_INPUTS", "1000"))
 _SHOWN = 15
 
 # Share of all inputs, in percent, and where a group begins: in the model's folder or in an empty one.
