@@ -16,7 +16,7 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 # Which engine samples in the demo's RL: megatron, or vllm (make demo ENGINE=vllm).
 ENGINE ?= megatron
 
-.PHONY: demo demo-ablation test test-all test-vllm test-py312 test-slurm test-nemo lint format docs clean
+.PHONY: demo demo-ablation test test-all test-vllm test-py312 test-slurm test-nemo fuzz lint format docs clean
 
 ifeq ($(ENGINE),vllm)
 demo: $(VLLM_INSTALLED)
@@ -36,6 +36,11 @@ test: $(INSTALLED) lint
 # Also what shows the same in more layouts.
 test-all: $(INSTALLED) lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest --durations 25 --full
+
+# Malformed inputs, N of them; `make test` runs 1000.
+N ?= 5000
+fuzz: $(INSTALLED)
+	FUZZ_INPUTS=$(N) OMP_NUM_THREADS=1 $(BIN)/pytest -s tests/fuzz
 
 # The suite without vLLM on Python 3.12, once per release; GPU hosts have it.
 test-py312:

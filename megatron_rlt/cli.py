@@ -23,6 +23,8 @@ from megatron_rlt.config.commands.table import COMMANDS, load_job
 from megatron_rlt.config.display import show_keys, show_plan
 from megatron_rlt.config.loading import has_section, load_config, load_overrides, to_yaml
 from megatron_rlt.disk_faults import DiskError, disk_refusals
+from megatron_rlt.given_files import lines_of
+from megatron_rlt.visible_text import one_line
 
 if TYPE_CHECKING:
     from megatron_rlt.launch.watchdog import Heartbeat
@@ -81,7 +83,8 @@ def _run(
     shapes = config.check()
     if dry_run:
         console = Console()
-        console.print(to_yaml(config), markup=False, highlight=False, soft_wrap=True)
+        lines = to_yaml(config).split("\n")
+        console.print("\n".join(map(one_line, lines)), markup=False, highlight=False, soft_wrap=True)
         show_plan(config.plan(shapes), console)
         return 0
     if not isinstance(config, JobConfig):
@@ -122,7 +125,7 @@ def _status(
     from megatron_rlt.cluster.status import status_lines
 
     for line in status_lines(run_folder, now=time.time()):
-        sys.stdout.write(f"{line}\n")
+        sys.stdout.write(f"{one_line(line)}\n")
     return 0
 
 
@@ -255,16 +258,20 @@ app.command("pipeline")(_pipeline)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status; a user's fault is one line on stderr."""
+    """Run one command and return its exit status."""
+    return guarded(partial(app, args=arguments, prog_name="megatron-rlt", standalone_mode=False))
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """The exit status of a command; each fault of the user is one line on stderr."""
     try:
         with disk_refusals():
-            status: int = app(args=arguments, prog_name="megatron-rlt", standalone_mode=False)
+            return command()
     except (typer.TyperException, ValueError, DiskError) as fault:
-        message = fault.format_message() if isinstance(fault, typer.TyperException) else str(fault)
-        for line in message.splitlines():
+        lines = [one_line(fault.format_message())] if isinstance(fault, typer.TyperException) else lines_of(fault)
+        for line in lines:
             sys.stderr.write(f"megatron-rlt: error: {line}\n")
         return _FAILED if isinstance(fault, DiskError) else _BAD_INPUT
-    return status
 
 
 def _job_on_rank(job: str, config: JobConfig, heartbeat: Heartbeat) -> int:

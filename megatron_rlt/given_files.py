@@ -1,15 +1,32 @@
 """Reads the files that a user hands over; a fault is a ValueError that names the file, the rule and a remedy.
 
-In: a path. Out: its text, or the JSON that it holds. What the values mean is left to the caller. No torch.
+Several faults are a FaultsError, and `lines_of` gives the lines to print. In: a path. Out: its text, or the JSON
+that it holds. What the values mean is left to the caller. No torch.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from megatron_rlt.visible_text import one_line
+
 _REMEDY = "download or copy it again"
+
+
+class FaultsError(ValueError):
+    """Several faults of the user, one line each."""
+
+    def __init__(self, faults: Iterable[str]) -> None:
+        self.lines = tuple(one_line(fault) for fault in faults)
+        super().__init__("\n".join(self.lines))
+
+
+def lines_of(error: Exception) -> list[str]:
+    """What an error says, one line per fault: a text that it quotes cannot begin a line of its own."""
+    return list(error.lines) if isinstance(error, FaultsError) else [one_line(str(error))]
 
 
 def read_text(path: Path, *, missing: str = _REMEDY, remedy: str = _REMEDY) -> str:

@@ -1,4 +1,7 @@
-"""Whether a text shows anything: white space, format characters and blanks that count as letters show nothing."""
+"""What a text shows: whether anything at all, and as one line in which no character acts on the terminal.
+
+White space, format characters and blanks that count as letters show nothing.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,18 @@ import unicodedata
 # need a character to combine with.
 _INVISIBLE = frozenset({"Cf", "Cc", "Zs", "Zl", "Zp", "Mn", "Me"})
 _BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # Hangul fillers and the empty Braille cell
+
+# Controls, line breaks, characters that turn the direction of writing, and halves of characters.
+_ACTING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+
+
+def one_line(text: str) -> str:
+    """A text as one line, whatever it quotes: characters that would break or overwrite the line are escaped."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one.encode("unicode_escape").decode() if unicodedata.category(one) in _ACTING else one for one in text
+    )
 
 
 def is_blank(text: str) -> bool:

@@ -20,6 +20,7 @@ from megatron_rlt.config.commands.score import ScoreConfig
 from megatron_rlt.config.commands.table import COMMANDS
 from megatron_rlt.config.loading import has_section, load_config
 from megatron_rlt.config.pipeline import PipelineConfig, StageConfig, pipeline_faults
+from megatron_rlt.given_files import FaultsError
 
 _COMMANDS = {"train_rlt": "train"}  # of scripts whose command has another name
 _DRY_ID = "JOB_OF_{}"
@@ -57,7 +58,7 @@ def load_stages(file: Path, overrides: list[str]) -> list[Stage]:
     """Read a pipeline; raises ValueError with one line per fault, also of the configurations that it names."""
     pipeline = load_config(PipelineConfig, file, overrides)
     if faults := pipeline_faults(pipeline):
-        raise ValueError("\n".join(faults))
+        raise FaultsError(faults)
     mark = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:6]  # another clone's pipeline has other jobs
     stages: list[Stage] = []
     for name, config in pipeline.stages.items():

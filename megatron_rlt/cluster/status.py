@@ -10,14 +10,15 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import yaml
-
 from megatron_rlt.cluster.failed_ranks import failures_of, ranks_of
+from megatron_rlt.config.loading import read_yaml
+from megatron_rlt.given_files import read_json_object, read_text
 from megatron_rlt.launch.failures import Failure, Kind, culprit
 from megatron_rlt.launch.progress import ATTEMPTS, LATEST
 from megatron_rlt.launch.records import RANKS, Records
 
 _METRICS, _CONFIG, _RUN = "metrics.jsonl", "config.yaml", "run.json"
+_DAMAGED = "the run folder is damaged: look into its files"
 _STEPS_OF_A_RATE = 10
 _MAX_QUIET_SECONDS = 30.0  # watchdogs give a sign about once a second; a file system may show it later
 _NUM_RANKS_NAMED = 5
@@ -46,9 +47,11 @@ def _latest_attempt(run_folder: Path) -> Path | None:
 def _run_lines(run_folder: Path) -> Iterator[str]:
     if not (run_folder / _RUN).is_file():
         return
-    papers = json.loads((run_folder / _RUN).read_text(encoding="utf-8"))
-    config = yaml.safe_load((run_folder / _CONFIG).read_text(encoding="utf-8"))
-    yield f"run: {papers['command']} in {run_folder}, started {len(papers['starts'])} times"
+    papers, config = read_json_object(run_folder / _RUN, remedy=_DAMAGED), read_yaml(run_folder / _CONFIG)
+    command, starts = papers.get("command"), papers.get("starts")
+    if not isinstance(command, str) or not isinstance(starts, list):
+        raise ValueError(f"{run_folder / _RUN}: holds no command and starts; {_DAMAGED}")
+    yield f"run: {command} in {run_folder}, started {len(starts)} times"
     steps = _last_steps(run_folder / _METRICS)
     if not steps:
         yield "step: none finished yet"
@@ -67,8 +70,20 @@ def _run_lines(run_folder: Path) -> Iterator[str]:
 def _last_steps(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    return [json.loads(line) for line in lines[-_STEPS_OF_A_RATE:]]
+    lines = [line for line in read_text(file, remedy=_DAMAGED).split("\n") if line.endswith("}")]
+    return [_step(line, file) for line in lines[-_STEPS_OF_A_RATE:]]
+
+
+def _step(line: str, file: Path) -> dict[str, Any]:
+    """A line of metrics: a step's number, and numbers by name."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        values = None
+    step = values if isinstance(values, dict) else {}
+    if not all(isinstance(one, int | float | None) for one in step.values()) or not isinstance(step.get("step"), int):
+        raise ValueError(f"{file}: a line is no record of a step; {_DAMAGED}")
+    return {name: number for name, number in step.items() if number is not None and math.isfinite(number)}
 
 
 def _seconds(step: Mapping[str, Any]) -> float:

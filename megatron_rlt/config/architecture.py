@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_rlt.config.hf_config import HfConfig
+from megatron_rlt.config.hf_config import HfConfig, stop_ids
 from megatron_rlt.config.rope import read_rope
 
 _FAMILIES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
@@ -53,6 +53,9 @@ class Architecture:
                 f"num_attention_heads must be a multiple of num_key_value_heads, got {num_heads} and {num_kv_heads}",
             )
         rope_theta, rope_scaling = read_rope(values, max_positions)
+        vocab_size = values.integer("vocab_size")
+        if above := sorted(one for one in stop_ids(values.source, values.keys) if one >= vocab_size):
+            values.fail(f"eos_token_id {above[0]} must be below vocab_size {vocab_size}")
         return cls(
             family=family,
             num_layers=values.integer("num_hidden_layers"),
@@ -61,7 +64,7 @@ class Architecture:
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=_head_dim(values, family, hidden_size, num_heads),
-            vocab_size=values.integer("vocab_size"),
+            vocab_size=vocab_size,
             tied_embeddings=values.flag("tie_word_embeddings"),
             qkv_bias=family == "qwen2",
             qk_norm=family == "qwen3",

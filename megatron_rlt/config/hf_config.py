@@ -71,7 +71,7 @@ class HfConfig:
 
     def positive_number(self, key: str, value: object) -> float:
         """`value` of `key`, checked."""
-        if not _is_finite_number(value) or value <= 0:  # type: ignore[operator]
+        if not is_finite_number(value) or value <= 0:  # type: ignore[operator]
             self.fail(f"{key} must be a positive number, got {shown(value)}")
         return float(value)  # type: ignore[arg-type]
 
@@ -81,7 +81,20 @@ class HfConfig:
         return self.keys[key]
 
 
-def _is_finite_number(value: object) -> bool:
+def stop_ids(source: Path, keys: Mapping[str, Any]) -> frozenset[int]:
+    """`eos_token_id` of a file's keys, one id or several; empty without the key.
+
+    Raises ValueError for anything else under it.
+    """
+    declared = keys.get("eos_token_id")
+    listed = declared if isinstance(declared, list) else [] if declared is None else [declared]
+    wrong = [one for one in listed if not isinstance(one, int) or isinstance(one, bool) or not 0 <= one < _MOST]
+    if wrong:
+        raise ValueError(f"{source}: eos_token_id must be token ids, got {shown(wrong[0])}; correct the file")
+    return frozenset(listed)
+
+
+def is_finite_number(value: object) -> bool:
     """Whether a JSON value is a number that float64 holds."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False

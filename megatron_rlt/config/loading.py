@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from megatron_rlt.config.hf_config import shown
 from megatron_rlt.config.keys import Key, closest_key, holds_text, keys_of, renamed
 from megatron_rlt.config.section import Section
-from megatron_rlt.given_files import read_text
+from megatron_rlt.given_files import FaultsError, read_text, reason_of
 
 Config = TypeVar("Config", bound=Section)
 Tree = dict[str, Any]
@@ -25,6 +26,7 @@ Tree = dict[str, Any]
 # YAML 1.1 reads 1e-6 as text because it has no dot; people write it as a number.
 _NULLS = ("", "~", "null", "Null", "NULL")
 _PLAIN_EXPONENT = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
+_MOST_LEVELS, _MOST_VALUES = 50, 100_000  # of a configuration, aliases written out
 _CREDENTIALS = re.compile(r"://[^/\s]*@")
 
 
@@ -33,7 +35,7 @@ def load_config(config_class: type[Config], path: Path, overrides: Sequence[str]
 
     Raises ValueError with one line per fault: dotted key, offending value, rule.
     """
-    return _checked(config_class, _read_file(path), overrides, source=str(path))
+    return _checked(config_class, read_yaml(path), overrides, source=str(path))
 
 
 def load_overrides(config_class: type[Config], given: Mapping[str, Any], overrides: Sequence[str]) -> Config:
@@ -57,7 +59,7 @@ def read_tree(path: Path, overrides: Sequence[str]) -> Tree:
 
     Raises ValueError as `load_config`.
     """
-    tree = _read_file(path)
+    tree = read_yaml(path)
     for override in overrides:
         name, dot, _ = override.partition("=")[0].partition(".")
         tree.setdefault(name.strip(), {} if dot else None)
@@ -70,7 +72,46 @@ def to_yaml(config: Section) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-6 as a number and refuses a key given twice; merge keys (`<<: *name`) work."""
+    """Safe YAML that reads 1e-6 as a number and dates as text; merge keys (`<<: *name`) work.
+
+    It refuses a key given twice, what costs more than a configuration can be worth, and numbers that YAML 1.1 reads in
+    another base than people do.
+    """
+
+    def __init__(self, stream: Any) -> None:  # noqa: ANN401 - as PyYAML's
+        super().__init__(stream)
+        self._level, self._num_values = 0, 0
+        self._sizes: dict[int, int] = {}  # values of a node, by its id; the tree keeps all nodes
+
+    def compose_node(self, parent: Any, index: Any) -> Any:  # noqa: ANN401 - as PyYAML's
+        """Count levels and values before anything is made of them."""
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        before, is_alias = self._num_values, self.check_event(yaml.AliasEvent)
+        self._level, self._num_values = self._level + 1, before + 1
+        if self._level > _MOST_LEVELS:
+            raise _refusal(f"nested deeper than {_MOST_LEVELS} levels", event.start_mark)
+        node = super().compose_node(parent, index)
+        if is_alias and id(node) not in self._sizes:
+            raise _refusal("an anchor holds itself; write the values out", event.start_mark)
+        self._num_values += self._sizes[id(node)] if is_alias else 0
+        if self._num_values > _MOST_VALUES:
+            raise _refusal(f"more than {_MOST_VALUES} values, aliases written out", event.start_mark)
+        self._sizes.setdefault(id(node), self._num_values - before)
+        self._level -= 1
+        return node
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """A number whose base is 10 to everybody."""
+        digits = str(node.value).lstrip("+-").replace("_", "")
+        if ":" in digits or (digits.isdigit() and len(digits) > 1 and digits.startswith("0")):
+            base = 60 if ":" in digits else 8
+            raise _refusal(
+                f"{node.value} is a number of base {base} in YAML; write it in base 10, or quote a text",
+                node.start_mark,
+            )
+        is_float = node.tag == "tag:yaml.org,2002:float"
+        number: int | float = self.construct_yaml_float(node) if is_float else self.construct_yaml_int(node)
+        return number
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401 - PyYAML's types name another
         """Check the keys as they were written: merging adds others later."""
@@ -79,11 +120,15 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = key_node.value
             if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} must be text", key_node.start_mark)
+                raise _refusal(f"key {shown(key)} must be text", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+                raise _refusal(f"key {shown(key)} stands twice", key_node.start_mark)
             seen.add(key)
         return node
+
+
+def _refusal(problem: str, mark: Any) -> yaml.constructor.ConstructorError:  # noqa: ANN401 - PyYAML's Mark
+    return yaml.constructor.ConstructorError(None, None, problem, mark)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -92,7 +137,10 @@ class _Dumper(yaml.SafeDumper):
 
 for _reader_or_writer in (_Loader, _Dumper):
     _reader_or_writer.add_implicit_resolver("tag:yaml.org,2002:float", _PLAIN_EXPONENT, list("-+0123456789"))
-_Loader.add_constructor("tag:yaml.org,2002:value", _Loader.construct_yaml_str)  # type: ignore[type-var]  # `=` is text
+for _kind in ("value", "timestamp"):  # `=`, and a date, are text
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_yaml_str)  # type: ignore[type-var]
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
 
 
 def _checked(config_class: type[Config], tree: Tree, overrides: Sequence[str], *, source: str) -> Config:
@@ -102,20 +150,17 @@ def _checked(config_class: type[Config], tree: Tree, overrides: Sequence[str], *
         return config_class.model_validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as error:
         lines = [_fault_line(fault, config_class, source, from_command_line) for fault in error.errors()]
-        raise ValueError("\n".join(lines)) from error
+        raise FaultsError(lines) from error
 
 
-def _read_file(path: Path) -> Tree:
+def read_yaml(path: Path) -> Tree:
+    """The keys of a YAML file, unchecked; raises ValueError as `load_config`."""
     text = read_text(path, missing="give the path of a YAML file", remedy="save the file as UTF-8")
     tree = _parse(text, source=str(path))
     if tree is None:
         return {}
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: must hold keys and values at the top, got {_shown(tree)}")
-    try:
-        json.dumps(tree, default=str)
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid YAML: an anchor holds itself; write the values out") from error
     return tree
 
 
@@ -128,6 +173,8 @@ def _parse(text: str, *, source: str) -> Any:  # noqa: ANN401 - whatever the YAM
         raise ValueError(f"{where}: not valid YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:  # a tag such as !!int before other text, or thousands of digits
+        raise ValueError(f"{source}: not valid YAML: {reason_of(error)}") from error
 
 
 def _apply_override(tree: Tree, override: str, config_class: type[Section]) -> str:
@@ -135,8 +182,8 @@ def _apply_override(tree: Tree, override: str, config_class: type[Section]) -> s
     dotted, equals, text = override.partition("=")
     dotted = dotted.strip()
     names = dotted.split(".")
-    if not equals or not all(names):
-        raise ValueError(f"command line: {override!r} is no override; write dotted.key=value, such as num_steps=8")
+    if not equals or not all(names) or len(names) > _MOST_LEVELS:
+        raise ValueError(f"command line: {shown(override)} is no override; write dotted.key=value, such as num_steps=8")
     node = tree
     for name in names[:-1]:
         child = node.get(name)

@@ -12,6 +12,7 @@ from typing import Any
 
 from megatron_rlt.config.folders.description import is_hugging_face, tokenizer_in
 from megatron_rlt.config.folders.kind import TOKENIZER_FILES
+from megatron_rlt.config.hf_config import is_finite_number, shown, stop_ids
 from megatron_rlt.config.models import ModelConfig, Shapes
 from megatron_rlt.config.remote_code import remote_code_faults
 from megatron_rlt.config.weight_files import weight_index
@@ -28,16 +29,22 @@ def model_faults(models: Mapping[str, ModelConfig]) -> list[str]:
 
 
 def vocabulary_faults(models: Mapping[str, ModelConfig], shapes: Shapes) -> list[str]:
-    """Models without a row of the embedding for every id of the tokenizer beside them."""
+    """Models without a row of the embedding for every id that the files beside them name."""
     faults = []
     for name in models.keys() & shapes.keys():
         try:
             num_ids = max(token_ids(tokenizer_in(models[name].model)).values(), default=-1) + 1
+            last_stop = max(declared_stop_ids(models[name].model), default=-1)
         except ValueError:  # `model_faults` names the file
             continue
         fault = vocabulary_fault(shapes[name].vocab_size, num_ids)
         if fault is not None:
             faults.append(f"{name}.model: {fault}")
+        if last_stop >= shapes[name].vocab_size:
+            faults.append(
+                f"{name}.model: {models[name].model / 'generation_config.json'}: eos_token_id {last_stop} must be below"
+                f" vocab_size {shapes[name].vocab_size}; correct the file"
+            )
     return sorted(faults)
 
 
@@ -70,12 +77,17 @@ def declared_stop_ids(folder: Path) -> frozenset[int]:
     file = folder / "generation_config.json"
     if not file.is_file():
         return frozenset()
-    declared = read_json_object(file).get("eos_token_id")
-    listed = declared if isinstance(declared, list) else [] if declared is None else [declared]
-    wrong = [value for value in listed if not isinstance(value, int) or isinstance(value, bool) or value < 0]
-    if wrong:
-        raise ValueError(f"{file}: eos_token_id must be token ids, got {wrong[0]!r}; correct the file")
-    return frozenset(listed)
+    return stop_ids(file, read_json_object(file))
+
+
+def tokenizer_settings(folder: Path) -> dict[str, Any]:
+    """The keys of tokenizer_config.json. Raises ValueError for a file that is unreadable or states no usable length."""
+    file = folder / "tokenizer_config.json"
+    settings = read_json_object(file)
+    longest = settings.get("model_max_length")
+    if longest is not None and (not is_finite_number(longest) or longest <= 0):
+        raise ValueError(f"{file}: model_max_length must be a positive number, got {shown(longest)}; correct the file")
+    return settings
 
 
 def _folder_faults(folder: Path) -> Iterator[str]:
@@ -103,6 +115,8 @@ def _folder_faults(folder: Path) -> Iterator[str]:
     readers: list[Callable[[], object]] = [partial(declared_stop_ids, folder), partial(token_ids, folder)]
     if any(folder.glob("*.safetensors")):
         readers.append(partial(weight_index, folder))
+    if (folder / "tokenizer_config.json").exists():
+        readers.append(partial(tokenizer_settings, folder))
     readers += [partial(read_json_object, folder / name) for name in _OBJECTS if (folder / name).exists()]
     readers += [partial(read_text, folder / name) for name in _TEXTS if (folder / name).exists()]
     found: list[str] = []

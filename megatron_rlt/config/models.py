@@ -12,7 +12,12 @@ from typing import Literal
 
 from megatron_rlt.config.architecture import Architecture, position_limit
 from megatron_rlt.config.fp8 import Fp8Config, Scales, fp8_faults, scales_faults
-from megatron_rlt.config.section import FilePath, PositiveInt, Section
+from megatron_rlt.config.section import (
+    Count,
+    FilePath,
+    PositiveInt,
+    Section,
+)
 
 Shapes = Mapping[str, Architecture]  # by the model's section name; a model that could not be read is left out
 PAPER_TEMPERATURE = 0.7  # arXiv 2506.08388, of sampling and of log-probs
@@ -25,13 +30,13 @@ BLOCKS = {"cpu": (1024, 1024), "cuda": (4096, 16384)}
 class LayoutConfig(Section):
     """How one model is split over the ranks; ranks beyond tp x pp x cp are data parallel."""
 
-    tp: PositiveInt = 1
+    tp: Count = 1
     """Tensor-parallel size: ranks that share every layer."""
-    pp: PositiveInt = 1
+    pp: Count = 1
     """Pipeline-parallel size: stages into which the layers are split."""
     sp: bool = False
     """Sequence parallelism: split activations between layers over the tensor-parallel ranks; needs tp > 1."""
-    cp: PositiveInt = 1
+    cp: Count = 1
     """Context-parallel size: ranks that share the tokens of every sequence. While sampling they are data parallel."""
 
 
@@ -162,7 +167,8 @@ def length_faults(shapes: Shapes, tokens: int, *, what: str, remedy: str) -> lis
 
 def nearest_divisors(value: int, number: int) -> str:
     """The divisors of `number` next to `value`, below and above it, as text."""
-    divisors = [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+    small = [candidate for candidate in range(1, math.isqrt(number) + 1) if number % candidate == 0]
+    divisors = sorted({*small, *(number // candidate for candidate in small)})
     below = [candidate for candidate in divisors if candidate < value][-1:]
     above = [candidate for candidate in divisors if candidate > value][:1]
     return _joined(below + above)

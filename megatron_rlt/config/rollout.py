@@ -12,7 +12,17 @@ from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.folders.description import is_hugging_face
 from megatron_rlt.config.mismatch import MismatchConfig
 from megatron_rlt.config.models import ModelConfig
-from megatron_rlt.config.section import FilePath, Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from megatron_rlt.config.section import (
+    ByteCount,
+    Count,
+    FilePath,
+    Fraction,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Seconds,
+    Section,
+)
 from megatron_rlt.config.server_access import address_faults, read_key
 
 
@@ -43,9 +53,9 @@ class VllmServerConfig(Section):
     devices: Texts = ("",)
     """The job starts one server per entry, which is the server's CUDA_VISIBLE_DEVICES, such as "6,7"; "" leaves the
     variable as it is."""
-    start_timeout_seconds: PositiveFloat = 900.0
+    start_timeout_seconds: Seconds = 900.0
     """Time in seconds within which a starting server must answer."""
-    request_timeout_seconds: PositiveFloat = 1800.0
+    request_timeout_seconds: Seconds = 1800.0
     """Time limit in seconds for one request: all completions of one question, or a weight sync."""
     max_concurrent_requests: PositiveInt = 256
     """Requests that are pending at the same time, one per question."""
@@ -55,7 +65,7 @@ class VllmServerConfig(Section):
     """How weights reach the servers: `files`, everywhere, through a folder that all of them can read; `broadcast`, by
     NCCL from the first rank to all workers of all servers; `ipc`, to servers on the trainer's own GPUs, through GPU
     memory. The last two need GPUs, and servers at addresses must have been started for them."""
-    bucket_bytes: PositiveInt = 2**30
+    bucket_bytes: ByteCount = 2**30
     """Size of the buckets in which `broadcast` and `ipc` send tensors, in bytes. Sender and worker hold about two
     buckets each."""
     transfer_dir: FilePath | None = None
@@ -74,11 +84,11 @@ class VllmConfig(Section):
     """`colocated`: engines in the trainer's own ranks; `server`: in processes of their own, on their own devices."""
     server: VllmServerConfig = VllmServerConfig()
     """Only for `placement: server`."""
-    tp: PositiveInt | None = None
+    tp: Count | None = None
     """Tensor-parallel size of an engine, colocated over neighbouring ranks; None takes the policy's layout.tp."""
     gpu_memory_share: Fraction = 0.4
     """Share of each GPU's memory for the engine's weights and KV cache; without effect on a CPU."""
-    kv_cache_bytes: PositiveInt | None = None
+    kv_cache_bytes: ByteCount | None = None
     """Size of the KV cache per rank, in bytes; None takes what gpu_memory_share leaves, on a CPU 1 GiB."""
     sleep_level: Literal[0, 1, 2] = 1
     """What the engine frees while the trainer works: nothing (0), the KV cache, with the weights offloaded to the host
@@ -267,4 +277,4 @@ def _transport_faults(server: VllmServerConfig) -> list[str]:
 
 def _below(tp: int, total: int) -> int:
     """The largest divisor of `total` that is below `tp`."""
-    return max(size for size in range(1, tp) if total % size == 0)
+    return max(size for size in range(1, min(tp, total + 1)) if total % size == 0)

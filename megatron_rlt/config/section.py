@@ -12,10 +12,17 @@ from megatron_rlt.visible_text import is_blank
 
 _LONGEST_NAME = 255  # bytes, on every usual file system
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
+# Bounds keep a slip such as 10**30 from becoming a loop, a tensor or a wait that never ends.
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
+NonNegativeInt = Annotated[int, Field(ge=0, lt=2**31)]
+Count = Annotated[int, Field(gt=0, le=2**20)]
+"""Of what is started or held one by one: ranks, questions, completions of a question."""
+ByteCount = Annotated[int, Field(gt=0, lt=2**63)]
+PositiveFloat = Annotated[float, Field(gt=0, lt=1e30)]
+NonNegativeFloat = Annotated[float, Field(ge=0, lt=1e30)]
+Seconds = Annotated[float, Field(gt=0, le=1e8)]
+Temperature = Annotated[float, Field(ge=0.01, le=100)]
+"""Logits divided by less leave the range in which float32 tells them apart."""
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 

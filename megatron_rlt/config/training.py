@@ -12,10 +12,11 @@ from pydantic import Field
 from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.folders.provider import export_fault
 from megatron_rlt.config.section import (
+    ByteCount,
+    Count,
     FilePath,
     Fraction,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Section,
@@ -29,7 +30,7 @@ class DataConfig(Section):
     """Folder of webdataset shards written by `prepare`, or one JSONL file (sharded into the run folder first)."""
     shuffle_buffer_size: PositiveInt = 4096
     """Rows held per rank for shuffling; 1 keeps the shards' order."""
-    num_workers: NonNegativeInt = 0
+    num_workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Loader processes per rank; 0 loads in the trainer's own process."""
 
 
@@ -49,9 +50,9 @@ class ReferenceConfig(Section):
 class GrpoConfig(Section):
     """Group-relative policy optimisation; the defaults are the paper's."""
 
-    questions_per_step: PositiveInt = 16
+    questions_per_step: Count = 16
     """Questions per RL step, over all ranks."""
-    group_size: Annotated[int, Field(ge=2)] = 64
+    group_size: Annotated[int, Field(ge=2, le=2**20)] = 64
     """Completions sampled per question."""
     max_tokens_per_pack: PositiveInt = 16384
     """Tokens packed into one forward-backward pass; a longer completion gets a pass of its own. Memory depends on it,
@@ -121,7 +122,7 @@ class CheckpointConfig(Section):
     """Newest checkpoints kept; an older one is removed once a newer one is complete."""
     export: list[ExportKind] = Field(default=["hf"])
     """Kinds of folders that the final weights are exported as, each under its name in the run folder; []: none."""
-    max_shard_bytes: PositiveInt = 5_000_000_000
+    max_shard_bytes: ByteCount = 5_000_000_000
     """Largest file of those folders, in bytes."""
 
 

@@ -14,11 +14,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import get_type_hints
 
 import megatron_rlt
+from megatron_rlt.given_files import lines_of, read_json_object
 from megatron_rlt.launch.watchdog import Stall
 
 PROGRAM = "megatron-rlt"
+_REMOVE = "remove the file"
 _PACKAGE = Path(megatron_rlt.__file__).parent
 
 # gloo raises plain RuntimeErrors for broken connections; their messages contain one of these.
@@ -64,7 +67,8 @@ def failure_of_exception(error: BaseException, *, rank: int, phase: str) -> Fail
     """Classify the exception that a rank's job raised."""
     kind, details = _kind_of(error), "".join(traceback.format_exception(error))
     if kind in (Kind.INPUT, Kind.STOPPED):
-        return Failure(rank, phase, kind, str(error), details, time.time())
+        message = "\n".join(lines_of(error)) if isinstance(error, Exception) else str(error)
+        return Failure(rank, phase, kind, message, details, time.time())
     message = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
     return Failure(rank, phase, kind, message, details, time.time())
 
@@ -131,9 +135,18 @@ def write_failure(failure: Failure, folder: Path) -> None:
 
 
 def read_failures(folder: Path) -> list[Failure]:
-    """Read the records of all ranks."""
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("failure-*.json"))]
-    return [Failure(**(record | {"kind": Kind(record["kind"])})) for record in records]
+    """Read the records of all ranks. Raises ValueError for one that is damaged."""
+    return [_read_failure(file) for file in sorted(folder.glob("failure-*.json"))]
+
+
+def _read_failure(file: Path) -> Failure:
+    record = read_json_object(file, remedy=_REMOVE)
+    kinds = get_type_hints(Failure) | {"kind": str, "seconds": int | float}
+    if not kinds.keys() - {"num_beats"} <= record.keys() <= kinds.keys() or record["kind"] not in list(Kind):
+        raise ValueError(f"{file}: is no record of a failure; {_REMOVE}")
+    if wrong := [name for name, value in record.items() if not isinstance(value, kinds[name])]:
+        raise ValueError(f"{file}: holds no valid {wrong[0]!r}; {_REMOVE}")
+    return Failure(**(record | {"kind": Kind(record["kind"])}))
 
 
 def _kind_of(error: BaseException) -> Kind:

@@ -67,12 +67,12 @@ class Records:
     def phase(self, rank: int) -> str:
         """The phase that the rank recorded last."""
         file = self._phase(rank)
-        return file.read_text(encoding="utf-8") if file.exists() else "start"
+        return file.read_text(encoding="utf-8", errors="replace") if file.exists() else "start"
 
     def host(self, rank: int) -> str:
         """Where the rank runs; empty if it said nothing."""
         file = self._host(rank)
-        return file.read_text(encoding="utf-8") if file.exists() else ""
+        return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
     def last_sign(self, rank: int) -> float | None:
         """When the rank gave its last sign of life, in seconds since the epoch; None before the first."""

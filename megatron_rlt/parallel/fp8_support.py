@@ -9,6 +9,7 @@ import torch
 
 from megatron_rlt.config.fp8 import hardware_fault
 from megatron_rlt.config.models import ModelConfig, block_scales
+from megatron_rlt.given_files import FaultsError
 from megatron_rlt.parallel.environment import set_block_scales
 
 
@@ -35,4 +36,4 @@ def prepare_fp8(models: Mapping[str, ModelConfig]) -> None:
         if find_spec("transformer_engine") is None:
             faults.append(f"{name}.fp8: needs Transformer Engine on a GPU; install it, or leave fp8 out")
     if faults:
-        raise ValueError("\n".join(faults))
+        raise FaultsError(faults)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from megatron_rlt.config.loading import read_yaml
+from megatron_rlt.given_files import read_text
 
 _READS_SEQUENCES = ("student", "teacher", "old_policy", "reference", "update")
 _OF_ALL_STEPS = ("reward", "record", "data", "checkpoint")  # phases whose seconds are taken as they are
@@ -33,8 +34,9 @@ def read_calibration(file: Path) -> Calibration:
         ValueError: the file holds no step, or a line of it is no JSON.
     """
     steps = _steps(file)
-    config = yaml.safe_load((file.parent / "config.yaml").read_text(encoding="utf-8"))
-    world_size = int(config["world_size"])
+    world_size = read_yaml(file.parent / "config.yaml").get("world_size")
+    if not isinstance(world_size, int) or world_size < 1:
+        raise ValueError(f"calibrate: {file.parent / 'config.yaml'} holds no world_size; give a run's file")
     names = {name for step in steps for name in step if name.startswith("seconds/")}
     phases = {name.partition("/")[2] for name in names}
     rates, fixed = {}, {}
@@ -51,10 +53,10 @@ def read_calibration(file: Path) -> Calibration:
 
 def _steps(file: Path) -> list[dict[str, Any]]:
     steps = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
         try:
             steps.append(dict(json.loads(line)))
-        except (json.JSONDecodeError, TypeError, ValueError) as error:
+        except (RecursionError, TypeError, ValueError) as error:
             raise ValueError(
                 f"calibrate: {file}, line {number}: no JSON object ({error}); give a run's file"
             ) from error

@@ -13,6 +13,7 @@ from megatron_rlt.config.commands.table import COMMANDS
 from megatron_rlt.config.loading import load_config, read_tree
 from megatron_rlt.config.models import Shapes
 from megatron_rlt.config.section import Section
+from megatron_rlt.given_files import FaultsError
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def load_target(plan: PlanConfig) -> Target:
     shapes = {name: Architecture.from_folder(model.model) for name, model in config.models.items()}
     faults = config.faults(shapes)
     if faults:
-        raise ValueError("\n".join(faults))
+        raise FaultsError(faults)
     return Target(command, config, shapes)
 
 

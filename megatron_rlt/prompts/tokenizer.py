@@ -7,7 +7,6 @@ holds for turn markers that are no special tokens, such as DeepSeek's `<ï½œUserï
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from megatron_rlt.config.model_files import declared_stop_ids
+from megatron_rlt.config.model_files import declared_stop_ids, tokenizer_settings
 from megatron_rlt.config.prompts import TEMPLATE_DATE
 from megatron_rlt.given_files import reason_of
 from megatron_rlt.types import Problem, Span
@@ -146,12 +145,11 @@ class ChatTokenizer:
 
 def load_tokenizer(folder: Path, *, date: datetime.date = TEMPLATE_DATE) -> ChatTokenizer:
     """Read a tokenizer from a local folder. Raises ValueError if it, its chat template or its eos token is missing."""
-    settings = folder / "tokenizer_config.json"
-    if not settings.is_file():
+    if not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"{folder} holds no tokenizer (no tokenizer_config.json); name a complete Hugging Face folder")
     try:
         # For some model types AutoTokenizer takes another class than the folder names, with a pre-tokenizer of its own.
-        named = json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class")
+        named = tokenizer_settings(folder).get("tokenizer_class")
         own = named in _OWN_FILE and (folder / "tokenizer.json").is_file()
         reader = PreTrainedTokenizerFast if own else AutoTokenizer
         hf: Any = reader.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)

@@ -11,11 +11,9 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from megatron_rlt.config.commands.job import JobConfig
-from megatron_rlt.config.loading import to_yaml
-from megatron_rlt.given_files import read_json_object, read_text
+from megatron_rlt.config.loading import read_yaml, to_yaml
+from megatron_rlt.given_files import read_json_object
 from megatron_rlt.whole_files import make_folder, write_text
 
 CONFIG_FILE = "config.yaml"
@@ -145,10 +143,10 @@ def _read_run(folder: Path) -> dict[str, Any]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(read_text(path, remedy=_DAMAGED))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML; {_DAMAGED}") from error
-    if not isinstance(values, dict):
+        values = read_yaml(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; {_DAMAGED}") from error
+    if not values:
         raise ValueError(f"{path}: holds no configuration; {_DAMAGED}")
     return values
 

@@ -30,14 +30,14 @@ _FLOORS = {"jobs/run", "jobs/reward", "jobs/rl"}
 # the table beside the room it lies in, and a file belongs to the innermost room that holds it.
 MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
-    "given_files": set(),
+    "given_files": {"visible_text"},
     "visible_text": set(),
     "disk_faults": set(),
     "whole_files": {"disk_faults"},
     "folder_lock": {"disk_faults", "whole_files"},
     "config": {"types", "given_files", "visible_text"},
     "config/commands": {"config", "types", "given_files"},
-    "planning": {"config", "config/commands"},
+    "planning": {"config", "config/commands", "given_files"},
     "parallel": _CONFIG,
     "launch": {"parallel"} | _CONFIG,
     "models": {"parallel"} | _CONFIG,
@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "jobs/parity": _BENEATH_JOBS | _FLOORS | {"jobs/train"},
     "jobs": _BENEATH_JOBS | _FLOORS | {"planning"},
     "cluster": {"launch", "parallel"} | _CONFIG,
-    "cli": {"launch", "cluster", "config", "config/commands", "disk_faults"},
+    "cli": {"launch", "cluster", "config", "config/commands", "disk_faults", "given_files", "visible_text"},
     "__main__": {"cli"},
 }
 

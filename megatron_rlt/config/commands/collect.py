@@ -13,7 +13,14 @@ from megatron_rlt.config.plan import Plan, frozen_plans, replicas
 from megatron_rlt.config.prompts import PromptConfig
 from megatron_rlt.config.reward import Control, RewardConfig
 from megatron_rlt.config.rollout import RolloutConfig, ahead_faults, engine_faults, rollout_faults
-from megatron_rlt.config.section import FilePath, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from megatron_rlt.config.section import (
+    Count,
+    FilePath,
+    NonNegativeInt,
+    PositiveInt,
+    Section,
+    Temperature,
+)
 
 
 class SelectionConfig(Section):
@@ -64,11 +71,11 @@ class CollectConfig(JobConfig):
     """Questions and solutions: folder of shards written by `prepare`, or one JSONL or Parquet file."""
     share: ShareConfig | None = None
     """Explain only a share of the questions, as the tasks of an array do; None: all."""
-    num_explanations: PositiveInt = 1
+    num_explanations: Count = 1
     """Explanations sampled per question."""
     questions_per_part: PositiveInt = 256
     """Questions per saved part; a resumed run continues after the last saved part."""
-    temperature: PositiveFloat = PAPER_TEMPERATURE
+    temperature: Temperature = PAPER_TEMPERATURE
     """Temperature of sampling and of every log-prob."""
     prompts: PromptConfig = PromptConfig()
     """Tags, system prompts, prompt length."""

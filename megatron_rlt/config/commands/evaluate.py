@@ -24,7 +24,16 @@ from megatron_rlt.config.models import PAPER_TEMPERATURE, ModelConfig, Shapes, b
 from megatron_rlt.config.paths import HUB, count_rows, row_file_faults
 from megatron_rlt.config.plan import Plan, frozen_plans, replicas
 from megatron_rlt.config.prompts import PromptConfig
-from megatron_rlt.config.section import Fraction, NonEmptyText, PositiveFloat, PositiveInt, Section, with_home
+from megatron_rlt.config.section import (
+    Count,
+    Fraction,
+    NonEmptyText,
+    PositiveInt,
+    Seconds,
+    Section,
+    Temperature,
+    with_home,
+)
 
 
 class AnswerSamplingConfig(Section):
@@ -32,9 +41,9 @@ class AnswerSamplingConfig(Section):
 
     greedy: bool = False
     """Decode greedily: one answer per question (num_samples 1); temperature and top_p are not used."""
-    num_samples: PositiveInt = 1
+    num_samples: Count = 1
     """Answers per question: the k of avg@k, maj@k and pass@k."""
-    temperature: PositiveFloat = PAPER_TEMPERATURE
+    temperature: Temperature = PAPER_TEMPERATURE
     """Sampling temperature."""
     top_p: Fraction = 1.0
     """Nucleus sampling: probability mass kept at each step; 1.0 samples from the whole distribution."""
@@ -70,7 +79,7 @@ class EvaluateConfig(JobConfig):
     """Tags, system prompt, prompt length."""
     sampling: AnswerSamplingConfig = AnswerSamplingConfig()
     """How answers are sampled."""
-    judge_timeout_seconds: PositiveFloat = 5.0
+    judge_timeout_seconds: Seconds = 5.0
     """Longest CPU time of one comparison by math-verify, in seconds; an answer that takes longer is wrong."""
     questions_per_part: PositiveInt = 64
     """Questions per saved part; a resumed run continues after the last saved part."""

@@ -17,7 +17,14 @@ from megatron_rlt.config.model_files import model_faults, vocabulary_faults
 from megatron_rlt.config.models import ModelConfig, Shapes, layout_faults, models_fp8_faults
 from megatron_rlt.config.paths import folder_faults
 from megatron_rlt.config.plan import Plan
-from megatron_rlt.config.section import FilePath, PositiveFloat, PositiveInt, Section
+from megatron_rlt.config.section import (
+    Count,
+    FilePath,
+    PositiveFloat,
+    Seconds,
+    Section,
+)
+from megatron_rlt.given_files import FaultsError
 
 AnswerKind = Literal["math", "choice", "countdown", "exact"]
 
@@ -65,7 +72,7 @@ class CommandConfig(Section):
             *self.faults(shapes),
         ]
         if faults:
-            raise ValueError("\n".join(faults))
+            raise FaultsError(faults)
         return shapes
 
 
@@ -88,7 +95,7 @@ class MetricsConfig(Section):
 class WatchdogConfig(Section):
     """How a hanging rank is found."""
 
-    timeout_seconds: PositiveFloat = 1800.0
+    timeout_seconds: Seconds = 1800.0
     """Longest time without progress on a rank, in seconds; then its stacks are written and the job ends."""
 
 
@@ -99,7 +106,7 @@ class JobConfig(CommandConfig):
     """Run folder for configuration, checkpoints, metrics, completions; starting again on it resumes the run."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of data order, sampling and initialisation."""
-    world_size: PositiveInt = 1
+    world_size: Count = 1
     """Ranks to start where no launcher did; under torchrun or srun it must equal the number they started."""
     watchdog: WatchdogConfig = WatchdogConfig()
     """How hanging ranks are found."""

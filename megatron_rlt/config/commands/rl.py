@@ -22,7 +22,10 @@ from megatron_rlt.config.paths import data_faults
 from megatron_rlt.config.plan import Plan, Use, model_plan, most_packs, replicas
 from megatron_rlt.config.prompts import PromptConfig
 from megatron_rlt.config.rollout import RolloutConfig, engine_faults, rollout_faults
-from megatron_rlt.config.section import PositiveFloat, PositiveInt
+from megatron_rlt.config.section import (
+    PositiveInt,
+    Temperature,
+)
 from megatron_rlt.config.training import (
     CheckpointConfig,
     DataConfig,
@@ -47,7 +50,7 @@ class RlConfig(JobConfig):
     """RL steps; each samples, scores and trains on one batch of completions."""
     prompts: PromptConfig = PromptConfig()
     """Tags, system prompts, prompt length."""
-    temperature: PositiveFloat = PAPER_TEMPERATURE
+    temperature: Temperature = PAPER_TEMPERATURE
     """Temperature of sampling and of every log-prob: policy, students, reference."""
     rollout: RolloutConfig = RolloutConfig()
     """How completions are sampled, and by which engine."""

@@ -8,7 +8,13 @@ from megatron_rlt.config.commands.job import AnswerKind
 from megatron_rlt.config.commands.rl import RlConfig
 from megatron_rlt.config.models import ModelConfig, Shapes
 from megatron_rlt.config.rollout import ahead_faults
-from megatron_rlt.config.section import PositiveFloat, PositiveInt, Section
+from megatron_rlt.config.section import (
+    PositiveFloat,
+    PositiveInt,
+    Seconds,
+    Section,
+    Temperature,
+)
 
 
 class OverlongConfig(Section):
@@ -37,7 +43,7 @@ class VerifierConfig(Section):
     """DAPO's soft punishment of long answers; None: none."""
     prefill_thought: bool = True
     """End the prompt with the thought's opening tag, as models trained by `sft` expect; False for other models."""
-    timeout_seconds: PositiveFloat = 5.0
+    timeout_seconds: Seconds = 5.0
     """Longest CPU time of one comparison by math-verify, in seconds; an answer that takes longer is wrong."""
     max_sampling_rounds: PositiveInt = 1
     """DAPO's dynamic sampling: rounds per step, in which questions that are answered all right or all wrong are
@@ -53,7 +59,7 @@ class RlvrConfig(RlConfig):
     """The policy, which is trained."""
     verifier: VerifierConfig
     """The reward."""
-    temperature: PositiveFloat = 1.0
+    temperature: Temperature = 1.0
     """Temperature of sampling and of every log-prob."""
 
     @property

@@ -12,7 +12,11 @@ from megatron_rlt.config.paths import output_file_faults, row_file_faults, token
 from megatron_rlt.config.plan import Plan, frozen_plans, replicas
 from megatron_rlt.config.prompts import PromptConfig
 from megatron_rlt.config.reward import Control, RewardConfig
-from megatron_rlt.config.section import FilePath, PositiveFloat, PositiveInt
+from megatron_rlt.config.section import (
+    FilePath,
+    PositiveInt,
+    Temperature,
+)
 
 
 class ScoreConfig(JobConfig):
@@ -28,7 +32,7 @@ class ScoreConfig(JobConfig):
     """Parquet file to write, with the rows in the input's order."""
     rows_per_part: PositiveInt = 256
     """Rows per saved part; a resumed run continues after the last saved part."""
-    temperature: PositiveFloat = PAPER_TEMPERATURE
+    temperature: Temperature = PAPER_TEMPERATURE
     """Temperature of every log-prob."""
     prompts: PromptConfig = PromptConfig()
     """Tags, system prompts, prompt length."""

@@ -18,7 +18,13 @@ from megatron_rlt.config.models import (
 from megatron_rlt.config.paths import count_rows, data_faults
 from megatron_rlt.config.plan import Plan, model_plan, most_packs, replicas
 from megatron_rlt.config.prompts import PromptConfig
-from megatron_rlt.config.section import FilePath, PositiveFloat, PositiveInt, Section
+from megatron_rlt.config.section import (
+    Count,
+    FilePath,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 from megatron_rlt.config.training import (
     CheckpointConfig,
     DataConfig,
@@ -60,7 +66,7 @@ class SftConfig(JobConfig):
     """Optimizer steps; None derives them from num_epochs."""
     num_epochs: PositiveFloat = 10.0
     """Passes over the data, where num_steps is None."""
-    global_batch_size: PositiveInt = 16
+    global_batch_size: Count = 16
     """Rows per optimizer step, over all ranks."""
     max_tokens_per_pack: PositiveInt = 16384
     """Tokens packed into one forward-backward pass; a longer row gets a pass of its own. Memory depends on it, the loss

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from megatron_rlt.config.training import DataConfig
 from megatron_rlt.data.loader import ProblemStream, scan_problems
 from megatron_rlt.data.prepare import ensure_shards
+from megatron_rlt.given_files import FaultsError
 from megatron_rlt.parallel.collectives import broadcast_record
 from megatron_rlt.parallel.platform import world
 from megatron_rlt.types import Problem
@@ -58,7 +59,7 @@ def _refuse_unusable(source: Path, folder: Path, check: Callable[[Problem], obje
     dist.all_gather_object(everyone, mine)
     faults = [fault for part in everyone for fault in part]
     if faults:
-        raise ValueError("\n".join(faults[:_NUM_FAULTS_SHOWN]))
+        raise FaultsError(faults[:_NUM_FAULTS_SHOWN])
 
 
 def _faults(folder: Path, check: Callable[[Problem], object]) -> Iterator[str]:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,10 @@ def write_weights(tensors: Iterable[tuple[str, Tensor]], folder: Path, max_shard
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:
     try:
+        file.touch()
+        mode = file.stat().st_mode  # of a new file here, by umask and the folder's own rules
         save_file(tensors, file, metadata={"format": "pt"})
+        file.chmod(stat.S_IMODE(mode))  # the library lets nobody else read them
     except SafetensorError as error:  # an OSError of the disk, as text
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
