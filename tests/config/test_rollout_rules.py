@@ -34,7 +34,7 @@ def installed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 def faults(folder: Path, settings: dict[str, Any], *, tp: int = 1, world_size: int = 4) -> list[str]:
     rollout = RolloutConfig.model_validate({"engine": "vllm", "vllm": settings})
     model = ModelConfig(model=folder, layout=LayoutConfig(tp=tp))
-    return [*engine_faults(rollout), *rollout_faults(rollout, model, Architecture.from_folder(folder), world_size)]
+    return rollout_faults(rollout, model, Architecture.from_folder(folder), world_size)
 
 
 @pytest.fixture
