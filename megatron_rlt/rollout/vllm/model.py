@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from megatron_rlt.models.checksum import checksums_held
 from megatron_rlt.parallel.environment import prepare_vllm
+from megatron_rlt.rollout.vllm.cpu_memory import segments_of_this_job
 from megatron_rlt.rollout.vllm.settings import EngineShape
 
 if TYPE_CHECKING:
@@ -44,12 +46,13 @@ class VllmModel:
 
         logging.getLogger("vllm").setLevel(logging.ERROR)
         try:
-            self._llm: LLM = vllm.LLM(
-                **shape.options(),
-                load_format="dummy",
-                distributed_executor_backend="external_launcher",
-                enable_sleep_mode=shape.on_gpu and self._sleep_level > 0,
-            )
+            with nullcontext() if shape.on_gpu else segments_of_this_job():
+                self._llm: LLM = vllm.LLM(
+                    **shape.options(),
+                    load_format="dummy",
+                    distributed_executor_backend="external_launcher",
+                    enable_sleep_mode=shape.on_gpu and self._sleep_level > 0,
+                )
         except ValueError as error:
             message = " ".join(str(error).split())
             raise ValueError(f"rollout.engine=vllm: vLLM does not start: {message}") from error
