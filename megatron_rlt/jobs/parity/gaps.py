@@ -72,7 +72,8 @@ def print_gaps(gaps: Sequence[LogprobDiff], *, max_gap: float, console: Console)
     for gap in gaps:
         (left, right), (ours, theirs) = gap.sides, gap.values
         console.print(
-            f"\n{gap.model}, {left} - {right}: worst at token {gap.position} of problem {escape(one_line(gap.problem_id))}:"
+            f"\n{gap.model}, {left} - {right}: worst at token {gap.position} of problem"
+            f" {escape(one_line(gap.problem_id))}:"
             f" {left} {ours:.6f}, {right} {theirs:.6f}\n  ...{escape(repr(gap.context)[1:-1])}"
             f" -> {escape(repr(gap.token))}",
             highlight=False,
