@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_rlt.config.hf_config import HfConfig, stop_ids
+from megatron_rlt.config.hf_config import HfConfig, shown, stop_ids
 from megatron_rlt.config.rope import read_rope
 
 _FAMILIES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
@@ -111,17 +111,18 @@ def _refuse_variants(values: HfConfig, family: str) -> None:
 
 def _slides(values: HfConfig) -> bool:
     """Whether any layer looks at a window only; a window that no layer uses is harmless."""
+    full = values.keys.get("max_window_layers", 0)
+    if full is not None and (not isinstance(full, int) or isinstance(full, bool)):
+        values.fail(f"max_window_layers must be an integer, got {shown(full)}")
+    uses_window = values.flag("use_sliding_window")
     if values.has("layer_types"):
         layer_types = values.keys["layer_types"]
         if not isinstance(layer_types, list):
             values.fail(f"layer_types must be a list of names, got {layer_types!r}")
         return any(layer_type != "full_attention" for layer_type in layer_types)
-    if not values.flag("use_sliding_window") or not values.has("sliding_window"):
+    if not uses_window or not values.has("sliding_window"):
         return False
-    full = values.keys.get("max_window_layers", 0)
-    if not isinstance(full, int) or isinstance(full, bool):
-        values.fail(f"max_window_layers must be an integer, got {full!r}", "use a model with use_sliding_window=false")
-    return values.integer("num_hidden_layers") > full
+    return values.integer("num_hidden_layers") > (full or 0)
 
 
 def _head_dim(values: HfConfig, family: str, hidden_size: int, num_heads: int) -> int:

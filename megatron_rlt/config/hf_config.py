@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from megatron_rlt.given_files import read_json_object
 
 _CORRECT = "correct config.json"
+_MOST_NUMBER = 1e30  # float32 has to hold it, and products with it
 _MOST = 2**31  # no size of a model is above it, and rules that try all divisors must end
 
 
@@ -71,7 +72,7 @@ class HfConfig:
 
     def positive_number(self, key: str, value: object) -> float:
         """`value` of `key`, checked."""
-        if not is_finite_number(value) or value <= 0:  # type: ignore[operator]
+        if not is_finite_number(value) or not 0 < value < _MOST_NUMBER:  # type: ignore[operator]
             self.fail(f"{key} must be a positive number, got {shown(value)}")
         return float(value)  # type: ignore[arg-type]
 

@@ -81,7 +81,7 @@ def declared_stop_ids(folder: Path) -> frozenset[int]:
 
 
 def tokenizer_settings(folder: Path) -> dict[str, Any]:
-    """The keys of tokenizer_config.json. Raises ValueError for a file that is unreadable or states no usable length."""
+    """The keys of tokenizer_config.json. Raises ValueError for a file that cannot be read, or a length that is none."""
     file = folder / "tokenizer_config.json"
     settings = read_json_object(file)
     longest = settings.get("model_max_length")

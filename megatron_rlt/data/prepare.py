@@ -25,6 +25,7 @@ from megatron_rlt.data.shards import MANIFEST_FILE, Manifest, content_hash, writ
 from megatron_rlt.data.validation import RowValidator
 from megatron_rlt.disk_faults import writing
 from megatron_rlt.folder_lock import IN_FOLDER, locked_beside, locked_folder
+from megatron_rlt.given_files import FaultsError
 from megatron_rlt.types import Problem
 from megatron_rlt.whole_files import make_folder, real, require_writable, sweep, sweep_beside, temporary_beside
 
@@ -188,16 +189,17 @@ def _usable_rows(config: PrepareConfig, rejections: _Rejections) -> Iterator[Pro
 def _check_usable(manifest: Manifest, config: PrepareConfig, examples: list[RejectedRow]) -> None:
     """Raise ValueError for a data set without rows, or with too many rejected ones."""
     total = manifest.num_rows + manifest.num_rejected
-    quoted = "".join(f"\n  {example}" for example in examples)
+    quoted = [f"  {example}" for example in examples]
     counts = describe_counts(manifest.rejected_by_reason)
     if manifest.num_rows == 0:
         what = f"all {total} rows were rejected ({counts}): mend them or set `columns`" if total else "it has no rows"
-        raise ValueError(f"no usable row in {', '.join(config.input)}: {what}{quoted}")
+        raise FaultsError([f"no usable row in {', '.join(config.input)}: {what}", *quoted])
     if manifest.num_rejected > config.max_rejected_fraction * total:
-        raise ValueError(
+        what = (
             f"{manifest.num_rejected} of {total} rows were rejected ({counts}), more than max_rejected_fraction "
-            f"{config.max_rejected_fraction} allows: mend the rows or raise it{quoted}"
+            f"{config.max_rejected_fraction} allows: mend the rows or raise it"
         )
+        raise FaultsError([what, *quoted])
 
 
 def _same_data_set(target: Path, source_hash: str, config: PrepareConfig) -> Manifest:

@@ -19,6 +19,7 @@ from typing import get_type_hints
 import megatron_rlt
 from megatron_rlt.given_files import lines_of, read_json_object
 from megatron_rlt.launch.watchdog import Stall
+from megatron_rlt.visible_text import one_line
 
 PROGRAM = "megatron-rlt"
 _REMOVE = "remove the file"
@@ -69,7 +70,7 @@ def failure_of_exception(error: BaseException, *, rank: int, phase: str) -> Fail
     if kind in (Kind.INPUT, Kind.STOPPED):
         message = "\n".join(lines_of(error)) if isinstance(error, Exception) else str(error)
         return Failure(rank, phase, kind, message, details, time.time())
-    message = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+    message = one_line(traceback.format_exception_only(error)[-1].strip().splitlines()[0])
     return Failure(rank, phase, kind, message, details, time.time())
 
 

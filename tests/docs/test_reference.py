@@ -38,12 +38,9 @@ def test_every_key_has_a_row_with_its_sentence() -> None:
 
 def test_types_bounds_and_presets_are_shown() -> None:
     lines = configuration.configuration_page().splitlines()
-    assert (
-        "| `tp` | 0 &lt; whole number ≤ 1,048,576 | `1` | Tensor-parallel size: ranks that share every layer. |"
-        in lines
-    )
+    assert "| `tp` | whole number > 0 | `1` | Tensor-parallel size: ranks that share every layer. |" in lines
     assert any(line.startswith("| `top_p` | 0 &lt; number ≤ 1 | `1` |") for line in lines)
-    assert any(line.startswith("| `clip_low` | 0 &lt; number &lt; 1e+30 or `null` | `null` |") for line in lines)
+    assert any(line.startswith("| `clip_low` | number > 0 or `null` | `null` |") for line in lines)
     assert any(line.startswith("| `role` | `teacher`, `student` | `teacher` |") for line in lines)
     preset = next(line for line in lines if line.startswith("| `optimizer` |") and "cosine" in line)
     assert "`lr: 1e-05`, `schedule: cosine`" in preset

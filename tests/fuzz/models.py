@@ -28,7 +28,7 @@ NEVER_RIGHT: tuple[tuple[str, Mapping[str, Any]], ...] = (
     *(("config.json", {key: value}) for key in ("rms_norm_eps", "max_position_embeddings", "num_hidden_layers")
       for value in (float("nan"), float("inf"), 0, -1, None, "x", True, [1], 10**400)),
     *(("config.json", {"rope_parameters": {"rope_type": "default", "rope_theta": value}})
-      for value in (float("nan"), float("inf"), 0, -1e4, "x", True)),
+      for value in (float("nan"), float("inf"), 0, -1e4, 1e300, "x", True)),
     *(("config.json", {"rope_parameters": {**_LLAMA3, key: value}})
       for key in ("factor", "low_freq_factor", "high_freq_factor") for value in (0, -8.0, float("nan"), "8", None)),
     *(("config.json", {"rope_parameters": {"rope_type": kind, "factor": value, "rope_theta": 1e4}})
@@ -40,6 +40,7 @@ NEVER_RIGHT: tuple[tuple[str, Mapping[str, Any]], ...] = (
       for value in ("x", [1], 1.5, True)),
     *((name, {"eos_token_id": value}) for name in ("generation_config.json", "config.json")
       for value in (100_000, [2, 100_000], -1, "x", {"a": 1}, True, 10**30)),
+    *(("config.json", {"max_window_layers": value}) for value in ("x", [1], {})),
     ("config.json", {"num_hidden_layers": 2**40}),
 )  # fmt: skip
 

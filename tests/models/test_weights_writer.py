@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +40,18 @@ def test_an_export_that_breaks_off_leaves_no_folder_and_does_not_disturb_the_nex
     write_folder(iter(_TENSORS.items()), source, target, max_shard_bytes=32)
     assert_bit_equal(folder_tensors(target), _TENSORS)
     assert [path.name for path in target.parent.iterdir()] == ["hf"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_weights_have_the_mode_of_the_files_beside_them(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_folder(iter(_TENSORS.items()), _source(tmp_path, {}), tmp_path / "hf", max_shard_bytes=32)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "hf").iterdir()}
+    assert len(modes) == 5  # three shards, index, configuration
+    assert set(modes.values()) == {mode}
 
 
 @pytest.mark.parametrize(

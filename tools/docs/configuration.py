@@ -91,11 +91,14 @@ def _type(field: Schema) -> str:
     return "path" if field.get("format") == "path" else plain[kind]
 
 
+_MOST_SHOWN = 10**6  # bounds above it only catch slips
+
+
 def _bounded(noun: str, field: Schema) -> str:
     """`number > 0`, or `0 < number ≤ 1` where both ends are closed off."""
     lower = next(((field[name], sign) for name, sign in _LOWER if name in field), None)
     upper = next(((field[name], sign) for name, sign in _UPPER if name in field), None)
-    if upper is None:
+    if upper is None or upper[0] > _MOST_SHOWN:
         return noun if lower is None else f"{noun} {'≥' if lower[1] == '≤' else '>'} {lower[0]:g}"
     left = "" if lower is None else f"{lower[0]:g} {lower[1]} "
     return cell(f"{left}{noun} {upper[1]} {upper[0]:,}")

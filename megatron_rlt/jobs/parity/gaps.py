@@ -14,6 +14,7 @@ from torch import Tensor
 from megatron_rlt.algorithm.rollout_mismatch import quantile, rollout_gap
 from megatron_rlt.config.display import NumberTable
 from megatron_rlt.types import SpannedSequence
+from megatron_rlt.visible_text import one_line
 
 _CONTEXT_TOKENS = 12  # shown before the worst token
 
@@ -71,7 +72,8 @@ def print_gaps(gaps: Sequence[LogprobDiff], *, max_gap: float, console: Console)
     for gap in gaps:
         (left, right), (ours, theirs) = gap.sides, gap.values
         console.print(
-            f"\n{gap.model}, {left} - {right}: worst at token {gap.position} of problem {escape(gap.problem_id)}:"
+            f"\n{gap.model}, {left} - {right}: worst at token {gap.position} of problem"
+            f" {escape(one_line(gap.problem_id))}:"
             f" {left} {ours:.6f}, {right} {theirs:.6f}\n  ...{escape(repr(gap.context)[1:-1])}"
             f" -> {escape(repr(gap.token))}",
             highlight=False,

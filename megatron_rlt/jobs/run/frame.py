@@ -19,15 +19,25 @@ from megatron_rlt.metrics.progress import Progress
 from megatron_rlt.metrics.reduce import largest
 from megatron_rlt.metrics.writer import MetricsWriter
 from megatron_rlt.parallel.platform import device_name, world
+from megatron_rlt.visible_text import one_line
 
 Record = Callable[[int, dict[str, float]], dict[str, float]]
 """Logs the metrics of the step or part with this number, from 1; returns them with those measured. Collective."""
 
 
+class _Lines(logging.Formatter):
+    """One line a message, whatever ids and texts it quotes."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's
+        return one_line(super().formatMessage(record))
+
+
 def log_to_stdout() -> None:
     """Print this package's log on the first rank."""
     if dist.get_rank() == 0:
-        logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(_Lines("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        logging.basicConfig(handlers=[handler])
         logging.getLogger("megatron_rlt").setLevel(logging.INFO)
 
 

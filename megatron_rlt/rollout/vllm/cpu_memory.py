@@ -1,7 +1,7 @@
 """Shared memory of vLLM's CPU build, through which the ranks of one engine sum their shards.
 
-It gives the segments of every colocated engine one name. So two jobs on one machine would meet, and after a job that was
-killed, whose segments stay, none could start. Here they have a name of this job, and vanish with their last user.
+It gives the segments of every colocated engine one name. So two jobs on one machine would meet, and segments that a
+job left behind keep every later one from starting. Here they have a name of this job, and vanish with their last user.
 """
 
 from __future__ import annotations
