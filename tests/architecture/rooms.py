@@ -66,7 +66,7 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
     "megatron.energon": ("data/loader.py", "data/position.py", "data/energon_index.py"),
     "transformers": ("prompts/tokenizer.py", "models/rope.py", "models/dense.py"),
     "transformer_engine": ("models/", "scoring/"),
-    "vllm": ("rollout/vllm/model.py", "rollout/vllm/transfer/direct.py"),
+    "vllm": ("rollout/vllm/cpu_memory.py", "rollout/vllm/model.py", "rollout/vllm/transfer/direct.py"),
     "safetensors": ("models/weights/",),
     "pyarrow": ("data/", "store/"),
     "datasets": ("data/rows.py",),
