@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -56,16 +56,18 @@ class PreloadedCommand:
 
 
 @contextmanager
-def preloaded_program(folder: Path) -> Iterator[Path]:
+def preloaded_program(
+    folder: Path, text: str = _PROGRAM, serve: Callable[[str, Any], None] | None = None
+) -> Iterator[Path]:
     """An executable for shells and `subprocess` that stands for `megatron-rlt` and for `python -m megatron_rlt`.
 
     It hands arguments, folder, environment and open files to a preloaded process; signals are not handed on.
     """
     program, address = folder / "megatron-rlt", folder / "socket"
-    program.write_text(_PROGRAM.format(python=sys.executable, address=address))
+    program.write_text(text.format(python=sys.executable, address=address))
     program.chmod(0o755)
     ready = forkserver().Event()
-    server = forkserver().Process(target=_serve, args=(str(address), ready), daemon=True)
+    server = forkserver().Process(target=serve or _serve, args=(str(address), ready), daemon=True)
     server.start()
     assert ready.wait(timeout=120), "the preloaded process does not listen"
     yield program

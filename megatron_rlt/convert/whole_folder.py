@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from megatron_rlt.whole_files import flush_to_disk
+from megatron_rlt.disk_faults import free_bytes
+from megatron_rlt.folder_lock import locked_beside
+from megatron_rlt.whole_files import flush_to_disk, sweep_beside, temporary_beside
 
 _OF_THE_DISK = (
     errno.ENOSPC,
@@ -29,12 +31,18 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` when the block ends.
 
     Raises:
-        ValueError: `target` exists, or the disk refused; nothing is left behind.
+        ValueError: `target` exists, another start writes it, or the disk refused; nothing is left behind.
     """
-    partial = target.with_name(f".{target.name}.partial")
+    with locked_beside(target):
+        sweep_beside(target)
+        with _renamed_in_the_end(target) as partial:
+            yield partial
+
+
+@contextmanager
+def _renamed_in_the_end(target: Path) -> Iterator[Path]:
+    partial = temporary_beside(target)
     try:
-        if partial.exists():
-            shutil.rmtree(partial)  # from a start that was killed
         partial.mkdir(parents=True)
         yield partial
         for path in (*sorted(partial.rglob("*")), partial):
@@ -61,9 +69,7 @@ def _refusal(error: BaseException, target: Path) -> str | None:
         reason = str(error)
     else:
         return None
-    place = next(path for path in (target.parent, *target.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
     return (
-        f"{target}: cannot be written: {reason} ({free:,} bytes are free there); nothing was left behind: make space,"
-        " or choose another folder"
+        f"{target}: cannot be written: {reason} ({free_bytes(target):,} bytes are free there); nothing was left behind:"
+        " make space, or choose another folder"
     )

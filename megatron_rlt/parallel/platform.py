@@ -84,6 +84,9 @@ def _private_store(meeting_file: Path | None, world_size: int) -> Store | None:
     return HashStore() if world_size == 1 else None
 
 
+_OUTSIDE_A_JOB = timedelta(minutes=30)  # collectives of one rank never wait
+
+
 @contextmanager
 def process_group_of_one() -> Iterator[None]:
     """A process group of this process alone, for a model outside a job; one of a single rank that exists is kept."""
@@ -92,8 +95,10 @@ def process_group_of_one() -> Iterator[None]:
         assert dist.get_world_size() == 1, "models outside a job run in one process"
         yield
         return
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    if torch.cuda.is_available():
+        dist.init_process_group("cpu:gloo,cuda:nccl", store=HashStore(), rank=0, world_size=1)
+    else:
+        start_single_rank(_OUTSIDE_A_JOB)
     try:
         yield
     finally:

@@ -110,8 +110,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
 
 
 def test_leftovers_of_a_killed_start_go_and_an_error_of_the_program_is_no_line(tmp_path: Path) -> None:
-    (tmp_path / ".target.partial").mkdir()
-    (tmp_path / ".target.partial" / "left").touch()
+    (tmp_path / ".target.rlt-0123abcd.tmp").mkdir()
+    (tmp_path / ".target.rlt-0123abcd.tmp" / "left").touch()
     with pytest.raises(ZeroDivisionError):
         _divide_in(tmp_path / "target")
     assert list(tmp_path.iterdir()) == []

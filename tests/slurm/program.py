@@ -13,13 +13,11 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
-from tests.preloaded import _main
-from tests.ranks import forkserver
+from tests.preloaded import _main, preloaded_program
 
 _MAX_REQUEST_BYTES = 1 << 20
 _PROGRAM = """#!{python} -SE
@@ -40,18 +38,9 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
 """
 
 
-@contextmanager
-def program_for_tasks(folder: Path) -> Iterator[Path]:
+def program_for_tasks(folder: Path) -> AbstractContextManager[Path]:
     """An executable that stands for `megatron-rlt`."""
-    program, address = folder / "megatron-rlt", folder / "socket"
-    program.write_text(_PROGRAM.format(python=sys.executable, address=address))
-    program.chmod(0o755)
-    ready = forkserver().Event()
-    server = forkserver().Process(target=_serve, args=(str(address), ready), daemon=True)
-    server.start()
-    assert ready.wait(timeout=120), "the preloaded process does not listen"
-    yield program
-    server.kill()
+    return preloaded_program(folder, _PROGRAM, _serve)
 
 
 def _serve(address: str, ready: Any) -> None:

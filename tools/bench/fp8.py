@@ -70,7 +70,7 @@ def main() -> int:
             "no row of these files has a reward: give explanations that `collect`, `score` or `train` scored"
         )
     sequences, temperature = _sequences(arguments, rows), rows[0].temperature
-    questions = torch.tensor([hash_of((row.step, row.question_index)) for row in rows])
+    questions = torch.tensor([group_number((row.step, row.question_index)) for row in rows])
     record: dict[str, Any] = {"command": " ".join(["python -m tools.bench.fp8", *sys.argv[1:]])}
     record |= {"machine": describe_machine(), "device": device_name(), "emulated": _is_emulated()}
     record |= {
@@ -132,7 +132,7 @@ def _student(arguments: argparse.Namespace, rows: Sequence[StoredExplanation]) -
     return arguments.student or Path(rows[0].student or "")
 
 
-def hash_of(key: tuple[int | None, int]) -> int:
+def group_number(key: tuple[int | None, int]) -> int:
     """A number per group: questions of different training steps are different groups."""
     return (key[0] or 0) * 1_000_003 + key[1]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from megatron_rlt.config.fp8 import Fp8Config
-from megatron_rlt.config.models import LayoutConfig, ModelConfig, ScoringConfig
+from megatron_rlt.config.models import PAPER_TEMPERATURE, LayoutConfig, ModelConfig, ScoringConfig
 from megatron_rlt.config.plan import model_plan
 from megatron_rlt.metrics.phases import peak_flops_per_second
 from megatron_rlt.parallel.layout import Layout, build_layout
@@ -44,7 +44,6 @@ _WAYS: dict[str, Fp8Config | None] = {
     "storage": Fp8Config(activations=False),
 }
 _BLOCKS = ((1024, 1024), (2048, 8192), (4096, 16384), (8192, 32768))
-TEMPERATURE = 0.7
 
 
 def main() -> None:
@@ -86,7 +85,9 @@ def _measure(fp8: Fp8Config | None, layout: Layout, arguments: argparse.Namespac
     model = random_model(architecture, layout, fp8)
     model.requires_grad_(False).eval()
     held = reset_peak() - before
-    engine = LogprobEngine(model, temperature=TEMPERATURE, scoring=ScoringConfig(max_tokens_per_pack=arguments.tokens))
+    engine = LogprobEngine(
+        model, temperature=PAPER_TEMPERATURE, scoring=ScoringConfig(max_tokens_per_pack=arguments.tokens)
+    )
     sequences = random_sequences(arguments.tokens // arguments.length, arguments.length, architecture.vocab_size)
     seconds = median_seconds(lambda: engine.logprobs(sequences), rounds=arguments.rounds)
     peak, flops = peak_flops_per_second(None, device_name()), engine.model_flops(sequences)
@@ -126,7 +127,9 @@ def _varied_lengths(layout: Layout, arguments: argparse.Namespace) -> dict[str, 
     What a new length costs is compilation: cuDNN's graphs depend on it.
     """
     model = random_model(with_layers(arguments.layers, dry=arguments.dry), layout)
-    engine = LogprobEngine(model, temperature=TEMPERATURE, scoring=ScoringConfig(max_tokens_per_pack=arguments.tokens))
+    engine = LogprobEngine(
+        model, temperature=PAPER_TEMPERATURE, scoring=ScoringConfig(max_tokens_per_pack=arguments.tokens)
+    )
     found = {}
     for number in range(4):
         lengths = lognormal_lengths(
@@ -155,7 +158,7 @@ def _output_layer(arguments: argparse.Namespace) -> dict[str, float]:
                 hidden,
                 weight,
                 targets,
-                temperature=TEMPERATURE,
+                temperature=PAPER_TEMPERATURE,
                 vocab_size=architecture.vocab_size,
                 tp_group=None,
                 row_block=rows,

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from megatron_rlt.config.models import LayoutConfig, ModelConfig, ScoringConfig
+from megatron_rlt.config.models import PAPER_TEMPERATURE, LayoutConfig, ModelConfig, ScoringConfig
 from megatron_rlt.config.plan import model_plan
 from megatron_rlt.config.training import OptimizerConfig
 from megatron_rlt.metrics.phases import peak_flops_per_second
@@ -29,8 +29,6 @@ from megatron_rlt.rollout.requests import SampleRequest
 from tools.bench.machine import describe_machine
 from tools.bench.workload import NeverStop, start_single_rank
 from tools.gpu.shapes import median_seconds, peak_bytes, random_model, random_sequences, reset_peak, with_layers
-
-TEMPERATURE = 0.7
 
 
 def main() -> None:
@@ -65,7 +63,7 @@ def main() -> None:
 def _rollout(model: LanguageModel, count: int, arguments: argparse.Namespace) -> dict[str, Any]:
     engine = MegatronEngine(
         model,
-        temperature=TEMPERATURE,
+        temperature=PAPER_TEMPERATURE,
         top_p=1.0,
         greedy=False,
         num_token_ids=model.unpadded_vocab_size,
@@ -92,7 +90,7 @@ def _update(model: LanguageModel, pack_tokens: int, before: int, arguments: argp
         model,
         optimizer=OptimizerConfig(lr=1e-6),
         blocks=ScoringConfig(),
-        temperature=TEMPERATURE,
+        temperature=PAPER_TEMPERATURE,
         max_tokens_per_pack=pack_tokens,
         micro_batch_size=None,
         num_updates=100,
