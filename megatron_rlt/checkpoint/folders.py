@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_rlt.checkpoint.manifest import STEP_NAME, Manifest, find_difference, find_fault
+from megatron_rlt.checkpoint.manifest import STEP_NAME, Manifest, SavedLayout, find_difference, find_fault
 from megatron_rlt.disk_faults import DiskError, refusal
 from megatron_rlt.parallel.collectives import broadcast_record
 from megatron_rlt.whole_files import discard, flush_to_disk
@@ -92,6 +92,29 @@ def find_resumable(folder: Path, *, group: dist.ProcessGroup | None) -> Checkpoi
     )
 
 
+def check_newest_layout(folder: Path, layout: SavedLayout) -> None:
+    """Raise ValueError if the newest checkpoint cannot be resumed in a layout; damage is left to `find_resumable`."""
+    for path in list_checkpoints(folder)[-1:]:
+        try:
+            fault = layout_fault(path, Manifest.read(path), layout)
+        except ValueError:
+            return
+        if fault is not None:
+            raise ValueError(fault)
+
+
+def layout_fault(path: Path, manifest: Manifest, layout: SavedLayout) -> str | None:
+    """Describe why a checkpoint cannot be resumed in a layout; None if it can."""
+    saved = manifest.layout
+    if manifest.reshardable == "full" or (saved.tp, saved.pp) == (layout.tp, layout.pp):
+        return None
+    return (
+        f"{path} was saved with checkpoint.reshardable=tp_pp in the layout {saved}, so it can only be resumed with the"
+        f" same tp and pp, not in {layout}: go on in the saved layout; a checkpoint that you save there with"
+        " checkpoint.reshardable=full can be resumed in any"
+    )
+
+
 def check_files(
     path: Path, group: dist.ProcessGroup | None, below: str = ""
 ) -> tuple[Manifest, None] | tuple[None, str]:
@@ -117,8 +140,8 @@ def check_files(
 
 
 @contextmanager
-def all_or_none(action: str) -> Iterator[None]:
-    """Run a block on every rank; if it raises on any, raise on all. Collective on the whole job.
+def all_or_none(action: str, group: dist.ProcessGroup) -> Iterator[None]:
+    """Run a block on every rank of a group; if it raises on any, raise on all. Collective on the group.
 
     The block must not call a collective: a rank that failed would leave the others waiting in it.
 
@@ -137,8 +160,8 @@ def all_or_none(action: str) -> Iterator[None]:
         failure = error if line is None else DiskError(line)
     refused = isinstance(failure, DiskError)
     report = None if failure is None else (str(failure) if refused else f"{type(failure).__name__}: {failure}", refused)
-    reports: list[tuple[str, bool] | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(reports, report)
+    reports: list[tuple[str, bool] | None] = [None] * group.size()
+    dist.all_gather_object(reports, report, group=group)
     if failure is not None:
         raise failure
     failed = [(rank, *report) for rank, report in enumerate(reports) if report is not None]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
+from megatron_rlt.config.training import Reshardable
 from megatron_rlt.whole_files import write_text
 
 FORMAT = 2  # 1: the data position was pickled, and models had object states
@@ -45,6 +46,9 @@ class SavedLayout(_Record):
     def num_ranks(self) -> int:
         return self.tp * self.pp * self.dp * self.cp
 
+    def __str__(self) -> str:
+        return f"tp={self.tp} pp={self.pp} dp={self.dp} cp={self.cp}"
+
 
 class Manifest(_Record):
     """Content of a checkpoint without its tensors."""
@@ -55,6 +59,7 @@ class Manifest(_Record):
     layout: SavedLayout
     models: tuple[str, ...]
     float32_weights: bool  # of the trained model
+    reshardable: Reshardable = "full"  # what checkpoints are that were written before there was a choice
     versions: dict[str, str]
     files: dict[str, FileRecord]  # by path relative to the checkpoint's folder
 

@@ -111,6 +111,7 @@ class OptimizerConfig(Section):
 
 
 ExportKind = Literal["hf", "megatron", "nemo", "bridge"]
+Reshardable = Literal["full", "tp_pp"]
 
 
 class CheckpointConfig(Section):
@@ -120,6 +121,13 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; the last step is always saved."""
     keep_last: PositiveInt = 2
     """Newest checkpoints kept; an older one is removed once a newer one is complete."""
+    reshardable: Reshardable = "full"
+    """Layouts in which a checkpoint can be resumed. full: all; a save gathers the optimizer over data parallelism, in
+    host memory 12 bytes per weight of each rank's shard. tp_pp: those with the same tp and pp; each rank saves its own
+    part of the optimizer, and nothing is gathered."""
+    background: bool = False
+    """Write checkpoints while training goes on: a save copies to host memory what each rank writes, and the rest is
+    done by a thread."""
     export: list[ExportKind] = Field(default=["hf"])
     """Kinds of folders that the final weights are exported as, each under its name in the run folder; []: none."""
     max_shard_bytes: ByteCount = 5_000_000_000

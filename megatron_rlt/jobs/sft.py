@@ -11,7 +11,8 @@ from megatron_rlt.config.commands.sft import EvaluationLossConfig, SftConfig
 from megatron_rlt.config.folders.description import tokenizer_in
 from megatron_rlt.jobs.run.load_models import load_model, memory_usage
 from megatron_rlt.jobs.run.problems import open_problems, read_problems
-from megatron_rlt.jobs.run.training_loop import TrainingRun, TrainingState
+from megatron_rlt.jobs.run.training_loop import TrainingRun
+from megatron_rlt.jobs.run.training_state import TrainingState
 from megatron_rlt.launch.watchdog import Heartbeat
 from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.parallel.packed_batch import PackedBatch

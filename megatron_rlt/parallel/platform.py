@@ -112,6 +112,14 @@ def world() -> dist.ProcessGroup:
     return group
 
 
+def group_of_a_thread(*, timeout_seconds: float) -> dist.ProcessGroup:
+    """All ranks once more, for CPU tensors of one thread whose collectives run beside the job's. Collective."""
+    backend = "gloo" if torch.cuda.is_available() else None  # None: the job's own
+    group = dist.new_group(backend=backend, timeout=timedelta(seconds=timeout_seconds))
+    assert isinstance(group, dist.ProcessGroup), "every rank is a member"
+    return group
+
+
 def stop_distributed() -> None:
     """Leave the process group after a barrier; leaving earlier can abort slower ranks."""
     if dist.is_initialized():

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from megatron_rlt.config.fp8 import saved_bytes
 from megatron_rlt.config.plan import DTYPE_BYTES, GRADIENT_BYTES, OPTIMIZER_BYTES, rank_parameters, replicas
+from megatron_rlt.config.training import CheckpointConfig
 from megatron_rlt.planning.activations import LayerForm, Split, Stage, passing_per_token, training_bytes
 from megatron_rlt.planning.output_layer import OutputLayer, shard_entries
 from megatron_rlt.planning.platform import Platform
 from megatron_rlt.planning.sampling import rollout_bytes, sync_bytes, vllm_asleep_bytes
-from megatron_rlt.planning.work import Held, Pass, Work
+from megatron_rlt.planning.work import REFERENCE, Held, Pass, Work
 
 _FLOAT32 = 4
 # Weights per bucket of gradients, whose optimizer state a save gathers one by one (Megatron's default).
@@ -168,8 +169,10 @@ class _Rank:
         return one.pack_tokens(self._work.lengths, dp) / held.model.layout.cp
 
     def _gathered(self, held: Held) -> float:
-        """On a GPU a save gathers one bucket's float32 state of all data-parallel ranks at a time."""
+        """On a GPU a save gathers one bucket's float32 state of all data-parallel ranks at a time, if it gathers."""
         layout = held.model.layout
+        if self._work.saves is None or self._work.saves.reshardable == "tp_pp":
+            return 0.0
         table = shard_entries(held.shape.vocab_size, layout.tp) * held.shape.hidden_size
         return _FLOAT32 * max(_BUCKET_PARAMETERS, table) if self._platform.device is not None else 0.0
 
@@ -188,6 +191,23 @@ def output_layer(held: Held, work: Work, platform: Platform) -> OutputLayer:
     )
 
 
+def _saved_bytes(work: Work, held: Held, saves: CheckpointConfig) -> dict[str, float]:
+    """Host memory of a save on one rank.
+
+    Where it gathers: main weights and moments of the rank's whole shard, beside the rank's own part of them. In the
+    background: what the rank writes, its replica's share of the optimizer and of all saved weights.
+    """
+    layout, found = held.model.layout, {}
+    parameters = rank_parameters(held.shape, tp=layout.tp, pp=layout.pp, stage=layout.pp - 1)
+    own = parameters / (layout.cp * replicas(held.model, work.world_size))
+    if saves.reshardable == "full":
+        found["a save: optimizer, gathered"] = 3 * _FLOAT32 * (parameters + own)
+    if saves.background:
+        models = sum(one.is_trained or one.name == REFERENCE for one in work.held)
+        found["a save: copies that are being written"] = own * (3 * _FLOAT32 + models * DTYPE_BYTES[held.model.dtype])
+    return found
+
+
 @dataclass(frozen=True)
 class HostMemory:
     """Memory of one node in bytes, at its fullest, by what it is for."""
@@ -200,21 +220,14 @@ class HostMemory:
 
 
 def host_memory(work: Work, platform: Platform) -> HostMemory:
-    """Of the node whose ranks hold the last stages, beside what processes need for themselves.
-
-    A save gathers main weights and moments of a rank's whole shard in host memory, on every data-parallel rank, beside
-    the rank's own part of them.
-    """
+    """Of the node whose ranks hold the last stages, beside what processes need for themselves."""
     local = min(platform.gpus_per_node, work.world_size)
     parts: dict[str, float] = {}
     for held in work.held:
         if held.offload:
             parts[f"{held.name}, offloaded"] = local * weight_bytes(held, held.model.layout.pp - 1)
-    if work.trained is not None:
-        held, layout = work.trained, work.trained.model.layout
-        parameters = rank_parameters(held.shape, tp=layout.tp, pp=layout.pp, stage=layout.pp - 1)
-        own = parameters / (layout.cp * replicas(held.model, work.world_size))
-        parts["a save: optimizer, gathered"] = local * 3 * _FLOAT32 * (parameters + own)
+    if work.trained is not None and work.saves is not None:
+        parts |= {name: local * size for name, size in _saved_bytes(work, work.trained, work.saves).items()}
     vllm = None if work.sampling is None else work.sampling.vllm
     if vllm is not None and vllm.placement == "colocated" and vllm.sleep_level == 1 and platform.device is not None:
         assert work.sampling is not None

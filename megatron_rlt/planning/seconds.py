@@ -16,13 +16,15 @@ from megatron_rlt.planning.calibration import Calibration
 from megatron_rlt.planning.memory import weight_bytes
 from megatron_rlt.planning.platform import Platform
 from megatron_rlt.planning.sampling import cache_bytes_per_token, decoding_rows, vllm_weight_bytes
-from megatron_rlt.planning.work import Held, Pass, Work
+from megatron_rlt.planning.work import REFERENCE, Held, Pass, Work
 
 # Docs: 10 ms per token for 4 layers on an H100, with 16 and with 128 rows alike: kernel launches.
 _SECONDS_PER_LAYER_AND_TOKEN = 0.0025
 _MEASURED, _ASSUMED, _CALIBRATED = "measured on one H100", "assumed", "from metrics.jsonl"
-# Assumed until a run is given: pinned host memory to GPU, through the CPU, to a shared file system per job.
+# Assumed until a run is given: pinned host memory to GPU, through the CPU, to a shared file system per job; and from a
+# GPU to host memory that is not pinned, per rank.
 _ONLOAD_BYTES_PER_SECOND, _SYNC_BYTES_PER_SECOND, _SAVE_BYTES_PER_SECOND = 25e9, 5e9, 2e9
+_COPY_BYTES_PER_SECOND = 2e9
 _VLLM_BANDWIDTH_SHARE = 0.5
 _FP8_SPEEDUP = 1.2  # of blockwise over bf16 in scoring, docs/gpu.md
 _RECOMPUTED_PASSES = {"none": 0.0, "selective": 0.0, "full": 1.0}
@@ -149,8 +151,15 @@ class _Clock:
         return PhaseSeconds("rollout", seconds, 0.0, f"half of the memory's bandwidth, {_ASSUMED}")
 
     def _saved(self, held: Held) -> PhaseSeconds:
-        """Per step, since only some steps save: weights of policy and reference, and 12 bytes a weight of optimizer."""
-        every = self._work.saves_every or 1
-        models = sum(one.is_trained or one.name == "reference" for one in self._work.held)
-        written = num_parameters(held.shape) * (models * DTYPE_BYTES[held.model.dtype] + 12)
-        return PhaseSeconds("save", written / _SAVE_BYTES_PER_SECOND / every, 0.0, f"2 GB/s, {_ASSUMED}")
+        """Per step, since only some steps save: weights of policy and reference, and 12 bytes a weight of optimizer.
+
+        In the background training stands still for the copies alone, which every rank makes of its own share.
+        """
+        saves = self._work.saves
+        assert saves is not None, "what is trained is saved"
+        models = sum(one.is_trained or one.name == REFERENCE for one in self._work.held)
+        written = num_parameters(held.shape) * (models * DTYPE_BYTES[held.model.dtype] + 12) / saves.interval_steps
+        if saves.background:
+            seconds = written / self._work.world_size / _COPY_BYTES_PER_SECOND
+            return PhaseSeconds("save", seconds, 0.0, f"copies at 2 GB/s per rank, {_ASSUMED}")
+        return PhaseSeconds("save", written / _SAVE_BYTES_PER_SECOND, 0.0, f"2 GB/s, {_ASSUMED}")

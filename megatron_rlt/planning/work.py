@@ -19,6 +19,7 @@ from megatron_rlt.config.commands.sft import SftConfig
 from megatron_rlt.config.models import ModelConfig, ScoringConfig, Shapes
 from megatron_rlt.config.paths import count_rows
 from megatron_rlt.config.rollout import VllmConfig
+from megatron_rlt.config.training import CheckpointConfig
 
 REFERENCE = "reference"
 
@@ -101,7 +102,7 @@ class Work:
     blocks: ScoringConfig
     sampling: Sampling | None
     passes: tuple[Pass, ...]
-    saves_every: int | None  # steps between checkpoints; None: nothing is trained
+    saves: CheckpointConfig | None  # None: nothing is trained
     num_pieces: int | None  # steps or parts; None: unknown without the data
     piece: str  # "step" or "part"
 
@@ -179,7 +180,7 @@ def _rl_work(config: RlConfig, shapes: Shapes, prompt: float | None, completion:
             rollout.max_prefill_tokens,
         ),
         passes=tuple(passes),
-        saves_every=config.checkpoint.interval_steps,
+        saves=config.checkpoint,
         num_pieces=config.num_steps,
         piece="step",
     )
@@ -197,7 +198,7 @@ def _sft_work(config: SftConfig, shapes: Shapes, prompt: float | None, completio
         blocks=config.scoring,
         sampling=None,
         passes=(Pass("update", "model", "update", count, config.max_tokens_per_pack, config.micro_batch_size),),
-        saves_every=config.checkpoint.interval_steps,
+        saves=config.checkpoint,
         num_pieces=config.num_updates(num_rows=num_rows) if known else None,
         piece="step",
     )
@@ -215,7 +216,7 @@ def _score_work(config: ScoreConfig, shapes: Shapes, prompt: float | None, compl
         blocks=config.scoring,
         sampling=None,
         passes=tuple(_scored(name, name, count, config.scoring) for name in ("student", "teacher")),
-        saves_every=None,
+        saves=None,
         num_pieces=None if num_rows is None else math.ceil(num_rows / count),
         piece="part",
     )
@@ -239,7 +240,7 @@ def _collect_work(config: CollectConfig, shapes: Shapes, prompt: float | None, c
             rollout.max_prefill_tokens,
         ),
         passes=tuple(_scored(name, name, count, config.scoring) for name in scorers),
-        saves_every=None,
+        saves=None,
         num_pieces=None if num_rows is None else math.ceil(num_rows / config.questions_per_part),
         piece="part",
     )
@@ -254,7 +255,7 @@ def _evaluate_work(config: EvaluateConfig, shapes: Shapes, prompt: float | None,
         blocks=ScoringConfig(),
         sampling=Sampling("model", None, count, asked.num_samples, asked.max_batch_size, asked.max_prefill_tokens),
         passes=(),
-        saves_every=None,
+        saves=None,
         num_pieces=None,
         piece="part",
     )

@@ -14,6 +14,7 @@ from megatron.core import dist_checkpointing
 
 from megatron_rlt.checkpoint.folders import find_resumable
 from megatron_rlt.checkpoint.rank_state import RankState
+from megatron_rlt.config.training import Reshardable
 from tests.checkpoint.tiny_training import layout_of, tiny_training
 from tests.ranks import run_ranks
 from tests.tiny_models import tiny_hf_model
@@ -32,13 +33,15 @@ def test_rank_state_survives_its_bytes(extra: bytes) -> None:
 Sizes = tuple[int, int, int]  # tp, pp, cp
 
 
-def _interrupted(model: Path, folder: Path, sizes: Sizes, dtype: torch.dtype) -> dict[str, Any]:
+def _interrupted(
+    model: Path, folder: Path, sizes: Sizes, dtype: torch.dtype, reshardable: Reshardable
+) -> dict[str, Any]:
     layout = layout_of(*sizes)
     whole = tiny_training(model, layout, dtype)
     for _ in range(3):
         whole.update()
     random.seed(dist.get_rank()), np.random.seed(dist.get_rank()), torch.manual_seed(dist.get_rank())
-    whole.save(folder)
+    whole.save(folder, reshardable=reshardable)
     draws = _draws()
     losses = [whole.update() for _ in range(3)]
 
@@ -59,19 +62,24 @@ def _interrupted(model: Path, folder: Path, sizes: Sizes, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize(
-    ("sizes", "dtype"),
+    ("sizes", "dtype", "reshardable"),
     [
-        ((2, 1, 1), torch.float32),
-        ((1, 2, 1), torch.float32),
-        ((1, 1, 2), torch.float32),
-        ((1, 1, 1), torch.float32),
-        ((1, 1, 1), torch.bfloat16),
+        ((2, 1, 1), torch.float32, "full"),
+        ((1, 2, 1), torch.float32, "full"),
+        ((1, 1, 2), torch.float32, "full"),
+        ((1, 1, 1), torch.float32, "full"),
+        ((1, 1, 1), torch.bfloat16, "full"),
+        ((2, 1, 1), torch.bfloat16, "tp_pp"),
+        ((1, 2, 1), torch.float32, "tp_pp"),
+        ((1, 1, 1), torch.bfloat16, "tp_pp"),
     ],
-    ids=["tp2", "pp2", "cp2", "dp2", "dp2-bf16"],
+    ids=["tp2", "pp2", "cp2", "dp2", "dp2-bf16", "tp2-own-parts", "pp2-own-parts", "dp2-own-parts"],
 )
-def test_three_steps_and_three_resumed_equal_six(tmp_path: Path, sizes: Sizes, dtype: torch.dtype) -> None:
+def test_three_steps_and_three_resumed_equal_six(
+    tmp_path: Path, sizes: Sizes, dtype: torch.dtype, reshardable: Reshardable
+) -> None:
     model = tiny_hf_model(tmp_path / "hf", "qwen2", tied=sizes[1] == 1, num_layers=2, dtype=dtype)
-    for found in run_ranks(_interrupted, 2, model, tmp_path / "checkpoints", sizes, dtype):
+    for found in run_ranks(_interrupted, 2, model, tmp_path / "checkpoints", sizes, dtype, reshardable):
         assert found["losses"]
         assert found["bits"]
         assert found["draws"]
@@ -80,11 +88,11 @@ def test_three_steps_and_three_resumed_equal_six(tmp_path: Path, sizes: Sizes, d
         assert found["shared"].counters == {"skipped": 2, "best": 0.1}
 
 
-def _train_and_save(model: Path, folder: Path, sizes: Sizes) -> float:
+def _train_and_save(model: Path, folder: Path, sizes: Sizes, reshardable: Reshardable = "full") -> float:
     training = tiny_training(model, layout_of(*sizes))
     for _ in range(3):
         training.update()
-    training.save(folder)
+    training.save(folder, reshardable=reshardable)
     return training.update()
 
 

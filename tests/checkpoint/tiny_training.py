@@ -11,14 +11,16 @@ from torch import Tensor
 
 from megatron_rlt.checkpoint.folders import CheckpointInfo
 from megatron_rlt.checkpoint.rank_state import RankState
-from megatron_rlt.checkpoint.training_state import LoadedState, SharedState, load_training_state, save_training_state
+from megatron_rlt.checkpoint.saving import CapturedState, capture_training_state, write_training_state
+from megatron_rlt.checkpoint.training_state import LoadedState, SharedState, load_training_state
 from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.models import LayoutConfig, ScoringConfig
-from megatron_rlt.config.training import OptimizerConfig
+from megatron_rlt.config.training import OptimizerConfig, Reshardable
 from megatron_rlt.models.build import build_model
 from megatron_rlt.models.weights.load import load_hf_weights
 from megatron_rlt.parallel.layout import Layout, build_layout
 from megatron_rlt.parallel.packed_batch import PackedBatch
+from megatron_rlt.parallel.platform import world
 from megatron_rlt.policy.policy import Policy
 from megatron_rlt.types import Span, SpannedSequence
 
@@ -49,9 +51,15 @@ class Training:
         self.num_updates += 1
         return sum(self.policy.update(sequences, loss).records)
 
-    def save(self, folder: Path, *, keep_last: int = 3, num_updates: int | None = None, step: int | None = None) -> Any:
-        return save_training_state(
-            folder,
+    def capture(
+        self,
+        *,
+        num_updates: int | None = None,
+        step: int | None = None,
+        reshardable: Reshardable = "full",
+        copy: bool = False,
+    ) -> CapturedState:
+        return capture_training_state(
             self.num_updates if step is None else step,
             models={"policy": self.policy.model, "reference": self.reference},
             optimizer=self.policy.optimizer,
@@ -59,8 +67,13 @@ class Training:
             rank_state=RankState.capture(extra=b"mine"),
             shared_state=SharedState(b"row 17", {"skipped": 2, "best": 0.1}),
             num_updates=self.num_updates if num_updates is None else num_updates,
-            keep_last=keep_last,
+            reshardable=reshardable,
+            copy=copy,
         )
+
+    def save(self, folder: Path, *, keep_last: int = 3, **options: Any) -> CheckpointInfo:
+        """`options`: of `capture`."""
+        return write_training_state(self.capture(**options), folder, keep_last=keep_last, group=world())
 
     def load(self, info: CheckpointInfo) -> LoadedState:
         loaded = load_training_state(

@@ -14,11 +14,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from megatron_rlt.checkpoint.background import BackgroundWrite
 from megatron_rlt.checkpoint.folders import find_resumable, list_checkpoints
 from megatron_rlt.config.commands.sft import SftConfig
 from megatron_rlt.disk_faults import DiskError
 from megatron_rlt.metrics.writer import JsonLines
 from megatron_rlt.models.weights.hf_writer import write_folder
+from megatron_rlt.parallel.platform import group_of_a_thread
 from megatron_rlt.store.run_folder import write_run_folder
 from tests.checkpoint.tiny_training import layout_of, tiny_training
 from tests.data.sources import numbered_rows, prepare, write_lines
@@ -45,18 +47,26 @@ def _refusal(action: Callable[[], Any]) -> str:
     return "nothing was refused"
 
 
-def _save_twice(model: Path, folder: Path, small: int) -> dict[str, Any]:
+def _save_twice(model: Path, folder: Path, background: bool = False) -> dict[str, Any]:
     """A save on a disk that is too small, and the same save when there is space."""
     training = tiny_training(model, layout_of(1, 1, 1))
     training.update()
-    seen: dict[str, Any] = {"refused": _refusal(lambda: training.save(folder / "checkpoints"))}
+
+    def save() -> None:
+        if not background:
+            training.save(folder / "checkpoints")
+            return
+        group, captured = group_of_a_thread(timeout_seconds=60), training.capture(copy=True)
+        BackgroundWrite(captured, folder / "checkpoints", keep_last=1, group=group).result()
+
+    seen: dict[str, Any] = {"refused": _refusal(save)}
     dist.barrier()
     seen["left"] = sorted(path.name for path in (folder / "checkpoints").iterdir())
     dist.barrier()
     if dist.get_rank() == 0:
         resize(folder, ROOMY)
     dist.barrier()
-    training.save(folder / "checkpoints")
+    save()
     seen["found"] = find_resumable(folder / "checkpoints", group=dist.group.WORLD)
     return seen
 
@@ -81,7 +91,7 @@ def test_a_disk_that_is_full_for_one_rank_alone(model: Path, tmp_path: Path, fit
     whole = tmp_path / "whole" / "step-000001"
     size = _used(whole / "models") + (PAGE if fits != "models" else 0)
     with small_disk(tmp_path / "disk", size) as disk:
-        for seen in run_ranks(_save_twice, 2, model, disk, size):
+        for seen in run_ranks(_save_twice, 2, model, disk):
             assert str(disk / "checkpoints") in seen["refused"]
             assert "bytes are free there" in seen["refused"]
             assert seen["left"] == []
@@ -94,15 +104,23 @@ def _save(model: Path, folder: Path) -> None:
     training.save(folder)
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.3, 0.6, 0.9, 0.98, 1.0])
+_SHARES = (0.0, 0.01, 0.1, 0.3, 0.6, 0.9, 0.98, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("share", "world_size", "background"),
+    [
+        *((share, world_size, False) for share in _SHARES for world_size in (1, 2)),
+        *((0.1, 1, True), (0.0, 2, True), (0.3, 2, True), (0.98, 2, True)),
+    ],
+)
 def test_a_checkpoint_on_a_full_disk(
-    model: Path, checkpoint_bytes: int, tmp_path: Path, share: float, world_size: int
+    model: Path, checkpoint_bytes: int, tmp_path: Path, share: float, world_size: int, background: bool
 ) -> None:
     """At each share another file does not fit: common state, tensors, metadata, rank state, manifest."""
     size = max(PAGE, int(share * checkpoint_bytes) // PAGE * PAGE - PAGE)
     with small_disk(tmp_path / "disk", size) as disk:
-        for seen in run_ranks(_save_twice, world_size, model, disk, size):
+        for seen in run_ranks(_save_twice, world_size, model, disk, background):
             assert str(disk / "checkpoints") in seen["refused"]
             assert "bytes are free there" in seen["refused"]
             assert "\n" not in seen["refused"]

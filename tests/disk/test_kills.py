@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from megatron_rlt.checkpoint.background import BackgroundWrite
 from megatron_rlt.checkpoint.folders import check_files, find_resumable
 from megatron_rlt.folder_lock import locked_folder
 from megatron_rlt.models.weights.hf_writer import write_folder
-from megatron_rlt.parallel.platform import start_distributed, stop_distributed
+from megatron_rlt.parallel.platform import group_of_a_thread, start_distributed, stop_distributed
 from megatron_rlt.whole_files import discard, sweep
 from tests.checkpoint.tiny_training import layout_of, tiny_training
 from tests.data.sources import numbered_rows, prepare, write_lines
@@ -114,6 +115,38 @@ def _go_on(folder: Path, model: Path) -> list[float]:
         training.update()
         training.save(folder / "checkpoints", keep_last=1)
     return [float(bits.double().sum()) for bits in training.state_bits()]
+
+
+def _train_on(folder: Path, model: Path) -> None:
+    """As `_train`, each save written by a thread during the next step."""
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+    start_distributed(timeout_seconds=60)
+    training, write = tiny_training(model, layout_of(1, 1, 1)), None
+    group = group_of_a_thread(timeout_seconds=60)
+    while training.num_updates < 3:
+        training.update()
+        if write is not None:
+            write.result()
+        captured = training.capture(copy=True, reshardable="tp_pp")
+        write = BackgroundWrite(captured, folder / "checkpoints", keep_last=1, group=group)
+    assert write is not None
+    write.result()
+    stop_distributed()
+
+
+def test_checkpoints_written_while_training_goes_on(tmp_path: Path, folders: Callable[[int], Path]) -> None:
+    """At every moment there is a whole checkpoint, or none yet; the next start goes on, and ends as if undisturbed."""
+    model = tiny_hf_model(
+        tmp_path / "hf", "qwen2", tied=False, num_layers=1, hidden_size=32, num_heads=2, num_kv_heads=2
+    )
+    (whole,) = run_ranks(_go_on, 1, tmp_path / "whole", model)
+    found = []
+    for folder in kills(_train_on, folders, model, step=25):
+        found.append([check_files(path, None)[1] for path in (folder / "checkpoints").glob("step-*")])
+        (again,) = run_ranks(_go_on, 1, folder, model)
+        assert again == whole
+    assert {len(faults) for faults in found} >= {0, 1}
+    assert all(fault is None for faults in found for fault in faults)
 
 
 def test_checkpoints(tmp_path: Path, folders: Callable[[int], Path]) -> None:

@@ -28,6 +28,8 @@ from tests.ranks import run_ranks
 TP2, PP2, DP2 = "{tp: 2, sp: true}", "{pp: 2}", "{tp: 1}"
 # A reference that counts and moves: at steps 2, 4 and 6, so also between the stop after step 3 and the end.
 _REFERENCE = ["grpo.reference.beta=0.1", "grpo.reference.sync_steps=2"]
+# Every step is saved while the next one runs; the optimizer in the parts in which the ranks hold it.
+_BACKGROUND = ["checkpoint.interval_steps=1", "checkpoint.background=true", "checkpoint.reshardable=tp_pp"]
 _TWO_UPDATES = ["grpo.updates_per_batch=2", "grpo.clip_low=0.2", "grpo.clip_high=0.2"]
 
 
@@ -50,10 +52,10 @@ def _rl_life(folder: Path, settings: list[str], layouts: list[str], others: dict
     ("teacher", "student", "extra", "others"),
     [
         (TP2, DP2, ["reward.kl_estimator=k3"], {"pp2": _layouts(PP2, TP2), "dp2": _layouts(DP2, PP2)}),
-        (PP2, TP2, ["reward.kl_estimator=full"], {}),
-        (DP2, PP2, [*_TWO_UPDATES, "teacher.dtype=bfloat16"], {}),
+        (PP2, TP2, ["reward.kl_estimator=full", *_BACKGROUND], {}),
+        (DP2, PP2, [*_TWO_UPDATES, "teacher.dtype=bfloat16", *_BACKGROUND], {}),
     ],
-    ids=["tp2-sp", "pp2", "dp2-bf16-two-updates"],
+    ids=["tp2-sp", "pp2-background", "dp2-bf16-two-updates-background"],
 )
 def test_three_rl_steps_and_three_resumed_equal_six(
     tmp_path: Path, inputs: TinyInputs, teacher: str, student: str, extra: list[str], others: dict[str, list[str]]

@@ -56,12 +56,13 @@ def test_a_second_start_on_a_run_folder_is_refused_and_the_first_loses_nothing(
     assert not (folder / ".lock").exists()
 
 
-@pytest.mark.parametrize("pages", [8, 200, 420])
+@pytest.mark.parametrize(("pages", "background"), [(8, False), (200, True), (420, False), (420, True)])
 def test_a_run_on_a_full_disk_ends_with_one_line_and_goes_on_when_there_is_space(
-    inputs: TinyInputs, tmp_path: Path, pages: int
+    inputs: TinyInputs, tmp_path: Path, pages: int, background: bool
 ) -> None:
+    settings = [*_SAVES, f"checkpoint.background={background}"]
     with small_disk(tmp_path / "disk", pages * 4096) as disk:
-        full = _sft(inputs, disk / "run", *_SAVES).finish()
+        full = _sft(inputs, disk / "run", *settings).finish()
         assert full.status == 1, full.errors
         lines = [line for line in full.errors.splitlines() if line.startswith("megatron-rlt: error: ")]
         assert len(lines) == 1, full.errors
@@ -71,7 +72,7 @@ def test_a_run_on_a_full_disk_ends_with_one_line_and_goes_on_when_there_is_space
         assert "Traceback" not in full.errors
         assert not list((disk / "run").rglob(".*.tmp"))
         resize(disk, 256 * 2**20)
-        done = _sft(inputs, disk / "run", *_SAVES).finish()
+        done = _sft(inputs, disk / "run", *settings).finish()
         assert done.status == 0, done.errors
         assert [record["step"] for record in read_metrics(disk / "run")] == [1, 2, 3, 4]
         assert (disk / "run" / "hf" / "model.safetensors").is_file()

@@ -51,7 +51,7 @@ SMALL_SFT = (
     "metrics.tensorboard=false",
 )
 _OF_THE_MACHINE = (
-    *("seconds/", "tokens_per_second/", "model_flops_per_second/", "peak_share/"),
+    *("seconds/", "save/", "tokens_per_second/", "model_flops_per_second/", "peak_share/"),
     *("host_bytes/", "host_peak_bytes", "memory/"),
 )
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rlt.config.models import ModelConfig, ScoringConfig
+from megatron_rlt.config.fp8 import Fp8Config
 from megatron_rlt.config.plan import model_plan
 from megatron_rlt.planning.memory import PhaseMemory, host_memory, peaks, phases_of_rank, weight_bytes
 from megatron_rlt.planning.sampling import cache_bytes_per_token, cache_slots, vllm_claim_bytes, vllm_floor_bytes
-from megatron_rlt.planning.work import Held, Lengths, Pass, Work
+from megatron_rlt.planning.work import Lengths, Pass, Work
 from tests.docs.pages import ROOT
 from tests.planning.plans import GPU, train_work
+from tools.gpu.predicted import predicted_scoring, predicted_update
 from tools.gpu.shapes import QWEN_7B, with_layers
 
 
@@ -101,8 +102,23 @@ def test_vllm_claims_a_share_of_the_whole_card_and_sleeps(tmp_path: Path, monkey
 def test_a_save_gathers_the_optimizer_in_host_memory(tmp_path: Path) -> None:
     work = train_work(tmp_path, "teacher.layout={tp: 2, sp: true}")
     shard, replicas = 3_807_910_400, 4  # docs/how-to/layouts.md
-    gathered = host_memory(work, GPU).parts["a save: optimizer, gathered"]
-    assert gathered == 8 * 12 * (shard + shard / replicas)
+    assert host_memory(work, GPU).parts == {"a save: optimizer, gathered": 8 * 12 * (shard + shard / replicas)}
+
+
+def test_host_memory_of_a_save_follows_its_keys(tmp_path: Path) -> None:
+    """The teacher of 3.8 billion weights a rank on 4 replicas; policy and reference are saved in bfloat16."""
+    own = 3_807_910_400 / 4
+
+    def parts(*keys: str) -> tuple[dict[str, float], float]:
+        work = train_work(tmp_path, "teacher.layout={tp: 2, sp: true}", *(f"checkpoint.{key}" for key in keys))
+        return dict(host_memory(work, GPU).parts), _by_name(work)["save"].buffers - GPU.workspace_bytes
+
+    copies = {"a save: copies that are being written": 8 * own * (12 + 2 * 2)}
+    gathered = {"a save: optimizer, gathered": 8 * 12 * 5 * own}
+    table = 4 * 3584 * 152_064 / 2  # float32 of the embedding's half, more than a bucket of 40 million weights
+    assert parts("reshardable=tp_pp") == ({}, 0.0)
+    assert parts("reshardable=tp_pp", "background=true") == (copies, 0.0)
+    assert parts("background=true") == (gathered | copies, table)
 
 
 def test_packs_by_hand() -> None:
@@ -120,9 +136,23 @@ def test_the_update_that_was_measured_on_an_h100() -> None:
     measured = json.loads((ROOT / "docs/results/gpu_training.json").read_text())["update in packs of 2048"][
         "peak_bytes"
     ]
-    held = Held("policy", ModelConfig(model=Path("-")), with_layers(4, dry=False), is_trained=True, offload=False)
-    assert held.shape.hidden_size == QWEN_7B.hidden_size
-    update = Pass("update", "policy", "update", 16, 2048, None)
-    lengths = Lengths(205, 2048 - 205, 205, 2048 - 205)
-    work = Work(1, (held,), lengths, ScoringConfig(), None, (update,), None, None, "step")
-    assert _by_name(work)["update"].total == pytest.approx(measured, rel=0.01)
+    shape = with_layers(4, dry=False)
+    assert shape.hidden_size == QWEN_7B.hidden_size
+    predicted = predicted_update(shape, num_sequences=16, length=2048, pack_tokens=2048)
+    assert predicted == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("way", "fp8"),
+    [
+        ("bf16", None),
+        ("blockwise", Fp8Config()),
+        ("tensorwise", Fp8Config(recipe="tensorwise")),
+        ("storage", Fp8Config(activations=False)),
+    ],
+)
+def test_the_scoring_that_was_measured_on_an_h100(way: str, fp8: Fp8Config | None) -> None:
+    """`tools/gpu/scoring.py`: 8 layers, packs of eight sequences of 2,048 tokens."""
+    measured = json.loads((ROOT / "docs/results/gpu_scoring.json").read_text())[way]["peak_bytes"]
+    predicted = predicted_scoring(with_layers(8, dry=False), fp8, num_sequences=8, length=2048, pack_tokens=16384)
+    assert predicted == pytest.approx(measured, rel=0.015)

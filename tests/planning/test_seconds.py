@@ -32,6 +32,9 @@ def test_phases_by_hand(tmp_path: Path) -> None:
     assert found["rollout"].seconds == pytest.approx(28 * 0.0025 * 3000)
     # Every 25 steps policy and reference in bfloat16, and 12 bytes a weight, at 2 GB/s.
     assert found["save"].seconds == pytest.approx(7_615_616_512 * (2 * 2 + 12) / 2e9 / 25)
+    # In the background only the copies of eight ranks, at 2 GB/s each.
+    behind = _times(train_work(tmp_path, "checkpoint.background=true"))
+    assert behind["save"].seconds == pytest.approx(found["save"].seconds / 8)
 
 
 def test_recomputation_pipelines_fp8_and_smaller_batches_cost_time(tmp_path: Path) -> None:

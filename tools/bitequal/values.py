@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 from tools.bitequal.runs import Run
 
 _OF_THE_MACHINE = (
-    *("seconds/", "tokens_per_second/", "model_flops_per_second/", "peak_share/", "explanations_per_second"),
+    *("seconds/", "save/", "tokens_per_second/", "model_flops_per_second/", "peak_share/", "explanations_per_second"),
     *("host_bytes/", "host_peak_bytes", "memory/", "rows_per_second", "answers_per_second"),
 )
 _METRICS, _RESULTS, _PARITY = "metrics.jsonl", "results.json", "parity.json"

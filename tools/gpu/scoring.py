@@ -27,6 +27,7 @@ from megatron_rlt.scoring.engine import LogprobEngine
 from megatron_rlt.types import Span, SpannedSequence
 from tools.bench.machine import describe_machine
 from tools.bench.workload import completions, lognormal_lengths, start_single_rank
+from tools.gpu.predicted import predicted_scoring
 from tools.gpu.shapes import (
     QWEN_7B,
     median_seconds,
@@ -102,6 +103,13 @@ def _measure(fp8: Fp8Config | None, layout: Layout, arguments: argparse.Namespac
         "planned_weight_bytes": planned.weight_bytes,
         "allocated_bytes": held,
         "peak_bytes": peak_bytes() - before,
+        "predicted_peak_bytes": predicted_scoring(
+            architecture,
+            fp8,
+            num_sequences=len(sequences),
+            length=arguments.length,
+            pack_tokens=arguments.tokens,
+        ),
         "pack_mates_gap": _pack_mates(engine, sequences),
     }
     return facts, torch.cat(engine.logprobs(sequences).values)

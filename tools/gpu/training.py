@@ -1,8 +1,8 @@
 """Update and rollout with 7B-shaped layers on one GPU: `python -m tools.gpu.training OUT.json`.
 
 The update is forward, backward and the distributed optimizer's step on packs of completions; the rollout is the
-embedded engine's, by how many completions decode together. Peak memory of the update stands beside what the plan says
-of weights, gradients and optimizer; the difference is activations and logits. Every result is written at once.
+embedded engine's, by how many completions decode together. Peak memory of each stands beside what `plan` predicts, and
+of the update also what weights, gradients and optimizer take. Every result is written at once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ from megatron_rlt.rollout.megatron.engine import MegatronEngine
 from megatron_rlt.rollout.requests import SampleRequest
 from tools.bench.machine import describe_machine
 from tools.bench.workload import NeverStop, start_single_rank
+from tools.gpu.predicted import predicted_rollout, predicted_update
 from tools.gpu.shapes import median_seconds, peak_bytes, random_model, random_sequences, reset_peak, with_layers
+
+_PROMPT_TOKENS, _PREFILL_TOKENS = 256, 16384  # of the rollout
 
 
 def main() -> None:
@@ -49,9 +52,10 @@ def main() -> None:
     record: dict[str, Any] = {"command": "python -m tools.gpu.training", "machine": describe_machine()}
     record |= {"device": device_name(), "arguments": {k: v for k, v in vars(arguments).items() if k != "out"}}
     architecture, layout = with_layers(arguments.layers, dry=arguments.dry), build_layout(LayoutConfig())
+    before = reset_peak()
     model = random_model(architecture, layout)
     for count in arguments.decode:
-        record[f"rollout of {count}"] = _rollout(model, count, arguments)
+        record[f"rollout of {count}"] = _rollout(model, count, before, arguments)
         _write(arguments.out, record)
     del model
     for tokens in arguments.pack_tokens:
@@ -60,7 +64,7 @@ def main() -> None:
         _write(arguments.out, record)
 
 
-def _rollout(model: LanguageModel, count: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def _rollout(model: LanguageModel, count: int, before: int, arguments: argparse.Namespace) -> dict[str, Any]:
     engine = MegatronEngine(
         model,
         temperature=PAPER_TEMPERATURE,
@@ -69,18 +73,27 @@ def _rollout(model: LanguageModel, count: int, arguments: argparse.Namespace) ->
         num_token_ids=model.unpadded_vocab_size,
         max_completion_tokens=arguments.decode_tokens,
         max_batch_size=count,
-        max_prefill_tokens=16384,
+        max_prefill_tokens=_PREFILL_TOKENS,
         stop=NeverStop(),
     )
-    prompt = random_sequences(1, 256, model.unpadded_vocab_size)[0].token_ids
+    prompt = random_sequences(1, _PROMPT_TOKENS, model.unpadded_vocab_size)[0].token_ids
     requests = [SampleRequest(prompt, seed) for seed in range(count)]
     model.eval()
+    reset_peak()
     seconds = median_seconds(lambda: engine.generate(requests, 0), rounds=arguments.rounds)
     work = engine.work
     return {
         "tokens_per_second": count * arguments.decode_tokens / seconds,
         "seconds_per_token": work.decode_seconds / arguments.decode_tokens,
         "work": asdict(work),
+        "peak_bytes": peak_bytes() - before,
+        "predicted_peak_bytes": predicted_rollout(
+            model.architecture,
+            count=count,
+            prompt=_PROMPT_TOKENS,
+            completion=arguments.decode_tokens,
+            max_prefill_tokens=_PREFILL_TOKENS,
+        ),
     }
 
 
@@ -112,6 +125,9 @@ def _update(model: LanguageModel, pack_tokens: int, before: int, arguments: argp
         "tflops_per_second": flops / seconds / 1e12,
         "share_of_bf16_peak": None if peak is None else flops / seconds / peak,
         "peak_bytes": peak_bytes() - before,
+        "predicted_peak_bytes": predicted_update(
+            model.architecture, num_sequences=len(sequences), length=arguments.length, pack_tokens=pack_tokens
+        ),
         "planned_bytes": planned.weight_bytes + planned.gradient_bytes + planned.optimizer_bytes,
     }
 

@@ -12,7 +12,8 @@ from megatron_rlt.jobs.rl.learner import Learner
 from megatron_rlt.jobs.rlvr.step import RlvrContext, RlvrStep, rlvr_step
 from megatron_rlt.jobs.run.load_models import load_model, memory_usage
 from megatron_rlt.jobs.run.problems import open_problems
-from megatron_rlt.jobs.run.training_loop import TrainingRun, TrainingState
+from megatron_rlt.jobs.run.training_loop import TrainingRun
+from megatron_rlt.jobs.run.training_state import TrainingState
 from megatron_rlt.launch.watchdog import Heartbeat
 from megatron_rlt.metrics.reduce import Tally
 from megatron_rlt.parallel.layout import build_layout

@@ -45,15 +45,15 @@ class EndRequest:
         if self._progress is not None:
             self._progress.finish_step(number)
 
-    @contextmanager
-    def save(self) -> Iterator[None]:
-        """The block saves, so that the run can end."""
-        started = time.monotonic()
-        yield
-        self._time_left.measure_save(time.monotonic() - started)
+    def measure_save(self, seconds: float) -> None:
+        """Count a save that took so long, until its checkpoint was complete."""
+        self._time_left.measure_save(seconds)
 
-    def agreed(self) -> bool:
-        """Whether any rank received a signal, or has no time for a step. Collective: all end at the same step."""
-        flag = torch.tensor([int(self._received or self._time_left.is_over())])
+    def agreed(self, *, num_saves: int) -> bool:
+        """Whether any rank received a signal, or has no time for a step. Collective: all end at the same step.
+
+        `num_saves`: that must be complete after that step, before the job can end.
+        """
+        flag = torch.tensor([int(self._received or self._time_left.is_over(num_saves=num_saves))])
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag)

@@ -26,10 +26,10 @@ class TimeLeft:
         if self._file.is_file():
             self._slowest |= json.loads(self._file.read_text(encoding="utf-8"))
 
-    @property
-    def lead_seconds(self) -> float:
-        """How long before the end a step must begin at the latest."""
-        return sum(self._slowest.values()) * (1 + _MARGIN_SHARE) + _MARGIN_SECONDS
+    def lead_seconds(self, *, num_saves: int) -> float:
+        """How long before the end a step must begin at the latest, if so many saves end after it."""
+        slowest = self._slowest["step_seconds"] + num_saves * self._slowest["save_seconds"]
+        return slowest * (1 + _MARGIN_SHARE) + _MARGIN_SECONDS
 
     def measure_step(self, seconds: float) -> None:
         """Count a step or part that took so long."""
@@ -39,9 +39,9 @@ class TimeLeft:
         """Count a save that took so long."""
         self._measure("save_seconds", seconds)
 
-    def is_over(self) -> bool:
-        """Whether a step that begins now, and its save, may last until after the job's end."""
-        return self._end is not None and time.time() + self.lead_seconds > self._end
+    def is_over(self, *, num_saves: int) -> bool:
+        """Whether a step that begins now, and so many saves, may last until after the job's end."""
+        return self._end is not None and time.time() + self.lead_seconds(num_saves=num_saves) > self._end
 
     def _measure(self, name: str, seconds: float) -> None:
         if seconds > self._slowest[name]:

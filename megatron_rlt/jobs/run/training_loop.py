@@ -2,74 +2,31 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
 
 import torch.distributed as dist
 
-from megatron_rlt.checkpoint.folders import find_resumable
-from megatron_rlt.checkpoint.rank_state import RankState
-from megatron_rlt.checkpoint.training_state import POLICY, SharedState, load_training_state, save_training_state
+from megatron_rlt.checkpoint.folders import check_newest_layout, find_resumable
+from megatron_rlt.checkpoint.training_state import load_training_state, planned_layout
 from megatron_rlt.config.commands.rlvr import RlvrConfig
 from megatron_rlt.config.commands.sft import SftConfig
 from megatron_rlt.config.commands.train import TrainConfig
 from megatron_rlt.config.folders.kind import WRITTEN, Kind
-from megatron_rlt.data.loader import ProblemStream
 from megatron_rlt.jobs.run.export import export_model
 from megatron_rlt.jobs.run.fingerprints import training_contents
 from megatron_rlt.jobs.run.frame import RunFrame, log_to_stdout
+from megatron_rlt.jobs.run.saves import Saves
 from megatron_rlt.jobs.run.signals import EndRequest
+from megatron_rlt.jobs.run.training_state import TrainingState
 from megatron_rlt.launch.watchdog import Heartbeat
 from megatron_rlt.metrics.memory import MemoryUsage
-from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.platform import world
-from megatron_rlt.policy.policy import Policy
 from megatron_rlt.store.run_folder import check_contents, check_run_folder, write_run_folder
 from megatron_rlt.types import ENDED_EARLY
 from megatron_rlt.whole_files import discard
 
 CHECKPOINTS = "checkpoints"
 """Folder in the run folder; exports stand beside it, each under the name of its kind."""
-
-
-logger = logging.getLogger(__name__)
-
-
-class SampledAhead(Protocol):
-    """Rollouts of the next step that were sampled ahead."""
-
-    def state_bytes(self) -> bytes:
-        """Serialize them (empty if there are none); collective."""
-
-    def load_state_bytes(self, data: bytes) -> None:
-        """Restore them; collective."""
-
-
-@dataclass(frozen=True)
-class TrainingState:
-    """Everything that changes during training and is saved in checkpoints."""
-
-    policy: Policy
-    reference: LanguageModel | None
-    stream: ProblemStream
-    ahead: SampledAhead | None = None  # None: nothing is sampled ahead
-
-    @property
-    def models(self) -> dict[str, LanguageModel]:
-        models = {POLICY: self.policy.model}
-        return models if self.reference is None else models | {"reference": self.reference}
-
-    @contextmanager
-    def onloaded(self, *, changes: bool) -> Iterator[None]:
-        """Onload the weights of all models in the block; `changes` if it overwrites them."""
-        with ExitStack() as stack:
-            for model in self.models.values():
-                stack.enter_context(model.onloaded(changes=changes))
-            yield
 
 
 class TrainingRun:
@@ -83,12 +40,16 @@ class TrainingRun:
     ) -> None:
         """`trained` is the section of the model that is trained. Collective.
 
-        Raises ValueError if the run folder holds another run, or one with other models under the same paths.
+        Raises ValueError if the run folder holds another run, one with other models under the same paths, or one whose
+        newest checkpoint cannot be resumed in this layout.
         """
         self._end = EndRequest(config.output_dir)  # first, so that no signal during the setup is lost
         check_run_folder(config.output_dir, command, config)
         self._contents = training_contents(config.models, trained, heartbeat.on_progress)
         check_contents(config.output_dir, self._contents)
+        check_newest_layout(
+            config.output_dir / CHECKPOINTS, planned_layout(config.models[trained].layout, dist.get_world_size())
+        )
         dist.barrier()  # every rank checks before one writes
         self._is_writer = dist.get_rank() == 0
         log_to_stdout()
@@ -96,6 +57,13 @@ class TrainingRun:
         self._output_dir, self._checkpoint = config.output_dir, config.checkpoint
         self._frame = RunFrame(config.metrics, heartbeat)
         self.timer, self.on_progress = self._frame.timer, heartbeat.on_progress
+        self._saves = Saves(
+            config.checkpoint,
+            self._output_dir / CHECKPOINTS,
+            end=self._end,
+            timer=self.timer,
+            timeout_seconds=config.watchdog.timeout_seconds,
+        )
 
     def train(
         self,
@@ -124,15 +92,18 @@ class TrainingRun:
             self._remove_export()
         elif self._is_writer:
             print(f"Nothing to do: {self._output_dir} holds {start} steps already, and num_steps is {num_steps}")
-        with self._frame.pieces(
-            self._command, self._output_dir, num_done=start, count=num_steps, shown=shown
-        ) as record:
+        with (
+            self._frame.pieces(self._command, self._output_dir, num_done=start, count=num_steps, shown=shown) as record,
+            self._saves.completed(),
+        ):
             for number in range(start, num_steps):
                 with self._end.step(number + 1):
-                    record(number + 1, take_step(number))
-                ended, is_last = self._end.agreed(), number + 1 == num_steps
-                if ended or is_last or (number + 1) % self._checkpoint.interval_steps == 0:
-                    self._save(state, number + 1)
+                    record(number + 1, take_step(number) | self._saves.take_metrics())
+                self._saves.look()
+                is_last, is_due = number + 1 == num_steps, (number + 1) % self._checkpoint.interval_steps == 0
+                ended = self._end.agreed(num_saves=1 + (is_due or self._saves.is_writing))
+                if ended or is_last or is_due:
+                    self._saves.save(state, number + 1)
                 if ended and not is_last:
                     return ENDED_EARLY
         self._export(state)
@@ -160,31 +131,6 @@ class TrainingRun:
             if loaded.rank_state is not None:
                 loaded.rank_state.restore_rng()
             return loaded.step
-
-    def _save(self, state: TrainingState, step: int) -> None:
-        sampled_ahead = b""
-        if state.ahead is not None:
-            with self.timer.phase(
-                "rollout"
-            ):  # finish sampling: a resumed run no longer has the weights that sampled it
-                sampled_ahead = state.ahead.state_bytes()
-        started = time.monotonic()
-        with self._end.save(), self.timer.phase("checkpoint"), state.onloaded(changes=False):
-            info = save_training_state(
-                self._output_dir / CHECKPOINTS,
-                step,
-                models=state.models,
-                optimizer=state.policy.optimizer,
-                scheduler=state.policy.scheduler,
-                rank_state=RankState.capture(extra=b""),
-                shared_state=SharedState(
-                    state.stream.state_bytes(), {"skipped_in_a_row": state.policy.skipped_in_a_row}, sampled_ahead
-                ),
-                num_updates=state.policy.num_updates,
-                keep_last=self._checkpoint.keep_last,
-            )
-        seconds, size = time.monotonic() - started, info.manifest.num_bytes
-        logger.info("saved step %d: %.3g GB in %.1f s, %.3g GB/s", step, size / 1e9, seconds, size / 1e9 / seconds)
 
     def _remove_export(self) -> None:
         """Remove exports of an earlier, shorter run: a killed run must not leave weights of fewer steps there."""

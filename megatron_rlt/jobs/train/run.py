@@ -7,7 +7,8 @@ import torch.distributed as dist
 from megatron_rlt.config.commands.train import TrainConfig
 from megatron_rlt.jobs.reward.scorer import FIRST, shown_terms
 from megatron_rlt.jobs.run.problems import open_problems
-from megatron_rlt.jobs.run.training_loop import TrainingRun, TrainingState
+from megatron_rlt.jobs.run.training_loop import TrainingRun
+from megatron_rlt.jobs.run.training_state import TrainingState
 from megatron_rlt.jobs.train.engines import build_context, student_pairs
 from megatron_rlt.jobs.train.metrics import step_metrics
 from megatron_rlt.jobs.train.rollouts import RolloutSource
