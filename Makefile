@@ -59,7 +59,7 @@ test-slurm: $(INSTALLED) $(SLURM_UNPACKED)
 	.slurm/usr/bin/shellcheck slurm/*.sh slurm/*.sbatch
 	OMP_NUM_THREADS=1 $(BIN)/pytest --slurm --durations 25 tests/slurm
 
-# NeMo 2.7.3 itself on the CPU, as an oracle in an environment of its own.
+# NeMo 2.7.3 and Megatron-Bridge 0.3.1 themselves on the CPU, as oracles in an environment of their own.
 test-nemo: $(INSTALLED) $(NEMO_INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest --durations 25 tests/nemo
 
@@ -109,6 +109,7 @@ $(SLURM_UNPACKED):
 	touch $@
 
 # Its own pins do not resolve: numpy<2 does not go with pyarrow, and the newest leptonai lacks what nemo_run imports.
+# Bridge's want packages that compile for CUDA; what it needs besides is here already.
 $(NEMO_INSTALLED):
 	$(check_python)
 	test -x $(NEMO_BIN)/python || $(PYTHON) -m venv .venv-nemo
@@ -120,6 +121,7 @@ $(NEMO_INSTALLED):
 	  ijson==3.6.0 h5py==3.16.0 nltk==3.10.4 rouge_score==0.1.2 peft==0.21.2 accelerate==1.15.0 webdataset==1.0.2 \
 	  megatron-energon==7.4.1 braceexpand==0.1.7 rapidfuzz==3.14.6 pandas==3.1.1 matplotlib==3.11.2 'zarr<3' \
 	  tensorstore==0.1.86 multi-storage-client==1.3.1 prettytable==3.18.0 numpy==2.3.5
+	$(NEMO_BIN)/pip install --quiet --disable-pip-version-check --no-deps megatron-bridge==0.3.1
 	touch $@
 
 clean:

@@ -207,6 +207,9 @@ def _convert(
     certify: Annotated[
         str | None, typer.Option("--certify", help="logprobs, or none: tensors are compared in any case.")
     ] = None,
+    optimizer: Annotated[
+        bool | None, typer.Option("--optimizer", help="Take Adam's state along, between Megatron folders.")
+    ] = None,
     workers: Annotated[int | None, typer.Option("--workers", help="Threads that read ahead. Default: 1.")] = None,
     max_shard_bytes: Annotated[
         int | None, typer.Option("--max-shard-bytes", help="Largest file written. Default: 5,000,000,000.")
@@ -219,7 +222,7 @@ def _convert(
         "tokenizer": tokenizer,
         "dtype": dtype,
     }
-    options |= {"certify": certify, "workers": workers, "max_shard_bytes": max_shard_bytes}
+    options |= {"certify": certify, "optimizer": optimizer, "workers": workers, "max_shard_bytes": max_shard_bytes}
     return _run_given("convert", {"source": source, "target": target, **options})
 
 

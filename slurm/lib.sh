@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# What all job scripts share: they source this file and call `run_job COMMAND CONFIG.yaml [KEY=VALUE]...`.
+# What all job scripts share: they source this file and call `run_job COMMAND CONFIG.yaml [KEY=VALUE]...`, or `run_alone`
+# for a command of one process.
 #
 # A job ends with 0 (done) or 2 (bad input), or it goes back into the queue under the same job id:
 #   saved and ended early (a signal, or no time for another step)   always
@@ -32,6 +33,14 @@ run_job() {
     finish "$status"
 }
 
+# A command of one process, which writes its result whole or not at all: `run_alone COMMAND ARGUMENT...`. Its status is
+# the job's; only Slurm puts such a job back, after a lost node or a preemption.
+run_alone() {
+    check_container
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+    in_container alone --nodes=1 --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" -- "$RLT_PROGRAM" "$@"
+}
+
 # ---- before the ranks -------------------------------------------------------------------------------------------
 
 # output_dir as the program will read it; a rank refuses to run if it reads something else.
@@ -57,12 +66,16 @@ open_attempt() {
     mkdir -p "$RLT_ATTEMPT_DIR/ranks"
 }
 
-set_environment() {
+check_container() {
     case $RLT_CONTAINER in
         none) ;;
         pyxis | apptainer) : "${RLT_IMAGE:?set it in slurm/site.env}" "${RLT_MOUNTS:?set it in slurm/site.env}" ;;
         *) echo "megatron-rlt: error: RLT_CONTAINER=$RLT_CONTAINER: must be none, pyxis or apptainer" >&2; exit 2 ;;
     esac
+}
+
+set_environment() {
+    check_container
     local per_node=${SLURM_NTASKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}   # one rank per GPU
     RLT_RANKS=$((SLURM_JOB_NUM_NODES * per_node))
     RLT_STEP=(--ntasks="$RLT_RANKS" --ntasks-per-node="$per_node"

@@ -17,11 +17,12 @@ import yaml
 
 from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.folders.kind import LATEST_FILE, NEMO_CONTEXT, NEMO_WEIGHTS, RUN_CONFIG, Kind
+from megatron_rlt.config.folders.optimizer_state import FULLY_RESHARDABLE, OptimizerState
 from megatron_rlt.config.folders.provider import arguments_of, megatron_scaling_factor, provider_fields
 from megatron_rlt.convert.nemo_context import write_context
 
 _CONTENT: dict[str, Any] = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
-_RELEASE, _FIRST_ITERATION = "release", "iter_0000000"  # released weights: Megatron-LM starts counting at 0
+_RELEASE = "release"  # weights alone: Megatron-LM starts counting at 0
 _TRAIN_STATE = {
     "step": torch.tensor(0, dtype=torch.int32),
     "consumed_train_samples": torch.tensor(0, dtype=torch.int32),
@@ -46,31 +47,40 @@ class Beside:
     write: Callable[[Path, torch.dtype], None]  # into the whole folder
 
 
-def beside_weights(kind: Kind, architecture: Architecture, source: str, *, has_tokenizer: bool) -> Beside:
+def beside_weights(
+    kind: Kind, architecture: Architecture, source: str, *, has_tokenizer: bool, optimizer: OptimizerState | None
+) -> Beside:
     """What a kind wants besides tensors. Raises ValueError if the kind cannot express the architecture."""
     if kind is Kind.MEGATRON:
-        return _megatron(architecture, source)
+        return _megatron(architecture, source, optimizer)
     if kind is Kind.NEMO:
+        assert optimizer is None, "no optimizer state is written for NeMo"
         return _nemo(architecture, source, has_tokenizer)
     assert kind is Kind.BRIDGE, f"{kind} is not written"
-    return _bridge(architecture, source)
+    return _bridge(architecture, source, optimizer)
 
 
-def _megatron(architecture: Architecture, source: str) -> Beside:
-    common = {
-        "args": argparse.Namespace(**arguments_of(architecture, source)),
-        "checkpoint_version": 3.0,
-        "iteration": 0,
-        "content_metadata": dict(_CONTENT),
-    }
+def _training(optimizer: OptimizerState | None) -> dict[str, Any]:
+    """What common.pt holds of training, as Megatron-LM and Megatron-Bridge save it."""
+    common = {"checkpoint_version": 3.0, "iteration": 0, "content_metadata": dict(_CONTENT)}
+    if optimizer is None:
+        return common
+    common |= {"iteration": optimizer.iteration, "optimizer": dict(optimizer.common)}
+    common["content_metadata"] = _CONTENT | {"distrib_optim_sharding_type": FULLY_RESHARDABLE}
+    return common | ({} if optimizer.scheduler is None else {"opt_param_scheduler": dict(optimizer.scheduler)})
+
+
+def _megatron(architecture: Architecture, source: str, optimizer: OptimizerState | None) -> Beside:
+    common = {"args": argparse.Namespace(**arguments_of(architecture, source))} | _training(optimizer)
+    name = _RELEASE if optimizer is None else f"iter_{optimizer.iteration:07d}"  # of a release it loads weights only
 
     def write(folder: Path, _dtype: torch.dtype) -> None:
-        (folder / LATEST_FILE).write_text(_RELEASE, encoding="utf-8")
+        (folder / LATEST_FILE).write_text(name if optimizer is None else str(optimizer.iteration), encoding="utf-8")
 
-    return Beside(_RELEASE, f"{_RELEASE}/tokenizer", "", common, False, write)
+    return Beside(name, f"{name}/tokenizer", "", common, False, write)
 
 
-def _bridge(architecture: Architecture, source: str) -> Beside:
+def _bridge(architecture: Architecture, source: str, optimizer: OptimizerState | None) -> Beside:
     factor = megatron_scaling_factor(architecture, source)
     model = {
         "_target_": _BRIDGE_MODEL,
@@ -80,18 +90,20 @@ def _bridge(architecture: Architecture, source: str) -> Beside:
         "make_vocab_size_divisible_by": 1,
         "should_pad_vocab": False,
     }
-    common = {"checkpoint_version": 3.0, "iteration": 0, "content_metadata": dict(_CONTENT)}
+    common = _training(optimizer)
+    name = f"iter_{common['iteration']:07d}"
 
     def write(folder: Path, dtype: torch.dtype) -> None:
-        (folder / LATEST_FILE).write_text("0", encoding="utf-8")
-        torch.save(_TRAIN_STATE, folder / "latest_train_state.pt")
-        torch.save(_TRAIN_STATE, folder / _FIRST_ITERATION / "train_state.pt")
+        (folder / LATEST_FILE).write_text(str(common["iteration"]), encoding="utf-8")
+        state = _TRAIN_STATE | {"step": torch.tensor(common["iteration"], dtype=torch.int32)}
+        torch.save(state, folder / "latest_train_state.pt")
+        torch.save(state, folder / name / "train_state.pt")
         precision = _precision(dtype) | {"params_dtype": _name(str(dtype))}
         run_config = {"_target_": _BRIDGE_CONFIG, "model": model | precision}
         text = yaml.safe_dump(run_config, sort_keys=False)
-        (folder / _FIRST_ITERATION / RUN_CONFIG).write_text(text, encoding="utf-8")
+        (folder / name / RUN_CONFIG).write_text(text, encoding="utf-8")
 
-    return Beside(_FIRST_ITERATION, f"{_FIRST_ITERATION}/tokenizer", "", common, False, write)
+    return Beside(name, f"{name}/tokenizer", "", common, False, write)
 
 
 def _nemo(architecture: Architecture, source: str, has_tokenizer: bool) -> Beside:

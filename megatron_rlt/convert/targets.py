@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.folders.description import ModelDescription
 from megatron_rlt.config.folders.hf_config import hf_config
 from megatron_rlt.config.folders.kind import Kind
+from megatron_rlt.config.folders.optimizer_state import STATE_PREFIX, OptimizerState
 from megatron_rlt.convert.contexts import Beside, beside_weights
 from megatron_rlt.models.weights.chunk_writer import ChunkWriter
 from megatron_rlt.models.weights.hf_writer import copy_side_files, write_config, write_weights
@@ -49,10 +50,27 @@ class Model:
         return cls(described.architecture, config, described.tokenizer, str(described.found.folder))
 
 
+@dataclass(frozen=True)
+class Optimizer:
+    """Adam's state, to be written with the weights."""
+
+    found: OptimizerState
+    tensors: Mapping[str, Iterable[tuple[str, Tensor]]]  # by state, under the weights' Hugging Face names
+
+
 def write_model(
-    kind: Kind, folder: Path, tensors: Iterable[tuple[str, Tensor]], model: Model, *, max_shard_bytes: int
+    kind: Kind,
+    folder: Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    model: Model,
+    *,
+    max_shard_bytes: int,
+    optimizer: Optimizer | None = None,
 ) -> None:
     """Write an empty folder of one kind.
+
+    Args:
+        optimizer: only for Megatron-LM and Megatron-Bridge.
 
     Raises:
         ValueError: the kind cannot express the architecture, or the tensors have several dtypes where one is needed.
@@ -62,11 +80,21 @@ def write_model(
         _copy_side_files(model, folder)
         write_config(model.hf_config, folder, dtype)
         return
-    beside = beside_weights(kind, model.architecture, model.source, has_tokenizer=model.side_files is not None)
+    beside = beside_weights(
+        kind,
+        model.architecture,
+        model.source,
+        has_tokenizer=model.side_files is not None,
+        optimizer=None if optimizer is None else optimizer.found,
+    )
     weights = folder / beside.weights
     weights.mkdir(parents=True, exist_ok=True)
     with ChunkWriter(weights, max_file_bytes=max_shard_bytes) as writer:
         dtype = _write_chunks(writer, tensors, model.architecture, beside)
+        _write_extra_states(writer, model.architecture.num_layers, beside)
+        for state, moments in ({} if optimizer is None else optimizer.tensors).items():
+            prefix = f"{STATE_PREFIX}{state}.{beside.prefix}"
+            _write_chunks(writer, moments, model.architecture, replace(beside, prefix=prefix))
         writer.finish(dict(beside.common))
     _write_side_files(model, folder / beside.tokenizer)
     beside.write(folder, dtype)
@@ -86,11 +114,14 @@ def _write_chunks(
         else:
             stacked = _LAYERS + name.removeprefix(_LAYERS).partition(".")[2]
             writer.add(beside.prefix + stacked, whole, layer=pair.layer, num_layers=num_layers)
+    return dtype
+
+
+def _write_extra_states(writer: ChunkWriter, num_layers: int, beside: Beside) -> None:
     for linear in _LINEARS:
         for layer in range(num_layers):
             name = f"{beside.prefix}{_LAYERS}{linear}._extra_state"
             writer.add_empty_state(name, layer=layer, num_layers=num_layers)
-    return dtype
 
 
 def _joined(tensors: Iterable[tuple[str, Tensor]], architecture: Architecture) -> Iterator[tuple[WeightPair, Tensor]]:

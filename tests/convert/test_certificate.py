@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,3 +103,17 @@ def test_a_target_that_reads_back_differently_is_not_written(
     assert main(["convert", str(hf), str(tmp_path / "changed"), *options]) == 1
     assert "read back, model.norm.weight was float32 [64]" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("certify", "imports_megatron"), [("logprobs", True), ("none", False)])
+def test_a_fresh_process_warns_of_nothing_and_needs_megatron_only_to_certify(
+    tmp_path: Path, hf: Path, certify: str, imports_megatron: bool
+) -> None:
+    program = (
+        "import sys; from megatron_rlt.cli import main; status = main(sys.argv[1:]);"
+        "print('megatron.core' in sys.modules); sys.exit(status)"
+    )
+    arguments = ["convert", hf, tmp_path / "nemo", "--to", "nemo", "--tokenizer", "none", "--certify", certify]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] == str(imports_megatron)

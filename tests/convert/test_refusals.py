@@ -68,6 +68,9 @@ def test_targets_and_options_are_checked_all_at_once(
     assert main(["convert", str(good / "hf"), str(tmp_path / "there")]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[2].strip() for line in lines] == ["target", "--to", "--tokenizer"]
+    checkpoint = tmp_path / "checkpoints" / "step-000003"
+    assert main(["convert", str(good / "bridge"), str(checkpoint), "--to", "megatron", "--tokenizer", "none"]) == 2
+    assert "target: step-000003 is the name of a run's checkpoint" in capsys.readouterr().err
     assert main(["convert", str(good / "hf"), str(tmp_path / "new"), "--to", "gguf"]) == 2
     assert "to: must be 'hf', 'megatron', 'nemo' or 'bridge', got \"gguf\"" in capsys.readouterr().err
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.models.build import build_model
 from megatron_rlt.models.language_model import LanguageModel
-from megatron_rlt.models.weights import load_hf_weights
+from megatron_rlt.models.weights.load import load_hf_weights
 from megatron_rlt.parallel.layout import Layout
 
 

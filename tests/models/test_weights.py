@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from megatron_rlt.config.models import LayoutConfig
 from megatron_rlt.config.weight_files import INDEX_FILE, SINGLE_FILE
-from megatron_rlt.models.weights import Destination, export_tensors, save_hf_folder
+from megatron_rlt.models.weights.export import Destination, export_tensors, save_hf_folder
 from megatron_rlt.parallel.layout import Layout, build_layout
 from tests.models.loading import assert_bit_equal, folder_tensors, loaded_model
 from tests.ranks import run_ranks

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from megatron_rlt.config.models import LayoutConfig
 from megatron_rlt.models.language_model import LanguageModel
-from megatron_rlt.models.weights import hf_reader, load_hf_weights
+from megatron_rlt.models.weights import hf_reader
+from megatron_rlt.models.weights.load import load_hf_weights
 from megatron_rlt.parallel.layout import Layout, build_layout
 from tests.models.loading import folder_tensors, loaded_model
 from tests.ranks import run_ranks

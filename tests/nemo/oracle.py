@@ -10,27 +10,22 @@ only that of the fusions. This file imports nothing of this project.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import types
 from pathlib import Path
 from typing import Any
 
-import torch
+import on_cpu
 
 _NORMS = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
     "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
 }
-_GPU_FUSIONS = (
-    *("apply_rope_fusion", "persist_layer_norm", "masked_softmax_fusion"),
-    *("bias_dropout_fusion", "gradient_accumulation_fusion"),
-)
 
 
 def context(folder: str) -> None:
-    _without_gpu_fusions()
+    on_cpu.switch_off_gpu_fusions()
     from nemo.lightning import io
 
     whole = io.load_context(Path(folder))
@@ -66,34 +61,14 @@ def import_(hf_folder: str, target: str) -> None:
 
 def _run_on_cpu() -> None:
     """Answer NeMo's calls of CUDA, give it the module that megatron-core 0.16 dropped, switch off fusions of a GPU."""
-    cuda: Any = torch.cuda
-    cuda.current_device = lambda: torch.device("cpu")
-    for name in ("synchronize", "empty_cache", "set_device"):
-        setattr(cuda, name, lambda *_, _name=name: None)
-    cuda.get_rng_state = lambda *_: torch.get_rng_state()
-    cuda.Stream = lambda *_args, **_named: None
-    cuda.stream = lambda *_: contextlib.nullcontext()
+    on_cpu.answer_cuda_calls()
     tensorstore: Any = types.ModuleType("megatron.core.dist_checkpointing.strategies.tensorstore")
     tensorstore.TensorStoreLoadShardedStrategy = type("TensorStoreLoadShardedStrategy", (), {})
     sys.modules[tensorstore.__name__] = tensorstore
-    _without_gpu_fusions()
+    on_cpu.switch_off_gpu_fusions()
     from nemo.lightning.io import pl
 
     pl._fix_tensors_device = lambda state, *_: state
-
-
-def _without_gpu_fusions() -> None:
-    """Llama's configuration asks for fusions, which Megatron refuses without Transformer Engine."""
-    from megatron.core.transformer.transformer_config import TransformerConfig
-
-    check = TransformerConfig.__post_init__
-
-    def without_fusions(self: Any) -> None:
-        for name in _GPU_FUSIONS:
-            setattr(self, name, False)
-        check(self)
-
-    TransformerConfig.__post_init__ = without_fusions
 
 
 def _rename_norms() -> None:

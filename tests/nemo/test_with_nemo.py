@@ -6,8 +6,6 @@ Needs `make test-nemo`. NeMo runs in an environment of its own, patched for a CP
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,9 @@ import torch
 
 from megatron_rlt.cli import main
 from tests.models.loading import assert_bit_equal, folder_tensors
-from tests.tiny_models import tiny_hf_model
-from tests.tiny_tokenizers import tiny_tokenizer
+from tests.nemo.environment import MARKS, model_for_transformers4, run_oracle
 
-_ORACLE = Path(__file__).with_name("oracle.py")
-_PYTHON = Path(__file__).parents[2] / ".venv-nemo" / "bin" / "python"
+_ORACLE = "oracle.py"
 _LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -35,43 +31,25 @@ _CASES: dict[str, dict[str, Any]] = {
     "qwen2-tied": {"family": "qwen2", "tied": True},
     "qwen3": {"family": "qwen3", "tied": False, "head_dim": 128},  # NeMo's importer knows no other
 }
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not _PYTHON.exists(), reason="needs NeMo 2.7.3: `make test-nemo`"),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(params=_CASES)
 def hf(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A Hugging Face folder whose tokenizer transformers 4 reads, with as many ids as the vocabulary has rows."""
-    folder = tmp_path / "hf"
-    tiny_tokenizer(folder)
-    settings = folder / "tokenizer_config.json"
-    settings.write_text(settings.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
-    size = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]) + 3
-    return tiny_hf_model(folder, num_layers=2, vocab_size=size, **_CASES[request.param])
-
-
-def _oracle(*arguments: str | Path) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [str(_PYTHON), str(_ORACLE), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    return model_for_transformers4(tmp_path / "hf", **_CASES[request.param])
 
 
 def test_nemo_loads_and_exports_what_is_written_here(hf: Path, tmp_path: Path) -> None:
     nemo, exported = tmp_path / "nemo", tmp_path / "exported"
     assert main(["convert", str(hf), str(nemo), "--to", "nemo"]) == 0
     config = json.loads((hf / "config.json").read_text())
-    built = json.loads(_oracle("context", nemo).splitlines()[-1])
+    built = json.loads(run_oracle(_ORACLE, "context", nemo).splitlines()[-1])
     assert built["num_layers"] == 2
     assert built["hidden_size"] == config["hidden_size"]
     assert built["num_query_groups"] == config["num_key_value_heads"]
     assert built["params_dtype"] == "torch.float32"
     assert built["tokenizer_ids"]
-    _oracle("export", nemo, exported)
+    run_oracle(_ORACLE, "export", nemo, exported)
     found, expected = folder_tensors(exported), folder_tensors(hf)
     if "lm_head.weight" not in expected:  # NeMo's Qwen2 exporter unties
         found.setdefault("lm_head.weight", found["model.embed_tokens.weight"])
@@ -81,7 +59,7 @@ def test_nemo_loads_and_exports_what_is_written_here(hf: Path, tmp_path: Path) -
 
 def test_what_nemo_imported_is_read_here(hf: Path, tmp_path: Path) -> None:
     nemo, back = tmp_path / "nemo", tmp_path / "back"
-    _oracle("import", hf, nemo)
+    run_oracle(_ORACLE, "import", hf, nemo)
     assert main(["convert", str(nemo), str(back), "--config", str(hf)]) == 0
     assert_bit_equal(folder_tensors(back), folder_tensors(hf))
     certificate = json.loads((back / "conversion.json").read_text())

@@ -13,7 +13,7 @@ from megatron_rlt.config.fp8 import Fp8Config
 from megatron_rlt.config.models import LayoutConfig, ModelConfig, ScoringConfig
 from megatron_rlt.jobs.run.load_models import load_frozen_model
 from megatron_rlt.models.build import build_model
-from megatron_rlt.models.weights import load_hf_weights
+from megatron_rlt.models.weights.load import load_hf_weights
 from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.scoring.engine import LogprobEngine
 from tests.fp8_scores import SECTIONS, score, sequences, small_model

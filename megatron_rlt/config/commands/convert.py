@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
 from megatron_rlt.config.commands.job import CommandConfig
 from megatron_rlt.config.folders.description import ModelDescription, describe_model
 from megatron_rlt.config.folders.kind import Kind, check_kind
+from megatron_rlt.config.folders.optimizer_state import HOLDERS, find_optimizer_state
 from megatron_rlt.config.section import PositiveInt
 
 NO_TOKENIZER = Path("none")
+_CHECKPOINT_NAME = re.compile(r"step-\d{6,}")  # a run would take the folder for its newest checkpoint
 
 
 class InspectConfig(CommandConfig):
@@ -45,6 +48,9 @@ class ConvertConfig(CommandConfig):
     certify: Literal["logprobs", "none"] = "logprobs"
     """Proof beside the comparison of all tensors: log-probs of 8 fixed prompts by independent readers of both sides,
     which hold the whole model in float32; or none."""
+    optimizer: bool = False
+    """Take Adam's state along, from and to Megatron folders: main weights and moments in their own dtype, parameter
+    groups, learning-rate schedule, iteration."""
     workers: PositiveInt = 1
     """Threads that read ahead, each a tensor."""
     max_shard_bytes: PositiveInt = 5_000_000_000
@@ -54,6 +60,11 @@ class ConvertConfig(CommandConfig):
         faults = []
         if self.target.exists() or self.target.is_symlink():
             faults.append(f"target: {self.target} exists, and nothing is overwritten; give another name, or remove it")
+        if _CHECKPOINT_NAME.fullmatch(self.target.name):
+            faults.append(
+                f"target: {self.target.name} is the name of a run's checkpoint, which also holds the position in the"
+                " data, counters and random numbers; give another name, and begin a run with the folder as its model"
+            )
         described, unreadable = _described(self.source, self.config, self.tokenizer_folder)
         if described is None:
             return faults + unreadable
@@ -68,7 +79,16 @@ class ConvertConfig(CommandConfig):
                 f"--tokenizer: {self.source} holds no tokenizer; give the folder of one with --tokenizer FOLDER,"
                 " or --tokenizer none for weights alone"
             )
-        return faults
+        return faults + (self._optimizer_faults(described) if self.optimizer else [])
+
+    def _optimizer_faults(self, described: ModelDescription) -> list[str]:
+        if self.target_kind not in HOLDERS:
+            return [f"--optimizer: {self.target_kind} folders get weights alone; use --to megatron or --to bridge"]
+        try:
+            find_optimizer_state(described)
+        except ValueError as fault:
+            return [f"--optimizer: {fault}"]
+        return []
 
     @property
     def tokenizer_folder(self) -> Path | None:

@@ -7,6 +7,7 @@ permutes a fused tensor passes every comparison of hashes under its own table of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from megatron_rlt.models.weights.load import load_weights
 from megatron_rlt.parallel.layout import build_layout
 from megatron_rlt.parallel.platform import device, process_group_of_one
 from megatron_rlt.scoring.engine import LogprobEngine
-from megatron_rlt.types import Span, SpannedSequence, tell_nobody
+from megatron_rlt.types import Span, SpannedSequence, StoppedError, tell_nobody
 
 NUM_PROMPTS, PROMPT_TOKENS = 8, 48
 MAX_DIFFERENCE = 1e-3  # nats; two fp32 implementations agree to about 1e-5, a permuted tensor differs by more than 0.1
@@ -42,9 +43,13 @@ class Comparison:
         ours, theirs = torch.tensor(self.source).double(), torch.tensor(self.target).double()
         return float((ours - theirs).abs().max())
 
-    @property
-    def holds(self) -> bool:
-        return self.max_difference <= MAX_DIFFERENCE
+    def check(self, target: Path) -> None:
+        """Raise StoppedError if the two sides are not the same model."""
+        if not self.max_difference <= MAX_DIFFERENCE:  # also NaN
+            raise StoppedError(
+                f"{target}: not written: log-probs of the fixed prompts differ by {self.max_difference:.3g}, at most"
+                f" {MAX_DIFFERENCE:g} is rounding; the source's tensors are not laid out as its metadata says"
+            )
 
 
 def compare(source: ModelDescription, target: ModelDescription, *, rounded_to: torch.dtype) -> Comparison:

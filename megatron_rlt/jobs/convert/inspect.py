@@ -12,6 +12,7 @@ from megatron_rlt.config.commands.convert import InspectConfig
 from megatron_rlt.config.display import NumberTable
 from megatron_rlt.config.folders.description import ModelDescription, describe_model
 from megatron_rlt.config.folders.kind import WRITTEN
+from megatron_rlt.config.folders.optimizer_state import HOLDERS, find_optimizer_state
 from megatron_rlt.config.folders.provider import export_fault
 from megatron_rlt.models.weights.hf_reader import read_headers
 from megatron_rlt.models.weights.sources import open_weights
@@ -41,6 +42,7 @@ def lines(described: ModelDescription) -> list[tuple[str, str]]:
         ("parameters", f"{sum(math.prod(shape) for shape in hf_shapes(architecture).values()):,}"),
         ("dtype", ", ".join(f"{dtype} ({count} tensors)" for dtype, count in _dtypes(described).items())),
         ("saved in", _layout(described)),
+        ("optimizer", _optimizer(described)),
         ("tokenizer", "none: convert asks for --tokenizer FOLDER" if tokenizer is None else str(tokenizer)),
         ("can become", ", ".join(f"--to {kind}" for kind in made)),
     ]
@@ -55,6 +57,17 @@ def _family(architecture: Architecture) -> str:
         f"{'tied' if architecture.tied_embeddings else 'untied'}, {architecture.max_positions:,} positions, RoPE "
         f"{architecture.rope_theta:g}{'' if scaling is None else ' ' + scaling['rope_type']}"
     )
+
+
+def _optimizer(described: ModelDescription) -> str:
+    """Whether `convert --optimizer` finds what it needs."""
+    if described.found.kind not in HOLDERS:
+        return "none that convert takes along"
+    try:
+        state = find_optimizer_state(described)
+    except ValueError as fault:
+        return f"not to be taken along: {fault}"
+    return f"Adam's state after iteration {state.iteration}: convert --optimizer takes it along"
 
 
 def _dtypes(described: ModelDescription) -> Counter[str]:

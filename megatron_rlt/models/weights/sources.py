@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from torch import Tensor
 from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.folders.description import ModelDescription
 from megatron_rlt.config.folders.kind import Kind
-from megatron_rlt.config.folders.tensors import ChunkedTensor
+from megatron_rlt.config.folders.optimizer_state import STATE_PREFIX, OptimizerState
+from megatron_rlt.config.folders.tensors import ChunkedTensor, TensorFolder
 from megatron_rlt.models.weights.chunk_reader import read_tensor
 from megatron_rlt.models.weights.hf_reader import StoredTensor, check_census, read_headers
 from megatron_rlt.models.weights.table import Rule, Split, WeightPair, hf_shapes, hf_views, weight_pairs
@@ -108,6 +109,21 @@ def open_weights(described: ModelDescription) -> WeightSource:
     if described.found.kind is Kind.FSDP:
         return _NamedChunks(described)
     return _MegatronChunks(described)
+
+
+def open_optimizer(described: ModelDescription, state: OptimizerState) -> dict[str, WeightSource]:
+    """Open Adam's state: tensors under the weights' names, per kind of state. Raises ValueError as `open_weights`."""
+    sources: dict[str, WeightSource] = {}
+    for name in state.states:
+        prefix = f"{STATE_PREFIX}{name}."
+        own = {key.removeprefix(prefix): one for key, one in state.tensors.tensors.items() if key.startswith(prefix)}
+        found = replace(described.found, weights=state.tensors.folder)
+        view = replace(described, found=found, tensors=TensorFolder(state.tensors.folder, own, ()))
+        try:
+            sources[name] = _MegatronChunks(view)
+        except ValueError as fault:
+            raise ValueError(f"optimizer state {name!r}: {fault}") from fault
+    return sources
 
 
 class _HuggingFaceWeights(WeightSource):

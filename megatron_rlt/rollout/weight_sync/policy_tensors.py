@@ -13,7 +13,7 @@ from torch import Tensor
 
 from megatron_rlt.models.checksum import checksum
 from megatron_rlt.models.language_model import LanguageModel
-from megatron_rlt.models.weights import Destination, export_tensors
+from megatron_rlt.models.weights.export import Destination, export_tensors
 
 _EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 _SEEN_WHOLE = "norm.weight"  # ends the names of weights that no engine splits, joins or packs
