@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.tiny_runs import TinyInputs, tiny_inputs
-from tests.slurm.cluster import UNPACKED, Cluster
+from tests.slurm.cluster import Cluster, why_no_cluster
 from tests.slurm.jobs import Jobs
 from tests.slurm.program import program_for_tasks
 
@@ -21,7 +21,8 @@ def slurm_inputs(tmp_path_factory: pytest.TempPathFactory) -> TinyInputs:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    assert (UNPACKED / "usr/sbin/slurmctld-wlm").is_file(), "run these tests by `make test-slurm`"
+    if (why := why_no_cluster()) is not None:
+        pytest.skip(why)
     with Cluster(tmp_path_factory.mktemp("slurm"), num_nodes=3) as running:
         yield running
 
