@@ -52,7 +52,7 @@ test-py312:
 
 # vLLM itself on the CPU, in an environment of its own; also on nodes of a Slurm, if `make test-slurm` has fetched it.
 test-vllm: $(VLLM_INSTALLED)
-	OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest --slurm --numprocesses 2 --dist loadscope --durations 25 \
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest --slurm -rs --numprocesses 2 --dist loadscope --durations 25 \
 	  tests/vllm tests/slurm/test_vllm_servers.py
 
 # The job scripts on a real Slurm: three nodes on this machine, without root. Debian 12 on x86-64. vLLM's servers on nodes
@@ -60,7 +60,7 @@ test-vllm: $(VLLM_INSTALLED)
 test-slurm: $(INSTALLED)
 	$(call with_slurm,test-slurm,)
 
-# Also what shows the same in other ways.
+# Also what takes minutes: Slurm's own signal before a time limit.
 test-slurm-all: $(INSTALLED)
 	$(call with_slurm,test-slurm-all,--full)
 
@@ -72,7 +72,7 @@ define with_slurm
 	  echo "$(1) skipped: apt-get cannot fetch Debian's packages here"; \
 	else \
 	  .slurm/usr/bin/shellcheck slurm/*.sh slurm/*.sbatch && \
-	  OMP_NUM_THREADS=1 $(BIN)/pytest --slurm $(2) --durations 25 tests/slurm; fi
+	  OMP_NUM_THREADS=1 $(BIN)/pytest --slurm $(2) -rs --durations 25 tests/slurm; fi
 endef
 
 # NeMo 2.7.3 itself on the CPU, as an oracle in an environment of its own.

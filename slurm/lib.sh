@@ -158,7 +158,7 @@ start_servers() {
     mkdir -m 700 "$folder"
     (umask 077 && od -An -v -tx1 -N32 /dev/urandom | tr -d ' \n' >"$folder/key")   # random, and for this attempt alone
     # What the configuration lacks for it is bad input, and known before anything starts.
-    (in_container servers-check "${step[@]}" --nodes=1 --ntasks=1 \
+    (in_container servers "${step[@]}" --nodes=1 --ntasks=1 \
         -- "$RLT_PROGRAM" serve "$@" --dry-run >"$folder/command") && status=0 || status=$?
     if [ "$status" -eq 2 ]; then exit 2; fi
     if [ "$status" -ne 0 ]; then count_failure "a server's node failed"; fi
@@ -254,6 +254,7 @@ explain() {
 # finishes a step for the first time removes the count.
 count_failure() {
     local file=$RLT_RUN_DIR/attempts/failures_in_a_row count
+    if ! is_running; then exit 75; fi   # cancelled or taken away: what failed then is no failure of the run
     count=$(($(cat "$file" 2>/dev/null || echo 0) + 1))
     echo "$count" >"$file"
     if [ "$count" -gt "$RLT_MAX_FAILURES" ]; then
@@ -267,13 +268,15 @@ count_failure() {
 # back twice.
 requeue() {
     trap '' TERM   # Slurm ends this script and what it calls; ignored, by both, until the last thing is done
-    if [ "$(squeue --noheader --job "$SLURM_JOB_ID" --format %T)" = RUNNING ]; then
+    if is_running; then
         echo "$(date '+%F %T') $1: back into the queue"
         scontrol requeue "$SLURM_JOB_ID" || exit 75
         if [ -n "${2:-}" ]; then exclude "$2"; fi
     fi
     exit 75
 }
+
+is_running() { [ "$(squeue --noheader --job "$SLURM_JOB_ID" --format %T)" = RUNNING ]; }
 
 # Slurm takes this only of a job that waits, which this one now does. Nodes that were left out before stay out.
 exclude() {

@@ -135,6 +135,11 @@ class Cluster:
         self._start("munged", [str(UNPACKED / "usr/sbin/munged"), "--foreground", "--force", *files])
         self.wait_until((folder / "socket").exists, 30, "munged")
 
+    def kill(self) -> None:
+        """End the daemons of a cluster that did not start."""
+        for daemon in self._daemons.values():
+            daemon.kill()
+
     def clear(self) -> None:
         """Cancel what is left and bring all nodes back."""
         self.call("scancel", "--user", getpass.getuser(), check=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,10 +22,21 @@ def slurm_inputs(tmp_path_factory: pytest.TempPathFactory) -> TinyInputs:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three nodes that have run a first step: a machine may lack or forbid what Slurm needs, and then says so here."""
     if (why := why_no_cluster()) is not None:
         pytest.skip(why)
-    with Cluster(tmp_path_factory.mktemp("slurm"), num_nodes=3) as running:
-        yield running
+    running = Cluster(tmp_path_factory.mktemp("slurm"), num_nodes=3)
+    try:
+        running.__enter__()
+        running.call("srun", "--nodes=3", "true")
+    except (AssertionError, subprocess.TimeoutExpired) as error:
+        running.kill()
+        pytest.skip(f"Slurm does not run on this machine: {error}\n{running.logs()}")
+    except BaseException:
+        running.kill()
+        raise
+    yield running
+    running.__exit__()
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,14 @@ def test_a_read_only_folder_is_bad_input(jobs: Jobs) -> None:
     assert f"output_dir: {folder}/run cannot be written" in printed
 
 
+def test_a_job_submitted_from_elsewhere_says_from_where(jobs: Jobs) -> None:
+    output, script = jobs.folder / "run.out", ROOT / "slurm" / "sft.sbatch"
+    options = ("--parsable", f"--output={output}", "--gpus-per-node=0")
+    state = jobs.cluster.wait(jobs.cluster.call("env", "-C", str(jobs.folder), "sbatch", *options, str(script), "x"))
+    assert (state.state, state.exit_code, state.restarts) == ("FAILED", 2, 0)
+    assert "submit from the folder of the clone, or set RLT_HOME to it" in output.read_text()
+
+
 @pytest.mark.parametrize("recipe", _RECIPES, ids=lambda path: path.stem)
 def test_slurm_takes_every_recipe_on_its_nodes(jobs: Jobs, recipe: Path) -> None:
     """Of a name such as `rlt_qwen2.5-7b_1x8_tp2sp_tp2`; as on a cluster of three nodes without GPUs."""

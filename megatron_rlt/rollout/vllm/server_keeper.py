@@ -72,6 +72,7 @@ class _Keeper:
     def __init__(self, shape: EngineShape, devices: Sequence[str], step: StepFolder, node: int) -> None:
         self._shape, self._devices, self.step, self._node = shape, devices, step, node
         self._key, self._host = step.key(), address_for_ranks()
+        self._ports: set[int] = set()  # of all starts: a port is free until its server listens
         self._servers = [self._start(StepServer(node, place, 1, None)) for place in range(len(devices))]
         self._announce()
 
@@ -108,7 +109,9 @@ class _Keeper:
             )
 
     def _start(self, server: StepServer) -> _Kept:
-        port = free_port(self._host)
+        while (port := free_port(self._host)) in self._ports:
+            pass
+        self._ports.add(port)
         process = ServerProcess(
             command(self._shape, {"host": self._host, "port": port, "middleware": REQUIRE_KEY}),
             folder=private_folder(),
