@@ -82,7 +82,7 @@ class _Keeper:
             if kept.server.address is None:
                 self._look_at_start(kept)
             elif not kept.process.is_alive or self.step.is_given_up(kept.server):
-                logger.warning("%s: lost; %s", self._name(kept), kept.process.last_words())
+                logger.warning("%s is lost: %s", self._name(kept), kept.process.last_words())
                 kept.client.close()
                 self._servers[place] = self._start(replace(kept.server, start=kept.server.start + 1, address=None))
                 self._announce()
