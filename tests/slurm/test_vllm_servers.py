@@ -99,7 +99,7 @@ def test_a_server_that_is_never_ready_ends_the_job_and_is_named(served: Jobs) ->
     state = job.wait(seconds=_PATIENCE_SECONDS)
     assert (state.state, state.exit_code) == ("FAILED", 1), job.text()
     assert f"vLLM server 0 on {_SERVERS_NODE}, start 1, was not ready after 3 s" in job.printed, job.text()
-    assert "failed first: rank 0 on 127.0.0.1" in job.printed
+    assert "failed first: rank " in job.printed  # all ranks learn of it at once
     _assert_none_left(job)
 
 
