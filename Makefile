@@ -7,7 +7,7 @@ VLLM_BIN := .venv-vllm/bin
 VLLM_INSTALLED := .venv-vllm/.installed
 SLURM_UNPACKED := .slurm/.unpacked
 # What a Slurm of several nodes on one machine needs, and the linter of its scripts.
-SLURM_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins libmunge2 libhwloc15 liblua5.1-0 shellcheck
+SLURM_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge libmunge2 libhwloc15 liblua5.1-0 shellcheck
 NEMO_BIN := .venv-nemo/bin
 NEMO_INSTALLED := .venv-nemo/.installed
 DEMO_DIR ?= runs/demo
@@ -16,7 +16,7 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 # Which engine samples in the demo's RL: megatron, or vllm (make demo ENGINE=vllm).
 ENGINE ?= megatron
 
-.PHONY: demo demo-ablation test test-all test-vllm test-py312 test-slurm test-nemo fuzz lint format docs clean
+.PHONY: demo demo-ablation test test-all test-vllm test-py312 test-slurm test-slurm-all test-nemo fuzz lint format docs clean
 
 ifeq ($(ENGINE),vllm)
 demo: $(VLLM_INSTALLED)
@@ -50,14 +50,30 @@ test-py312:
 	.venv-py312/bin/pip install --quiet --disable-pip-version-check --editable '.[test]' && \
 	OMP_NUM_THREADS=1 .venv-py312/bin/pytest --durations 25; fi
 
-# vLLM itself on the CPU, in an environment of its own.
+# vLLM itself on the CPU, in an environment of its own; also on nodes of a Slurm, if `make test-slurm` has fetched it.
 test-vllm: $(VLLM_INSTALLED)
-	OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest --numprocesses 2 --dist loadscope --durations 25 tests/vllm
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest --slurm -rs --numprocesses 2 --dist loadscope --durations 25 \
+	  tests/vllm tests/slurm/test_vllm_servers.py
 
-# The job scripts on a real Slurm: three nodes on this machine, without root. Debian 12 on x86-64.
-test-slurm: $(INSTALLED) $(SLURM_UNPACKED)
-	.slurm/usr/bin/shellcheck slurm/*.sh slurm/*.sbatch
-	OMP_NUM_THREADS=1 $(BIN)/pytest --slurm --durations 25 tests/slurm
+# The job scripts on a real Slurm: three nodes on this machine, without root. Debian 12 on x86-64. vLLM's servers on nodes
+# of their own are tested by `make test-vllm` once the packages are here.
+test-slurm: $(INSTALLED)
+	$(call with_slurm,test-slurm,)
+
+# Also what takes minutes: Slurm's own signal before a time limit.
+test-slurm-all: $(INSTALLED)
+	$(call with_slurm,test-slurm-all,--full)
+
+# Elsewhere, and where the packages cannot be fetched, one line says so and nothing fails.
+define with_slurm
+	@if ! grep -qs '^VERSION_ID="12"' /etc/os-release || ! test -e /etc/debian_version -a "$$(uname -m)" = x86_64; then \
+	  echo "$(1) skipped: this is not Debian 12 on x86-64, whose Slurm it runs"; \
+	elif ! $(MAKE) --silent $(SLURM_UNPACKED); then \
+	  echo "$(1) skipped: apt-get cannot fetch Debian's packages here"; \
+	else \
+	  .slurm/usr/bin/shellcheck slurm/*.sh slurm/*.sbatch && \
+	  OMP_NUM_THREADS=1 $(BIN)/pytest --slurm $(2) -rs --durations 25 tests/slurm; fi
+endef
 
 # NeMo 2.7.3 and Megatron-Bridge 0.3.1 themselves on the CPU, as oracles in an environment of their own.
 test-nemo: $(INSTALLED) $(NEMO_INSTALLED)
@@ -103,7 +119,7 @@ $(VLLM_INSTALLED): pyproject.toml
 # Debian's packages into a folder: nothing is installed, and no root is needed.
 $(SLURM_UNPACKED):
 	mkdir -p .slurm/packages .slurm/lists/partial
-	apt-get -qq -o Dir::State::Lists=$(CURDIR)/.slurm/lists update
+	apt-get -qq -o Dir::State::Lists=$(CURDIR)/.slurm/lists -o Acquire::http::Timeout=20 update
 	cd .slurm/packages && apt-get -qq -o Dir::State::Lists=$(CURDIR)/.slurm/lists download $(SLURM_PACKAGES)
 	for package in .slurm/packages/*.deb; do dpkg-deb --extract $$package .slurm || exit 1; done
 	touch $@

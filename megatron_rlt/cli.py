@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _FAILED, _BAD_INPUT = 1, 2
 _DOCTOR_SECONDS = 90.0  # what a node that does not answer costs
 _START_ALONE = "megatron_rlt.jobs.run.start:start_alone"
+_SERVE = "megatron_rlt.jobs.serve:run_serve"
 _START_ON_RANK = "megatron_rlt.jobs.run.start:start_on_rank"
 
 app = typer.Typer(
@@ -144,25 +145,42 @@ def _pipeline(
     return 0
 
 
-def _doctor(
-    command: Annotated[str, typer.Argument(metavar="COMMAND", help="The command that will run, such as train.")],
-    config_file: ConfigFile,
-    overrides: Overrides = None,
-) -> int:
+RankedCommand = Annotated[str, typer.Argument(metavar="COMMAND", help="The command that will run, such as train.")]
+
+
+def _doctor(command: RankedCommand, config_file: ConfigFile, overrides: Overrides = None) -> int:
     """Look at nodes, run folder, GPUs and network in seconds, before a command loads its models. Changes nothing."""
-    if command == "train" and has_section(config_file, overrides or [], "verifier"):
-        command = "rlvr"
-    config_class = COMMANDS[command].config_class if command in COMMANDS else None
-    if config_class is None or not issubclass(config_class, JobConfig):
-        ranked = ", ".join(name for name, one in COMMANDS.items() if issubclass(one.config_class, JobConfig))
-        raise ValueError(f"doctor {command}: is no command that runs on ranks; give one of {ranked}")
-    config = load_config(config_class, config_file, overrides or [])
+    config = _ranked_config("doctor", command, config_file, overrides or [])
     shapes = config.check()
     from megatron_rlt.cluster.doctor import run_doctor
     from megatron_rlt.launch.launch import run_job
 
     quick = config.model_copy(update={"watchdog": WatchdogConfig(timeout_seconds=_DOCTOR_SECONDS)})
     return run_job(partial(run_doctor, shapes), quick, config.world_size)
+
+
+def _serve(
+    command: RankedCommand,
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would start here, and exit.")] = False,
+) -> int:
+    """Run the vLLM servers of one node of a job with SERVER_NODES; the job's script starts and ends it."""
+    config = _ranked_config("serve", command, config_file, overrides or [])
+    shapes = config.check()
+    status: int = load_job(_SERVE)(config, shapes, dry_run=dry_run)
+    return status
+
+
+def _ranked_config(asks: str, command: str, config_file: Path, overrides: list[str]) -> JobConfig:
+    """The configuration of a command that runs on ranks."""
+    if command == "train" and has_section(config_file, overrides, "verifier"):
+        command = "rlvr"
+    config_class = COMMANDS[command].config_class if command in COMMANDS else None
+    if config_class is None or not issubclass(config_class, JobConfig):
+        ranked = ", ".join(name for name, one in COMMANDS.items() if issubclass(one.config_class, JobConfig))
+        raise ValueError(f"{asks} {command}: is no command that runs on ranks; give one of {ranked}")
+    return load_config(config_class, config_file, overrides)
 
 
 def _plan(
@@ -257,6 +275,7 @@ for _name, _command in COMMANDS.items():
 
 app.command("status")(_status)
 app.command("doctor")(_doctor)
+app.command("serve")(_serve)
 app.command("pipeline")(_pipeline)
 
 

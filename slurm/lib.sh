@@ -18,6 +18,7 @@ RLT_PROGRAM=${RLT_PROGRAM:-$RLT_HOME/.venv/bin/megatron-rlt}
 RLT_CONTAINER=${RLT_CONTAINER:-none}              # none, pyxis or apptainer
 RLT_PREFLIGHT=${RLT_PREFLIGHT:-1}                 # 0: do not run `doctor` before the command
 RLT_MAX_FAILURES=${RLT_MAX_FAILURES:-3}
+SERVER_NODES=${SERVER_NODES:-0}                   # how many of the job's nodes, its last ones, run vLLM's servers
 
 run_job() {
     local command=$1 status
@@ -29,7 +30,9 @@ run_job() {
     open_attempt "$@"
     set_environment
     if [ "$RLT_PREFLIGHT" != 0 ]; then preflight "$command" "$@"; fi
+    if [ "$SERVER_NODES" -gt 0 ]; then start_servers "$command" "$@" "world_size=$RLT_RANKS"; fi
     run_ranks "$command" "$@" "world_size=$RLT_RANKS" && status=0 || status=$?
+    if [ "$SERVER_NODES" -gt 0 ]; then end_servers; fi
     finish "$status"
 }
 
@@ -63,7 +66,10 @@ open_attempt() {
     if [ ! -f "$1" ]; then echo "megatron-rlt: error: $1: no such configuration file" >&2; exit 2; fi
     RLT_RUN_DIR=$(output_dir "$@")
     export RLT_ATTEMPT_DIR=$RLT_RUN_DIR/attempts/$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
-    mkdir -p "$RLT_ATTEMPT_DIR/ranks"
+    mkdir -p "$RLT_ATTEMPT_DIR/ranks" || {
+        echo "megatron-rlt: error: output_dir: $RLT_RUN_DIR cannot be written; give a folder you may write to" >&2
+        exit 2
+    }
 }
 
 check_container() {
@@ -76,10 +82,18 @@ check_container() {
 
 set_environment() {
     check_container
+    case $SERVER_NODES in *[!0-9]*) SERVER_NODES=$SLURM_JOB_NUM_NODES ;; esac   # no number: refused as too many
+    if [ "$SERVER_NODES" -ge "$SLURM_JOB_NUM_NODES" ]; then
+        echo "megatron-rlt: error: SERVER_NODES must be a number below --nodes=$SLURM_JOB_NUM_NODES: ranks need nodes, too" >&2
+        exit 2
+    fi
+    export RLT_SERVER_NODES=$SERVER_NODES                               # ranks wait for so many
+    local nodes=$((SLURM_JOB_NUM_NODES - SERVER_NODES))
     local per_node=${SLURM_NTASKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}   # one rank per GPU
-    RLT_RANKS=$((SLURM_JOB_NUM_NODES * per_node))
+    RLT_RANKS=$((nodes * per_node))
     RLT_STEP=(--ntasks="$RLT_RANKS" --ntasks-per-node="$per_node"
         --cpus-per-task=$((SLURM_CPUS_ON_NODE / per_node)))   # since Slurm 22.05 a step does not inherit this
+    if [ "$SERVER_NODES" -gt 0 ]; then RLT_STEP+=(--nodes="$nodes" --relative=0); fi   # the first ones
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}              # Megatron works on the GPU; loaders are processes
     MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
     MASTER_PORT=${MASTER_PORT:-$(free_port)}
@@ -92,7 +106,7 @@ set_environment() {
     case $end in *:*) end=$(date --date "$end" +%s) ;; *) end= ;; esac   # else NONE: no limit
     export SLURM_JOB_END_TIME=${RLT_END_TIME:-$end}
     cat <<EOF
-$(date '+%F %T') job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $SLURM_JOB_NUM_NODES nodes x $per_node ranks on $SLURM_JOB_NODELIST
+$(date '+%F %T') job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $nodes nodes x $per_node ranks, $SERVER_NODES nodes of servers, on $SLURM_JOB_NODELIST
   run folder   $RLT_RUN_DIR
   rank logs    $RLT_ATTEMPT_DIR/rank-*.log
   first rank   $MASTER_ADDR:$MASTER_PORT
@@ -146,6 +160,42 @@ preflight() {
     if [ "$status" -eq 2 ]; then exit 2; fi
     bad=$(sed -n 's/^bad node \([^:]*\):.*/\1/p' "$log" | sort -u | paste -s -d ,)
     count_failure "preflight failed${bad:+ on $bad}" "$bad"
+}
+
+# vLLM's servers: a step of their own on the last nodes. The ranks learn from its folder where they are, or why there are
+# none. One that dies is started again there.
+start_servers() {
+    local folder=$RLT_ATTEMPT_DIR/servers status
+    local step=(--nodes="$SERVER_NODES" --relative=$((SLURM_JOB_NUM_NODES - SERVER_NODES)) --ntasks="$SERVER_NODES"
+        --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE")
+    mkdir -m 700 "$folder"
+    (umask 077 && od -An -v -tx1 -N32 /dev/urandom | tr -d ' \n' >"$folder/key")   # random, and for this attempt alone
+    # What the configuration lacks for it is bad input, and known before anything starts.
+    (in_container servers "${step[@]}" --nodes=1 --ntasks=1 \
+        -- "$RLT_PROGRAM" serve "$@" --dry-run >"$folder/command") && status=0 || status=$?
+    if [ "$status" -eq 2 ]; then exit 2; fi
+    if [ "$status" -ne 0 ]; then count_failure "a server's node failed"; fi
+    (in_container servers "${step[@]}" --job-name=rlt-servers --kill-on-bad-exit=1 --output="$folder/node-%t.log" \
+        -- "$RLT_PROGRAM" serve "$@" 2>>"$folder/srun.log") &
+    RLT_SERVERS=$!
+    # Servers normally say themselves why they end; this is for those that were killed.
+    (while kill -0 "$RLT_SERVERS" 2>/dev/null; do sleep 2; done
+     set -o noclobber; echo "the step of vLLM's servers ended: $folder" >"$folder/failed") 2>/dev/null &
+    RLT_WATCHER=$!
+}
+
+# They end themselves when they are told to; srun, told instead, would kill them, and they leave shared memory behind then.
+end_servers() {
+    local step
+    kill "$RLT_WATCHER" 2>/dev/null || true
+    step=$(squeue --noheader --steps --job "$SLURM_JOB_ID" --format '%i %j' | sed -n 's/ *rlt-servers *$//p')
+    if [ -n "$step" ]; then scancel --signal=TERM "$step" || true; fi
+    for _ in {1..60}; do
+        kill -0 "$RLT_SERVERS" 2>/dev/null || break
+        sleep 1
+    done
+    kill "$RLT_SERVERS" 2>/dev/null || true
+    wait "$RLT_SERVERS" || true
 }
 
 # All ranks of a command; signals are passed on while they run. Returns 0, 2, 75 or 1.
@@ -217,6 +267,7 @@ explain() {
 # finishes a step for the first time removes the count.
 count_failure() {
     local file=$RLT_RUN_DIR/attempts/failures_in_a_row count
+    if ! is_running; then exit 75; fi   # cancelled or taken away: what failed then is no failure of the run
     count=$(($(cat "$file" 2>/dev/null || echo 0) + 1))
     echo "$count" >"$file"
     if [ "$count" -gt "$RLT_MAX_FAILURES" ]; then
@@ -230,13 +281,15 @@ count_failure() {
 # back twice.
 requeue() {
     trap '' TERM   # Slurm ends this script and what it calls; ignored, by both, until the last thing is done
-    if [ "$(squeue --noheader --job "$SLURM_JOB_ID" --format %T)" = RUNNING ]; then
+    if is_running; then
         echo "$(date '+%F %T') $1: back into the queue"
         scontrol requeue "$SLURM_JOB_ID" || exit 75
         if [ -n "${2:-}" ]; then exclude "$2"; fi
     fi
     exit 75
 }
+
+is_running() { [ "$(squeue --noheader --job "$SLURM_JOB_ID" --format %T)" = RUNNING ]; }
 
 # Slurm takes this only of a job that waits, which this one now does. Nodes that were left out before stay out.
 exclude() {

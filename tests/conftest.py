@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    left_out = {} if config.option.full else {"full": "for `make test-all`"}
+    left_out = {} if config.option.full else {"full": "for `make test-all` and `make test-slurm-all`"}
     if not config.option.slurm:
         left_out["slurm"] = "for `make test-slurm`"
     if not torch.cuda.is_available():

@@ -39,7 +39,8 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 
 
 class VllmServerConfig(Section):
-    """vLLM servers, started by the job's first rank on its machine, or already running at addresses."""
+    """vLLM servers, started by the job's first rank on its machine or by `slurm/` on nodes of their own, or already
+    running at addresses."""
 
     addresses: Texts = ()
     """Servers that already run, such as http://node7:8000, with VLLM_SERVER_DEV_MODE=1, `--served-model-name policy`,
@@ -52,7 +53,7 @@ class VllmServerConfig(Section):
     them. Otherwise every path is tried without the key before the first request."""
     devices: Texts = ("",)
     """The job starts one server per entry, which is the server's CUDA_VISIBLE_DEVICES, such as "6,7"; "" leaves the
-    variable as it is."""
+    variable as it is. On nodes of their own (SERVER_NODES) servers take all GPUs."""
     start_timeout_seconds: Seconds = 900.0
     """Time in seconds within which a starting server must answer."""
     request_timeout_seconds: Seconds = 1800.0

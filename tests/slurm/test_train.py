@@ -31,6 +31,17 @@ def test_a_signal_before_the_time_limit_saves_requeues_and_ends_bit_equal(jobs: 
     assert (job.run / "attempts" / "latest").readlink() == Path(f"{job.number}-1")
 
 
+@pytest.mark.full
+def test_slurms_own_signal_before_the_limit_saves_and_requeues(jobs: Jobs) -> None:
+    """It comes a minute before a limit of two, in Slurm's ticks of half a minute."""
+    job = jobs.train("limit", "num_steps=2000", options=("--time=2", "--signal=B:USR1@60"))
+    job.wait_for_steps(1)
+    job.wait("PENDING", "FAILED", "TIMEOUT", "COMPLETED")
+    assert "asked the ranks to save and end" in job.printed
+    assert "saved and ended early: back into the queue" in job.printed
+    job.cluster.call("scancel", job.number)
+
+
 def test_a_job_saves_by_the_clock_where_nobody_tells_it(jobs: Jobs, undisturbed: Path) -> None:
     """The limit is 20 seconds of margin and a few seconds away: it saves after a step or two."""
     job = jobs.train("clock", RLT_END_TIME=str(int(time.time()) + 27))

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from megatron_rlt.config.architecture import position_limit
+from megatron_rlt.config.architecture import Architecture, position_limit
 from megatron_rlt.config.commands.collect import CollectConfig
 from megatron_rlt.config.commands.rl import RlConfig
 from megatron_rlt.config.models import ModelConfig
@@ -37,20 +37,7 @@ def vllm_engine(
     on_progress: OnProgress,
 ) -> SamplingEngine:
     """vLLM in the configured placement. Collective; raises as `sampling_engine`."""
-    rollout, settings = config.rollout, config.rollout.vllm
-    shape = EngineShape(
-        policy.model,
-        policy.dtype,
-        model.layout.tp if settings.tp is None else settings.tp,
-        # To return the log-probs of a whole sequence, vLLM needs room for one more token.
-        max_tokens=min(
-            config.prompts.max_prompt_tokens + rollout.max_completion_tokens + 1, position_limit(model.architecture)
-        ),
-        max_batch_size=rollout.max_batch_size,
-        max_prefill_tokens=rollout.max_prefill_tokens,
-        settings=settings,
-        on_gpu=torch.cuda.is_available(),
-    )
+    settings, shape = config.rollout.vllm, engine_shape(config, policy, model.architecture)
     sync = partial(_weight_sync, config, policy, model, sampling.num_token_ids, on_progress)
     if settings.placement == "colocated":
         copy = VllmModel(shape)
@@ -63,6 +50,24 @@ def vllm_engine(
     except EngineLostError as error:
         raise StoppedError(f"rollout.vllm.server: {error}") from error
     return ServerEngine(servers, sync(servers), model.architecture, max_restarts=settings.server.max_retries)
+
+
+def engine_shape(config: RlConfig | CollectConfig, policy: ModelConfig, architecture: Architecture) -> EngineShape:
+    """The engine that holds the policy, whichever process it runs in."""
+    rollout, settings = config.rollout, config.rollout.vllm
+    return EngineShape(
+        policy.model,
+        policy.dtype,
+        policy.layout.tp if settings.tp is None else settings.tp,
+        # To return the log-probs of a whole sequence, vLLM needs room for one more token.
+        max_tokens=min(
+            config.prompts.max_prompt_tokens + rollout.max_completion_tokens + 1, position_limit(architecture)
+        ),
+        max_batch_size=rollout.max_batch_size,
+        max_prefill_tokens=rollout.max_prefill_tokens,
+        settings=settings,
+        on_gpu=torch.cuda.is_available(),
+    )
 
 
 def _weight_sync(

@@ -15,6 +15,8 @@ from megatron_rlt.parallel.environment import vllm_api_key
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+WORD = f"{__name__}.RequireKey"
+"""The middleware's name on vLLM's command line."""
 _REFUSAL = b'{"error":"Unauthorized"}'
 
 

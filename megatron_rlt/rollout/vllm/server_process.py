@@ -27,16 +27,27 @@ def private_folder() -> Path:
 class ServerProcess:
     """A server that this process started, and may therefore end."""
 
-    def __init__(self, command: Sequence[str], *, folder: Path, log_file: Path, devices: str, unpickles: bool) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        folder: Path,
+        log_file: Path,
+        devices: str,
+        unpickles: bool,
+        api_key: str | None = None,
+    ) -> None:
         """
         Args:
             folder: from `private_folder`; receives the server's temporary files, and is removed with it.
             devices: its CUDA_VISIBLE_DEVICES; empty: this process's.
             unpickles: whether it accepts pickled objects, with which whoever reaches it can run any code.
+            api_key: that its middleware demands; None: it listens on a Unix socket.
         """
         log_file.parent.mkdir(parents=True, exist_ok=True)
         self.log_file = log_file
-        environment = server_environment(devices, folder, on_cpu=not torch.cuda.is_available(), unpickles=unpickles)
+        on_cpu = not torch.cuda.is_available()
+        environment = server_environment(devices, folder, on_cpu=on_cpu, unpickles=unpickles, api_key=api_key)
         with log_file.open("ab") as log:
             self._guard = subprocess.Popen(
                 [sys.executable, "-m", "megatron_rlt.rollout.vllm.server_guard", str(folder), *command],

@@ -13,14 +13,13 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from megatron_rlt.config.server_access import read_key
 from megatron_rlt.parallel.collectives import on_first_rank
 from megatron_rlt.parallel.platform import world
 from megatron_rlt.rollout.requests import Arrival, SampleRequest
 from megatron_rlt.rollout.vllm.client import EngineLostError, ServerClient, ServerCompletion
 from megatron_rlt.rollout.vllm.pending_requests import Answer, BusyClock, PendingRequests
+from megatron_rlt.rollout.vllm.server_sources import server_source
 from megatron_rlt.rollout.vllm.settings import EngineShape, Sampling
-from megatron_rlt.rollout.vllm.start_server import start_server
 from megatron_rlt.types import Completion, OnProgress, tell_nobody
 
 T = TypeVar("T")
@@ -53,14 +52,15 @@ class VllmServers:
         log_folder: Path,
         on_progress: OnProgress = tell_nobody,
     ) -> None:
-        """Start the servers, or connect to those at the configured addresses.
+        """Start the servers, or connect to those of the job's own step or at the configured addresses.
 
         Raises:
             EngineLostError: a server does not start or does not answer.
             ValueError: a server at an address serves another model, or answers without the key.
         """
-        self._shape, self._config, self._sampling = shape, shape.settings.server, sampling
-        self._transport, self._log_folder, self._on_progress = transport, log_folder, on_progress
+        self._config, self._sampling = shape.settings.server, sampling
+        self._transport, self._on_progress = transport, on_progress
+        self._source = server_source(shape, log_folder)  # the same kind on every rank
         self._servers: list[ServerClient] = []  # on the first rank
         self._requests: Sequence[SampleRequest] = ()  # of the current rollout
         self._parts: Sequence[range] = ()  # of these
@@ -70,8 +70,8 @@ class VllmServers:
 
     @property
     def are_own(self) -> bool:
-        """Whether the job starts its servers, and may restart them."""
-        return not self._config.addresses
+        """Whether the servers are the job's own, and lost ones are started again."""
+        return self._source.are_own
 
     def restart(self) -> None:
         """Restart every server that has ended or failed, with the weights of the model's folder."""
@@ -119,28 +119,12 @@ class VllmServers:
         return on_first_rank(work, world(), self._on_progress, doing)
 
     def _connect(self) -> None:
-        if self.are_own:
-            self._servers.extend(self._start(number) for number in range(len(self._config.devices)))
-            return
-        file = self._config.api_key_file
-        key = None if file is None else read_key(file)
-        for address in self._config.addresses:
-            seconds = self._config.request_timeout_seconds
-            server = ServerClient(address, api_key=key, timeout_seconds=seconds, process=None)
-            if not self._config.allow_unprotected:
-                _require_protection(server)
-            server.check_model(self._shape.max_tokens)
-            self._servers.append(server)
-
-    def _start(self, number: int) -> ServerClient:
-        log_file = self._log_folder / f"server-{number}.log"
-        return start_server(self._shape, log_file=log_file, devices=self._config.devices[number])
+        self._servers.extend(self._source.connect())
 
     def _revive(self) -> None:
         for number, one in enumerate(self._servers):
             if one.is_lost or not one.answers():
-                one.close()
-                self._servers[number] = self._start(number)
+                self._servers[number] = self._source.replace(number, one)
 
     def _begin(self, requests: Sequence[SampleRequest], policy_version: int, parts: Sequence[range]) -> None:
         for one in self._servers:
@@ -209,17 +193,6 @@ def _require_version(server: ServerClient, policy_version: int) -> None:
     found = server.weight_version()
     if found != str(policy_version):
         raise _OtherWeightsError(f"{server.address} has weights of version {found}, not {policy_version}")
-
-
-def _require_protection(server: ServerClient) -> None:
-    """Whoever reaches a path such as /collective_rpc can replace weights, and with pickled objects run code."""
-    found = server.open_paths()
-    if found:
-        raise ValueError(
-            f"rollout.vllm.server.addresses: {server.address} answers {len(found)} paths without the key, such as"
-            f" {found[-1]}; start it with VLLM_API_KEY and `--middleware"
-            " megatron_rlt.rollout.vllm.require_key.RequireKey`, or set rollout.vllm.server.allow_unprotected=true"
-        )
 
 
 def _groups(requests: Sequence[SampleRequest], part: range) -> list[range]:
