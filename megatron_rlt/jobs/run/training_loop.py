@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch.distributed as dist
 
@@ -49,6 +49,16 @@ class SampledAhead(Protocol):
         """Restore them; collective."""
 
 
+class MeasuredOnce(Protocol):
+    """What a run measured when it began, by name."""
+
+    def counters(self) -> dict[str, float]:
+        """For its checkpoints."""
+
+    def load_counters(self, counters: Mapping[str, Any]) -> None:
+        """Restore it, from counters of which some are of others."""
+
+
 @dataclass(frozen=True)
 class TrainingState:
     """Everything that changes during training and is saved in checkpoints."""
@@ -57,6 +67,7 @@ class TrainingState:
     reference: LanguageModel | None
     stream: ProblemStream
     ahead: SampledAhead | None = None  # None: nothing is sampled ahead
+    measured: MeasuredOnce | None = None  # None: nothing is measured
 
     @property
     def models(self) -> dict[str, LanguageModel]:
@@ -155,6 +166,8 @@ class TrainingRun:
             state.stream.load_state_bytes(loaded.shared.data_position)
             if state.ahead is not None:
                 state.ahead.load_state_bytes(loaded.shared.sampled_ahead)
+            if state.measured is not None:
+                state.measured.load_counters(loaded.shared.counters)
             state.policy.num_updates = loaded.num_updates
             state.policy.skipped_in_a_row = loaded.shared.counters["skipped_in_a_row"]
             if loaded.rank_state is not None:
@@ -168,6 +181,8 @@ class TrainingRun:
                 "rollout"
             ):  # finish sampling: a resumed run no longer has the weights that sampled it
                 sampled_ahead = state.ahead.state_bytes()
+        counters = {} if state.measured is None else state.measured.counters()
+        counters |= {"skipped_in_a_row": state.policy.skipped_in_a_row}
         started = time.monotonic()
         with self._end.save(), self.timer.phase("checkpoint"), state.onloaded(changes=False):
             info = save_training_state(
@@ -177,9 +192,7 @@ class TrainingRun:
                 optimizer=state.policy.optimizer,
                 scheduler=state.policy.scheduler,
                 rank_state=RankState.capture(extra=b""),
-                shared_state=SharedState(
-                    state.stream.state_bytes(), {"skipped_in_a_row": state.policy.skipped_in_a_row}, sampled_ahead
-                ),
+                shared_state=SharedState(state.stream.state_bytes(), counters, sampled_ahead),
                 num_updates=state.policy.num_updates,
                 keep_last=self._checkpoint.keep_last,
             )
