@@ -90,13 +90,17 @@ def _parts(record: dict[str, Any]) -> list[str]:
 
 
 def _dependence(record: dict[str, Any]) -> list[str]:
-    layouts = record.get("layouts", {"tp": 0, "ways": {}})
+    layouts = record.get("layouts")
+    headings = ["scorer", "two mates", "random mates"] + ([] if layouts is None else [f"tp {layouts['tp']}"])
     rows = []
     for way, one in _inexact(record):
-        mates, split = one["pack_mates"], layouts["ways"].get(way)
-        moved = "" if split is None else f"{split['gap_mean']:.3f}{'' if split['refused'] is None else ' (refused)'}"
-        rows.append((way, f"{mates['two mates']['mean']:.3f}", f"{mates['random mates']['mean']:.3f}", moved))
-    return _table(("scorer", "two mates", "random mates", f"tp {layouts['tp']}"), rows)
+        row = [way, *(f"{one['pack_mates'][mates]['mean']:.3f}" for mates in ("two mates", "random mates"))]
+        if layouts is not None:
+            split = layouts["ways"].get(way)
+            refused = "" if split is None or split["refused"] is None else " (refused)"
+            row.append("" if split is None else f"{split['gap_mean']:.3f}{refused}")
+        rows.append(row)
+    return _table(headings, rows)
 
 
 def _inexact(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -109,8 +113,8 @@ def _with_interval(figure: dict[str, Any], digits: int) -> str:
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
+    lines = [f"| {' | '.join(line)} |" for line in (headings, *rows)]
+    return [lines[0], "|---" * len(headings) + "|", *lines[1:]]
 
 
 def draw(record: dict[str, Any], file: Path) -> None:
