@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 
-def group_advantages(rewards: Tensor, valid: Tensor, *, normalize_std: bool, std_epsilon: float) -> Tensor:
+def group_advantages(
+    rewards: Tensor, valid: Tensor, *, normalize_std: bool, std_epsilon: float, smallest_spread: float
+) -> Tensor:
     """`[G]` float64: `(r - mean) / (std + std_epsilon)` over the valid completions of one group, unbiased std.
 
-    Invalid completions get 0 and do not affect the others. With fewer than two valid ones all are 0.
+    Invalid completions get 0 and do not affect the others. With fewer than two valid ones all are 0, and so they are
+    in a group within the noise.
 
     Args:
         rewards, valid: `[G]` floats and bool.
         normalize_std: False omits the division.
         std_epsilon: limits the advantages of groups with nearly equal rewards.
+        smallest_spread: as of `is_within_noise`.
     """
     advantages = rewards.new_zeros(rewards.shape).double()
-    if int(valid.sum()) < 2:
+    if int(valid.sum()) < 2 or is_within_noise(rewards, valid, smallest_spread=smallest_spread):
         return advantages
     assert bool(rewards[valid].isfinite().all()), "a valid completion has a finite reward"
     centred, scale = centre_and_scale(rewards[valid].double(), normalize_std=normalize_std, std_epsilon=std_epsilon)
     advantages[valid] = centred / scale
     return advantages
+
+
+def is_within_noise(rewards: Tensor, valid: Tensor, *, smallest_spread: float) -> bool:
+    """Whether the valid rewards of a group, `[G]`, differ so little that noise of the scorer could have made it all.
+
+    Their unbiased standard deviation is below `smallest_spread`, 0 for an exact scorer. A group with fewer than two
+    valid ones has no spread to judge.
+    """
+    return int(valid.sum()) >= 2 and float(rewards[valid].double().std(unbiased=True)) < smallest_spread
+
+
+def within_group_std(errors: Sequence[Tensor]) -> float:
+    """Standard deviation of a scorer's errors within groups, `[G]` each, pooled: an error that all of a group share
+    moves no advantage and does not count. 0 if no group has two."""
+    squares = [(group.double() - group.double().mean()).square().sum() for group in errors if len(group) > 1]
+    freedom = sum(len(group) - 1 for group in errors if len(group) > 1)
+    return math.sqrt(float(sum(squares)) / freedom) if freedom else 0.0
 
 
 def centre_and_scale(rewards: Tensor, *, normalize_std: bool, std_epsilon: float) -> tuple[Tensor, float]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from megatron_rlt.config.models import ModelConfig
-from megatron_rlt.config.section import NonNegativeFloat, PositiveInt, Section
+from megatron_rlt.config.section import NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
 Control = Literal["none", "other_question", "shuffled", "no_explanation"]
 
@@ -60,6 +60,43 @@ class RewardConfig(Section):
     """Penalties for malformed explanations."""
     leaks: LeakConfig = LeakConfig()
     """What the leak detectors count, and what it costs."""
+
+
+def _noise(value: object) -> object:
+    """A union's own complaint would name each of its members in a line."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e30
+    if value != "auto" and not is_number:
+        raise ValueError("must be auto, a number above 0 in units of the reward, or null")
+    return value
+
+
+class TrainRewardConfig(RewardConfig):
+    """The RLT reward, and which of its differences are large enough to train on."""
+
+    noise_floor: Annotated[Literal["auto"] | float, BeforeValidator(_noise)] | None = None
+    """Noise of the students' scores: the standard deviation of a reward's error within a group, as `tools.bench.fp8`
+    measures it, or auto: measured in the first step. Groups whose rewards differ less than noise_floor_factor times as
+    much get advantages 0; None: all groups count."""
+    noise_floor_factor: PositiveFloat = 2.0
+    """Standard deviation of a group's rewards, in multiples of the noise, below which it teaches nothing. At 2 noise
+    is a quarter of the variance, and 8 equally good explanations pass for different ones in 1 of 4,500 groups."""
+
+    @property
+    def of_one_explanation(self) -> RewardConfig:
+        """What the reward of a single explanation follows from."""
+        return RewardConfig(**{name: dict(self)[name] for name in RewardConfig.model_fields})
+
+    def faults(self) -> list[str]:
+        """Keys that have no effect."""
+        if (
+            self.noise_floor is None
+            and self.noise_floor_factor != type(self).model_fields["noise_floor_factor"].default
+        ):
+            return [
+                f"reward.noise_floor_factor={self.noise_floor_factor:g}: has no effect with noise_floor=null; set"
+                " reward.noise_floor=auto, or leave it out"
+            ]
+        return []
 
 
 class StudentsConfig(Section):

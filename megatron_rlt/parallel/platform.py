@@ -120,6 +120,14 @@ def group_of_a_thread(*, timeout_seconds: float) -> dist.ProcessGroup:
     return group
 
 
+def free_bytes() -> int | None:
+    """Memory of this rank's GPU that can still be allocated; None on a CPU, whose ranks share the host's."""
+    if not torch.cuda.is_available():
+        return None
+    free, _ = torch.cuda.mem_get_info()
+    return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+
+
 def stop_distributed() -> None:
     """Leave the process group after a barrier; leaving earlier can abort slower ranks."""
     if dist.is_initialized():

@@ -5,15 +5,26 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_rlt.algorithm.advantages import advantage_variance_shares, group_advantages
+from megatron_rlt.algorithm.advantages import (
+    advantage_variance_shares,
+    group_advantages,
+    is_within_noise,
+    within_group_std,
+)
 
 NAN = float("nan")
 
 
-def advantages_of(rewards: list[float], valid: list[bool] | None = None, *, normalize_std: bool = True) -> list[float]:
+def advantages_of(
+    rewards: list[float], valid: list[bool] | None = None, *, normalize_std: bool = True, spread: float = 0.0
+) -> list[float]:
     mask = torch.tensor(valid if valid is not None else [True] * len(rewards))
     values: list[float] = group_advantages(
-        torch.tensor(rewards, dtype=torch.float64), mask, normalize_std=normalize_std, std_epsilon=1e-4
+        torch.tensor(rewards, dtype=torch.float64),
+        mask,
+        normalize_std=normalize_std,
+        std_epsilon=1e-4,
+        smallest_spread=spread,
     ).tolist()
     return values
 
@@ -46,6 +57,38 @@ def test_equal_rewards_teach_nothing() -> None:
 def test_a_nan_that_claims_to_be_valid_is_refused() -> None:
     with pytest.raises(AssertionError, match="finite reward"):
         advantages_of([1.0, NAN])
+
+
+@pytest.mark.parametrize("normalize_std", [True, False])
+def test_a_group_within_the_noise_teaches_nothing(normalize_std: bool) -> None:
+    """The valid rewards 1, 2, 3 have the standard deviation 1; the fourth would make it larger."""
+    rewards, valid = [1.0, 2.0, 3.0, 9.0], [True, True, True, False]
+    exact = advantages_of(rewards, valid, normalize_std=normalize_std)
+    assert advantages_of(rewards, valid, normalize_std=normalize_std, spread=1.0) == exact != [0.0] * 4
+    assert advantages_of(rewards, valid, normalize_std=normalize_std, spread=1.001) == [0.0] * 4
+
+
+def test_one_valid_completion_has_no_spread_to_judge() -> None:
+    assert not is_within_noise(torch.tensor([1.0, NAN]), torch.tensor([True, False]), smallest_spread=5.0)
+
+
+def test_noise_is_what_a_group_does_not_share() -> None:
+    """Squares about the means: 0, then 1 + 1, then 4 + 0 + 4, over 1 + 1 + 2; one alone has no mean to miss."""
+    errors = [torch.tensor(group) for group in ([7.0, 7.0], [1.0, -1.0], [0.0, 2.0, 4.0], [9.0], [])]
+    assert within_group_std(errors) == pytest.approx((10 / 4) ** 0.5)
+    assert within_group_std([torch.tensor([3.0])]) == 0.0
+
+
+def test_equally_good_explanations_seldom_pass_twice_the_noise() -> None:
+    """Chi-square with 7 degrees of freedom is above 4 x 7 with probability 2.2e-4; at once the noise in about half."""
+    noise = torch.randn(20_000, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    valid = torch.ones(8, dtype=torch.bool)
+    share = {
+        factor: sum(not is_within_noise(group, valid, smallest_spread=factor) for group in noise) / len(noise)
+        for factor in (1.0, 2.0)
+    }
+    assert share[2.0] < 1e-3
+    assert 0.4 < share[1.0] < 0.5
 
 
 def shares(

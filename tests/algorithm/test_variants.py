@@ -25,7 +25,11 @@ def loss_of(
 ) -> float:
     """Loss of one group without division by the standard deviation; every token of completion i has `ratios[i]`."""
     advantages = group_advantages(
-        torch.tensor(rewards), torch.ones(len(rewards), dtype=torch.bool), normalize_std=False, std_epsilon=1e-4
+        torch.tensor(rewards),
+        torch.ones(len(rewards), dtype=torch.bool),
+        normalize_std=False,
+        std_epsilon=1e-4,
+        smallest_spread=0.0,
     )
     counts = torch.tensor(lengths)
     loss, _ = policy_loss(
@@ -139,5 +143,5 @@ def test_what_has_no_spread_has_no_advantage() -> None:
     mask = torch.ones(6, dtype=torch.bool)
     kept = groups_with_signal(values, mask, group_size=3, tolerance=0.0)
     for group, has_spread in zip(values.split(3), kept.tolist(), strict=True):
-        advantages = group_advantages(group, mask[:3], normalize_std=False, std_epsilon=1e-4)
+        advantages = group_advantages(group, mask[:3], normalize_std=False, std_epsilon=1e-4, smallest_spread=0.0)
         assert bool(advantages.abs().sum() > 0) == has_spread

@@ -77,7 +77,7 @@ def judge_and_draw(inputs: TinyInputs, output_dir: Path) -> Outcome:
         judged = _judge_group(context, group, COMPLETIONS, verdicts)
         scored, _ = context.learner.score([group], 0, PhaseTimer(heartbeat=tell_nobody, memory=MemoryLedger()))
         rewarded = [replace(one, reward=reward) for one, reward in zip(scored, judged.rewards, strict=True)]
-        advantages = [one.advantage for one in compute_advantages(rewarded, context.learner.grpo)]
+        advantages = [one.advantage for one in compute_advantages(rewarded, context.learner.grpo, smallest_spread=0.0)]
         strict = replace(context, verifier=context.verifier.model_copy(update=OVERLONG))
         longer = RolloutGroup(group.prompt, tuple(_completion(context.student, text) for text in LENGTHS))
         near_the_end = _judge_group(strict, longer, LENGTHS, [judge.verdict(PROBLEM, text) for text in LENGTHS])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_rlt.algorithm.advantages import group_advantages
+from megatron_rlt.algorithm.advantages import group_advantages, within_group_std
 from megatron_rlt.types import Reward
 
 PARTS = ("r_ss_mean", "r_ss_min", "r_kl_mean", "r_kl_max", "r_ss", "r_kl")
@@ -28,11 +28,12 @@ class Scores:
     rewards: tuple[Reward, ...]
 
 
-def compare(found: Scores, exact: Scores, groups: Tensor) -> dict[str, object]:
-    """Every figure of one scorer against the exact one.
+def compare(found: Scores, exact: Scores, groups: Tensor, token_counts: Tensor) -> dict[str, object]:
+    """Every figure of one scorer against the exact one; intervals are over groups.
 
     Args:
         groups: `[R]` the group of each explanation.
+        token_counts: `[R]` how many of the scores' tokens belong to each explanation; they sum to `N`.
     """
     gaps = (found.tokens.double() - exact.tokens.double()).abs()
     own, true = _totals(found), _totals(exact)
@@ -40,15 +41,25 @@ def compare(found: Scores, exact: Scores, groups: Tensor) -> dict[str, object]:
     flips = [_flips(own[rows], true[rows]) for rows in members]
     noise = torch.tensor([noise_share(own[rows], true[rows]) for rows in members], dtype=torch.float64)
     ranks = torch.tensor([spearman(own[rows], true[rows]) for rows in members], dtype=torch.float64)
+    by_row = torch.stack([part.sum() for part in torch.split(gaps, token_counts.tolist())])
+    sums = [(by_row[rows].sum(), token_counts[rows].sum()) for rows in members]
+    tokens = _ratio([(float(gap), float(count)) for gap, count in sums])
     return {
-        "token_error": {"mean": float(gaps.mean()), "p99": float(gaps.quantile(0.99)), "max": float(gaps.max())},
+        "token_error": tokens | {"p99": float(gaps.quantile(0.99)), "max": float(gaps.max())},
         "part_rms_error": {name: _rms(_part(found, name) - _part(exact, name)) for name in PARTS},
         "reward_rms_error": _rms(own - true),
+        "reward_noise": within_group_std([(own - true)[rows] for rows in members]),
         "noise_share": {"mean": float(noise.mean()), "interval": interval(noise)},
         "spearman": {"mean": float(ranks.mean()), "worst": float(ranks.min()), "interval": interval(ranks)},
-        "sign_flips": _share(flips, 0),
-        "sign_flips_of_large": _share(flips, 1),
+        "sign_flips": _ratio([(float(one.sum()), len(one)) for one, _ in flips]),
+        "sign_flips_of_large": _ratio([(float(one.sum()), len(one)) for _, one in flips]),
         "top1_agreement": float((found.top_ids == exact.top_ids).double().mean()),
+        "by_length": _by_length(own - true, members, token_counts),
+        "by_group": {
+            "spread": [float(true[rows].std(correction=0)) for rows in members],
+            "noise": [float((own - true)[rows].std(correction=0)) for rows in members],
+            "spearman": ranks.tolist(),
+        },
     }
 
 
@@ -77,32 +88,47 @@ def interval(values: Tensor, statistic: Callable[[Tensor], Tensor] = torch.mean)
 
 def worse_than(figures: Mapping[str, object], limits: Mapping[str, float]) -> list[str]:
     """The limits that a scorer breaks: `noise` at most, `spearman` at least, `flips` (of large advantages) at most."""
-    noise, ranks = figures["noise_share"], figures["spearman"]
-    assert isinstance(noise, Mapping)
-    assert isinstance(ranks, Mapping)
-    found = {"noise": float(noise["mean"]), "spearman": float(ranks["mean"]), "flips": _number(figures)}
+    names = {"noise": "noise_share", "spearman": "spearman", "flips": "sign_flips_of_large"}
+    found = {name: _mean(figures[key]) for name, key in names.items()}
     broken = {
         name: found[name] < limit if name == "spearman" else found[name] > limit for name, limit in limits.items()
     }
     return [f"{name} {found[name]:.3g} (limit {limits[name]:g})" for name, is_broken in broken.items() if is_broken]
 
 
-def _number(figures: Mapping[str, object]) -> float:
-    value = figures["sign_flips_of_large"]
-    assert isinstance(value, float)
-    return value
-
-
 def _flips(found: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
     """Which advantages change their sign: among all, and among those that are large."""
     valid = torch.ones(len(exact), dtype=torch.bool)
-    own, true = (group_advantages(rewards, valid, normalize_std=True, std_epsilon=1e-4) for rewards in (found, exact))
+    own, true = (
+        group_advantages(rewards, valid, normalize_std=True, std_epsilon=1e-4, smallest_spread=0.0)
+        for rewards in (found, exact)
+    )
     flipped = torch.sign(own) != torch.sign(true)
     return flipped, flipped[true.abs() > _LARGE]
 
 
-def _share(flips: Sequence[tuple[Tensor, Tensor]], which: int) -> float:
-    return float(torch.cat([one[which] for one in flips]).double().mean())
+def _mean(figure: object) -> float:
+    assert isinstance(figure, Mapping)
+    return float(figure["mean"])
+
+
+def _ratio(groups: Sequence[tuple[float, float]]) -> dict[str, object]:
+    """Sum over sum of one pair a group, with its interval."""
+    pairs = torch.tensor(groups, dtype=torch.float64)
+
+    def ratio(picked: Tensor) -> Tensor:
+        return picked[:, 0].sum() / picked[:, 1].sum()
+
+    return {"mean": float(ratio(pairs)), "interval": interval(pairs, ratio)}
+
+
+def _by_length(errors: Tensor, members: Sequence[Tensor], token_counts: Tensor) -> list[dict[str, float]]:
+    """Noise of the shortest, middle and longest third: root mean square of errors less their group's mean."""
+    centred = errors.clone()
+    for rows in members:
+        centred[rows] -= errors[rows].mean()
+    thirds = token_counts.argsort(stable=True).chunk(3)
+    return [{"tokens": float(token_counts[rows].double().mean()), "noise": _rms(centred[rows])} for rows in thirds]
 
 
 def _ranks(values: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from pydantic import model_validator
 from megatron_rlt.config.commands.rl import RlConfig
 from megatron_rlt.config.models import ModelConfig, Shapes
 from megatron_rlt.config.paths import tokenizer_faults
-from megatron_rlt.config.reward import RewardConfig, StudentsConfig
+from megatron_rlt.config.reward import StudentsConfig, TrainRewardConfig
 from megatron_rlt.config.rollout import ahead_faults
 
 
@@ -25,7 +25,7 @@ class TrainConfig(RlConfig):
     frozen start is then its student."""
     students: StudentsConfig | None = None
     """Further students, and how several rewards become one; None: `student` alone."""
-    reward: RewardConfig = RewardConfig()
+    reward: TrainRewardConfig = TrainRewardConfig()
     """RLT reward."""
 
     @model_validator(mode="before")
@@ -55,7 +55,7 @@ class TrainConfig(RlConfig):
 
     def faults(self, shapes: Shapes) -> list[str]:
         ahead = ahead_faults(self.rollout, self.mismatch)
-        return [*super().faults(shapes), *ahead, *self._students_faults()]
+        return [*super().faults(shapes), *ahead, *self._students_faults(), *self.reward.faults()]
 
     def _students_faults(self) -> list[str]:
         if self.students is None:

@@ -67,12 +67,21 @@ def rollout_work(engine: SamplingEngine, groups: Sequence[RolloutGroup]) -> tupl
     return sum(len(completion.token_ids) for completion in completions), engine.model_flops(prompts, completions)
 
 
-def compute_advantages(completions: Sequence[C], grpo: GrpoConfig) -> tuple[C, ...]:
-    """The completions with their advantages: how much better each is than the others of its question."""
+def compute_advantages(completions: Sequence[C], grpo: GrpoConfig, *, smallest_spread: float) -> tuple[C, ...]:
+    """The completions with their advantages: how much better each is than the others of its question.
+
+    `smallest_spread`: standard deviation of rewards below which a group's differences count as noise.
+    """
     rewards = torch.tensor([one.reward for one in completions], dtype=torch.float64)
     advantages = torch.cat(
         [
-            group_advantages(group, ~group.isnan(), normalize_std=grpo.normalize_std, std_epsilon=grpo.std_epsilon)
+            group_advantages(
+                group,
+                ~group.isnan(),
+                normalize_std=grpo.normalize_std,
+                std_epsilon=grpo.std_epsilon,
+                smallest_spread=smallest_spread,
+            )
             for group in torch.split(rewards, grpo.group_size)
         ]
     )

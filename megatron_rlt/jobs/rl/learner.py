@@ -83,11 +83,16 @@ class Learner:
         gap = self.mismatch.check(scored, number, self.policy.num_updates)
         return self.mismatch.corrected(scored), gap
 
-    def learn(self, completions: Sequence[C], gap: RolloutGap, number: int, timer: PhaseTimer) -> LearnedStep[C]:
-        """Compare completions within their groups and update the policy. Collective; `number` counts from 0."""
+    def learn(
+        self, completions: Sequence[C], gap: RolloutGap, number: int, timer: PhaseTimer, *, smallest_spread: float
+    ) -> LearnedStep[C]:
+        """Compare completions within their groups and update the policy. Collective; `number` counts from 0.
+
+        `smallest_spread`: as of `compute_advantages`.
+        """
         version = self.policy.num_updates
         with timer.phase("update") as phase:
-            compared = compute_advantages(completions, self.grpo)
+            compared = compute_advantages(completions, self.grpo, smallest_spread=smallest_spread)
             updates = update_policy(self.policy, compared, self.grpo, max_completion_tokens=self.max_completion_tokens)
             self._maybe_update_reference(number)
             sequences = [one.sequence for one in compared]

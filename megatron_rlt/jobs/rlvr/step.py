@@ -69,7 +69,8 @@ def rlvr_step(context: RlvrContext, next_problems: NextProblems, number: int, ti
     completions, gap = context.learner.score([one.group for one in judged], number, timer)
     rewards = [reward for one in judged for reward in one.rewards]
     rewarded = [replace(one, reward=reward) for one, reward in zip(completions, rewards, strict=True)]
-    return RlvrStep(judged, num_replaced, context.learner.learn(rewarded, gap, number, timer))
+    learned = context.learner.learn(rewarded, gap, number, timer, smallest_spread=0.0)  # a verdict has no noise
+    return RlvrStep(judged, num_replaced, learned)
 
 
 def sample_judged_groups(

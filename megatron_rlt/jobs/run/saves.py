@@ -104,15 +104,15 @@ class Saves:
 
     def _capture(self, state: TrainingState, step: int, sampled_ahead: bytes) -> CapturedState:
         policy = state.policy
+        counters = {} if state.measured is None else state.measured.counters()
+        counters |= {"skipped_in_a_row": policy.skipped_in_a_row}
         return capture_training_state(
             step,
             models=state.models,
             optimizer=policy.optimizer,
             scheduler=policy.scheduler,
             rank_state=RankState.capture(extra=b""),
-            shared_state=SharedState(
-                state.stream.state_bytes(), {"skipped_in_a_row": policy.skipped_in_a_row}, sampled_ahead
-            ),
+            shared_state=SharedState(state.stream.state_bytes(), counters, sampled_ahead),
             num_updates=policy.num_updates,
             reshardable=self._config.reshardable,
             copy=self._config.background,

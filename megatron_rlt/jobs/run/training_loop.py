@@ -126,6 +126,8 @@ class TrainingRun:
             state.stream.load_state_bytes(loaded.shared.data_position)
             if state.ahead is not None:
                 state.ahead.load_state_bytes(loaded.shared.sampled_ahead)
+            if state.measured is not None:
+                state.measured.load_counters(loaded.shared.counters)
             state.policy.num_updates = loaded.num_updates
             state.policy.skipped_in_a_row = loaded.shared.counters["skipped_in_a_row"]
             if loaded.rank_state is not None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from megatron_rlt.checkpoint.training_state import POLICY
 from megatron_rlt.data.loader import ProblemStream
@@ -23,6 +23,16 @@ class SampledAhead(Protocol):
         """Restore them; collective."""
 
 
+class MeasuredOnce(Protocol):
+    """What a run measured when it began, by name."""
+
+    def counters(self) -> dict[str, float]:
+        """For its checkpoints."""
+
+    def load_counters(self, counters: Mapping[str, Any]) -> None:
+        """Restore it, from counters of which some are of others."""
+
+
 @dataclass(frozen=True)
 class TrainingState:
     """Everything that changes during training and is saved in checkpoints."""
@@ -31,6 +41,7 @@ class TrainingState:
     reference: LanguageModel | None
     stream: ProblemStream
     ahead: SampledAhead | None = None  # None: nothing is sampled ahead
+    measured: MeasuredOnce | None = None  # None: nothing is measured
 
     @property
     def models(self) -> dict[str, LanguageModel]:

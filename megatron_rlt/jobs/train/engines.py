@@ -13,6 +13,7 @@ from megatron_rlt.jobs.reward.scorer import FIRST, Scorer, build_scorer
 from megatron_rlt.jobs.rl.engines import build_learner, sampling_engine
 from megatron_rlt.jobs.rl.learner import Learner
 from megatron_rlt.jobs.run.load_models import load_frozen_model, load_model, memory_usage
+from megatron_rlt.jobs.train.noise_floor import NoiseFloor, NoiseProbe
 from megatron_rlt.metrics.memory import MemoryUsage
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.layout import build_layout
@@ -33,6 +34,7 @@ class TrainContext:
     students: Mapping[str, Scorer]  # by name, the first student first
     reduction: StudentsConfig | None  # None: one student
     learner: Learner
+    noise_floor: NoiseFloor
 
     def memory_usage(self) -> MemoryUsage:
         """Bytes of all models, the optimizer and the KV cache on this rank; peaks since the last call."""
@@ -67,7 +69,9 @@ def build_context(config: TrainConfig, pairs: Mapping[str, PairBuilder], on_prog
         on_progress=on_progress,
     )
     learner = build_learner(config, config.teacher, old_policy, teacher.tokenizer.decode, on_progress)
-    return TrainContext(config.seed, teacher, rollout, students, config.students, learner)
+    probe = NoiseProbe(students, config.students_by_name, config.students, old_policy, config.scoring)
+    floor = NoiseFloor(config.reward, probe)
+    return TrainContext(config.seed, teacher, rollout, students, config.students, learner, floor)
 
 
 def _num_token_ids(teacher: LanguageModel, student: Scorer) -> int:

@@ -9,16 +9,22 @@ import torch
 
 from megatron_rlt.algorithm.advantages import advantage_variance_shares
 from megatron_rlt.config.reward import RewardConfig
-from megatron_rlt.jobs.rl.learner import LearnedStep, Learner
+from megatron_rlt.config.training import GrpoConfig
+from megatron_rlt.jobs.rl.learner import LearnedStep
+from megatron_rlt.jobs.train.engines import TrainContext
 from megatron_rlt.metrics.reduce import Tally
 from megatron_rlt.rewards.rlt import contribution
 from megatron_rlt.rewards.terms import LABELS, TERMS
 from megatron_rlt.types import FormatFlag, Reward, ScoredExplanation
 
 
-def step_metrics(result: LearnedStep[ScoredExplanation], learner: Learner, reward: RewardConfig) -> dict[str, float]:
+def step_metrics(
+    result: LearnedStep[ScoredExplanation], context: TrainContext, reward: RewardConfig
+) -> dict[str, float]:
     """Everything worth a curve, over the completions of all ranks. Means of rewards leave dropped completions out."""
-    completions = result.completions
+    completions, learner = result.completions, context.learner
+    rewards = torch.tensor([one.reward for one in completions], dtype=torch.float64)
+    below = [context.noise_floor.is_below(group) for group in torch.split(rewards, learner.grpo.group_size)]
     kept = [one.combined for one in completions if one.combined.dropped is None]
     dropped = Counter(one.combined.dropped for one in completions if one.combined.dropped is not None)
     return {
@@ -27,7 +33,8 @@ def step_metrics(result: LearnedStep[ScoredExplanation], learner: Learner, rewar
         **_rewards_by_student(completions),
         **{f"dropped/{reason}": float(count) for reason, count in dropped.items()},
         "dropped_completions": float(dropped.total()),
-        **_variance_shares(completions, learner, reward),
+        **context.noise_floor.metrics(num_below=sum(below)),
+        **_variance_shares(completions, below, learner.grpo, reward),
         **{name: Tally.of(vars(one.leaks)[name] for one in completions).mean for name in vars(completions[0].leaks)},
         **_form(completions),
         **learner.metrics(result),
@@ -47,8 +54,9 @@ def _rewards_by_student(completions: Sequence[ScoredExplanation]) -> dict[str, f
 
 
 def _variance_shares(
-    completions: Sequence[ScoredExplanation], learner: Learner, reward: RewardConfig
+    completions: Sequence[ScoredExplanation], below: Sequence[bool], grpo: GrpoConfig, reward: RewardConfig
 ) -> dict[str, float]:
+    """Shares of the terms in the advantages; groups below the noise floor have none."""
     shares = advantage_variance_shares(
         {
             term.name: torch.tensor(
@@ -57,9 +65,9 @@ def _variance_shares(
             for term in TERMS
         },
         torch.tensor([one.question_index for one in completions]),
-        torch.tensor([one.combined.dropped is None for one in completions]),
-        normalize_std=learner.grpo.normalize_std,
-        std_epsilon=learner.grpo.std_epsilon,
+        torch.tensor([one.combined.dropped is None and not below[one.question_index] for one in completions]),
+        normalize_std=grpo.normalize_std,
+        std_epsilon=grpo.std_epsilon,
     )
     return {f"advantage_share/{name}": share for name, share in shares.items()}
 

@@ -40,7 +40,7 @@ def run_train(config: TrainConfig, heartbeat: Heartbeat) -> int:
     store = CompletionStore(
         config.output_dir / "completions",
         terms=tuple(LABELS),
-        reward=config.reward,
+        reward=config.reward.of_one_explanation,
         is_writer=config.metrics.store_completions and dist.get_rank() == 0,
     )
     rollouts = RolloutSource(context, config.rollout, stream.next_batch, num_steps=config.num_steps)
@@ -49,8 +49,10 @@ def run_train(config: TrainConfig, heartbeat: Heartbeat) -> int:
         result = step(context, rollouts.next(number, run.timer), number, run.timer)
         with run.timer.phase("record"):
             store.write_step(number + 1, result.completions)
-            metrics = step_metrics(result, context.learner, config.reward)
+            metrics = step_metrics(result, context, config.reward)
             return metrics | context.rollout.take_metrics()
 
-    state = TrainingState(context.learner.policy, context.learner.reference_model, stream, rollouts)
+    state = TrainingState(
+        context.learner.policy, context.learner.reference_model, stream, rollouts, context.noise_floor
+    )
     return run.train(state, take_step, num_steps=config.num_steps, shown=(*shown_terms(pairs[FIRST]), *_SHOWN))

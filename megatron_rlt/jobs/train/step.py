@@ -27,7 +27,8 @@ def step(
     groups, students = read_explanations(context, rollouts, timer)
     completions, gap = context.learner.score(groups, number, timer)
     explanations = reward(context, completions, students, timer)
-    return context.learner.learn(explanations, gap, number, timer)
+    smallest = context.noise_floor.smallest_spread(explanations, context.learner.grpo.group_size, timer)
+    return context.learner.learn(explanations, gap, number, timer, smallest_spread=smallest)
 
 
 def read_explanations(
