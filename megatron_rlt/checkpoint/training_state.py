@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
@@ -39,6 +40,7 @@ from megatron_rlt.checkpoint.manifest import (
 )
 from megatron_rlt.checkpoint.rank_state import RankState
 from megatron_rlt.checkpoint.sharded import load_model, load_optimizer, save_model, save_optimizer
+from megatron_rlt.checkpoint.torch_format import loading
 from megatron_rlt.disk_faults import writing
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.parallel.collectives import broadcast_record
@@ -135,7 +137,8 @@ def load_training_state(
     Random-number states stay: call `rank_state.restore_rng()` once everything else is built.
 
     Raises:
-        ValueError: the checkpoint lacks one of the models.
+        ValueError: the checkpoint lacks one of the models, or is not of these models, or was not written by this
+            program.
     """
     path, manifest = info.path, info.manifest
     if missing := sorted(set(models) - set(manifest.models)):
@@ -143,12 +146,17 @@ def load_training_state(
             f"a run resumes with the models it was saved with; {path} holds {list(manifest.models)} but not {missing}: "
             "resume with the configuration of the saved run"
         )
-    for name, model in models.items():
-        load_model(model, path / "models" / name)
-    load_optimizer(optimizer, models[POLICY], path / "optimizer")
+    try:
+        for name, model in models.items():
+            load_model(model, path / "models" / name)
+        load_optimizer(optimizer, models[POLICY], path / "optimizer")
+    except CheckpointingException as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path} holds the state of other models than this run's: {reason}") from error
     shared = _read_shared(path / _SHARED)
     scheduler.num_steps = 0  # Megatron's load adds the saved count to the present one
-    scheduler.load_state_dict(dict(shared.scheduler))
+    with loading(path / _SHARED):
+        scheduler.load_state_dict(dict(shared.scheduler))
     sampled_ahead = (path / _SAMPLED_AHEAD).read_bytes() if _SAMPLED_AHEAD in manifest.files else b""
     same_layout = manifest.layout == _saved_layout(models)
     return LoadedState(
