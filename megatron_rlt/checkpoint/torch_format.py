@@ -6,6 +6,7 @@ classes below, objects are neither saved nor loaded, and torch's weights-only re
 
 from __future__ import annotations
 
+import errno
 import io
 import pathlib
 import pickle
@@ -199,7 +200,7 @@ def loading(folder: Path) -> Iterator[None]:
         ) from error
     except CheckpointException as error:
         rank, cause = _first_cause(error)
-        if isinstance(cause, OSError):
+        if isinstance(cause, OSError) and cause.errno != errno.EINVAL:  # that of a place before a file's beginning
             raise cause from error
         raise ValueError(
             f"{folder} is damaged or holds more than data, of which nothing was run (rank {rank}:"

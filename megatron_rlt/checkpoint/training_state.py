@@ -60,6 +60,15 @@ class SharedState:
     counters: Mapping[str, Any]  # JSON values by name
     sampled_ahead: bytes = b""  # completions of the next step, if they were sampled already
 
+    def counter(self, name: str) -> int:
+        """A whole number by name. Raises ValueError where it is none."""
+        value = self.counters.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ValueError(
+                f"{_SHARED} of the checkpoint says {repr(value)[:50]} for {name}, which is a number from 0: take an intact one"
+            )
+        return value
+
 
 @dataclass(frozen=True)
 class LoadedState:

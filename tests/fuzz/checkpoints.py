@@ -143,8 +143,8 @@ def _open(
     stream.load_state_bytes(loaded.shared.data_position)
     stream.next_batch(1)
     stream.close()
-    for counter in _COUNTERS:
-        training.policy.skipped_in_a_row = loaded.shared.counters[counter]
+    for name in _COUNTERS:
+        training.policy.skipped_in_a_row = loaded.shared.counter(name)
     if loaded.rank_state is not None:
         loaded.rank_state.restore_rng()
 

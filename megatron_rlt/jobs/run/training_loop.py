@@ -34,7 +34,7 @@ from megatron_rlt.whole_files import discard
 
 CHECKPOINTS = "checkpoints"
 """Folder in the run folder; exports stand beside it, each under the name of its kind."""
-
+_SKIPPED = "skipped_in_a_row"
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class TrainingRun:
             if state.ahead is not None:
                 state.ahead.load_state_bytes(loaded.shared.sampled_ahead)
             state.policy.num_updates = loaded.num_updates
-            state.policy.skipped_in_a_row = loaded.shared.counters["skipped_in_a_row"]
+            state.policy.skipped_in_a_row = loaded.shared.counter(_SKIPPED)
             if loaded.rank_state is not None:
                 loaded.rank_state.restore_rng()
             return loaded.step
@@ -178,7 +178,7 @@ class TrainingRun:
                 scheduler=state.policy.scheduler,
                 rank_state=RankState.capture(extra=b""),
                 shared_state=SharedState(
-                    state.stream.state_bytes(), {"skipped_in_a_row": state.policy.skipped_in_a_row}, sampled_ahead
+                    state.stream.state_bytes(), {_SKIPPED: state.policy.skipped_in_a_row}, sampled_ahead
                 ),
                 num_updates=state.policy.num_updates,
                 keep_last=self._checkpoint.keep_last,
