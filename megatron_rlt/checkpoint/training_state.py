@@ -65,7 +65,7 @@ class SharedState:
         value = self.counters.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise ValueError(
-                f"{_SHARED} of the checkpoint says {repr(value)[:50]} for {name}, which is a number from 0: take an intact one"
+                f"{_SHARED} of the checkpoint says {repr(value)[:50]} for {name}, a number from 0: take an intact one"
             )
         return value
 

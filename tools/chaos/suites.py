@@ -64,7 +64,7 @@ def run_suite(suite: Suite) -> Counts | None:
         python = str(VLLM_PYTHON if suite.needs_vllm else sys.executable)
         ended = _pytest(python, [*suite.tests, f"--junitxml={report}"], {})
         if not report.exists():
-            return Counts(0, 0, (ended.stdout[-600:] + ended.stderr[-600:],))
+            return Counts(0, 0, (_end_of(ended),))
         tests = list(ElementTree.parse(report).iter("testcase"))
     failed = [f"{test.get('classname')}: {test.get('name')}" for test in tests if _has(test, "failure", "error")]
     skipped = sum(_has(test, "skipped") for test in tests)
@@ -78,7 +78,7 @@ def run_fuzzer(num_inputs: int) -> tuple[dict[str, dict[str, int]], list[str]]:
         match[1].strip(): {"inputs": int(match[2]), "refused": int(match[3]), "legal": int(match[4])}
         for match in _FUZZED.finditer(ended.stdout)
     }
-    return groups, [] if ended.returncode == 0 and groups else [ended.stdout[-1500:]]
+    return groups, [] if ended.returncode == 0 and groups else [_end_of(ended)]
 
 
 def _pytest(python: str, arguments: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -87,6 +87,10 @@ def _pytest(python: str, arguments: list[str], variables: dict[str, str]) -> sub
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
     )
+
+
+def _end_of(ended: subprocess.CompletedProcess[str]) -> str:
+    return f"pytest ended with status {ended.returncode}: {ended.stdout[-1500:]} {ended.stderr[-300:]}"
 
 
 def _has(test: ElementTree.Element, *names: str) -> bool:
