@@ -16,7 +16,7 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 # Which engine samples in the demo's RL: megatron, or vllm (make demo ENGINE=vllm).
 ENGINE ?= megatron
 
-.PHONY: demo demo-ablation test test-all test-vllm test-py312 test-slurm test-slurm-all test-nemo fuzz lint format docs clean
+.PHONY: demo demo-ablation test test-all test-vllm test-py312 test-slurm test-slurm-all test-nemo fuzz chaos lint format docs clean
 
 ifeq ($(ENGINE),vllm)
 demo: $(VLLM_INSTALLED)
@@ -41,6 +41,10 @@ test-all: $(INSTALLED) lint
 N ?= 5000
 fuzz: $(INSTALLED)
 	FUZZ_INPUTS=$(N) OMP_NUM_THREADS=1 $(BIN)/pytest -s tests/fuzz
+
+# Kills, full disks, second starts, sockets and the suites of faults: the table of docs/reliability.md. Over an hour.
+chaos: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.chaos.campaign runs/chaos --out docs/results/chaos.json
 
 # The suite without vLLM on Python 3.12, once per release; GPU hosts have it.
 test-py312:

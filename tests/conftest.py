@@ -10,7 +10,7 @@ import torch
 
 from megatron_rlt.parallel.environment import set_block_scales
 from tests.preloaded import preloaded_program
-from tests.ranks import start_forkserver
+from tools.preloaded import start_forkserver
 
 set_block_scales(float32=True)  # the default; Transformer Engine reads it when the first test module imports Megatron
 

@@ -6,30 +6,19 @@ arguments must be picklable: define functions at module level.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import socket
 import time
 import traceback
 from collections.abc import Callable
-from multiprocessing.forkserver import ensure_running
 from queue import Empty
 from typing import Any
 
+from tools.preloaded import forkserver
+
 _TIMEOUT_SECONDS = 240.0
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.preload"])
-
-
-def forkserver() -> Any:
-    """The context whose processes begin with the whole package imported."""
-    return _context
-
-
-def start_forkserver() -> None:
-    """Let the fork server begin to import; whoever needs it first starts it otherwise."""
-    ensure_running()
+_context = forkserver()
 
 
 def run_ranks(

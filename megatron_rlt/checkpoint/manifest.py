@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
@@ -104,16 +105,17 @@ class Manifest(_Record):
             raise ValueError(f"{path} was altered: the SHA-256 of its content is not the one it states")
         if folder.resolve().name != (name := STEP_NAME.format(manifest.step)):
             raise ValueError(f"{path} is the manifest of {name}, not of a folder named {folder.resolve().name}")
-        if missing := manifest.missing_files():
-            raise ValueError(f"{path} does not name {missing[0]}, which every checkpoint has")
+        if (missing := manifest.missing_file()) is not None:
+            raise ValueError(f"{path} does not name {missing}, which every checkpoint of its layout has")
         return manifest
 
-    def missing_files(self) -> list[str]:
-        """Files that a checkpoint of these models and this layout has, and that are not recorded."""
+    def missing_file(self) -> str | None:
+        """The first file that a checkpoint of these models and this layout has, and that is not recorded."""
         parts = [*(f"models/{name}" for name in self.models), "optimizer"]
-        needed = [f"{part}/{name}" for part in parts for name in (".metadata", "metadata.json", "common.pt")]
-        needed += ["shared.json", "data_position.json", *(rank_file(rank) for rank in range(self.layout.num_ranks))]
-        return [name for name in needed if name not in self.files]
+        whole = (f"{part}/{name}" for part in parts for name in (".metadata", "metadata.json", "common.pt"))
+        ranks = map(rank_file, range(self.layout.num_ranks))  # one by one: a forged layout may have 10^30
+        needed = chain(whole, ("shared.json", "data_position.json"), ranks)
+        return next((name for name in needed if name not in self.files), None)
 
 
 def rank_file(rank: int) -> str:

@@ -6,12 +6,13 @@ import io
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
-from megatron_rlt.checkpoint.torch_format import load_plain
+from megatron_rlt.checkpoint.torch_format import load_plain, loading
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,16 @@ class RankState:
         return cls(_to_bytes(states), extra)
 
     def restore_rng(self) -> None:
-        """Restore every generator. Call it last: building models and loaders may draw random numbers."""
-        states = load_plain(self.rng, Path("the random-number states of a checkpoint"))
+        """Restore every generator. Call it last: building models and loaders may draw random numbers.
+
+        Raises ValueError for states that this program did not capture.
+        """
+        what = Path("the random-number states of a checkpoint")
+        states = load_plain(self.rng, what)
+        with loading(what):
+            self._restore(states)
+
+    def _restore(self, states: Any) -> None:  # noqa: ANN401 - plain values
         name, keys, position, has_gauss, cached_gaussian = states["numpy"]
         random.setstate(states["python"])
         np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached_gaussian))

@@ -112,8 +112,11 @@ def save_model(model: LanguageModel, folder: Path) -> None:
 
 
 def load_model(model: LanguageModel, folder: Path) -> None:
-    """Overwrite a model's weights with those of a folder written in any layout. Collective on the whole job."""
-    with model.layout:
+    """Overwrite a model's weights with those of a folder written in any layout. Collective on the whole job.
+
+    Raises ValueError and Megatron's CheckpointingException as `loading` does.
+    """
+    with model.layout, loading(folder):
         state = model.sharded_state_dict(metadata=dict(_METADATA))
         objects = [key for key, value in state.items() if isinstance(value, ShardedObject)]
         # Modules that could have an object state ask for it: None is what they have without delayed scaling in FP8.
@@ -124,9 +127,10 @@ def load_optimizer(optimizer: MegatronOptimizer, model: LanguageModel, folder: P
     """Overwrite the optimizer's state with that of a folder. Collective on the whole job.
 
     `reshardable`: of the save. `full` was written in any layout, `tp_pp` in one with this tp and pp.
+    Raises ValueError and Megatron's CheckpointingException as `loading` does.
     """
     _allocate_moments(optimizer)
-    with model.layout:
+    with model.layout, loading(folder):
         if reshardable == "tp_pp":
             state = _load(_with_own_parts(optimizer, model), folder)
         else:
@@ -173,12 +177,25 @@ def _copied(shard: ShardedTensor) -> ShardedTensor:
 
 
 def _load(state: dict[str, Any], folder: Path) -> dict[Any, Any]:
-    with _without_deprecations(), loading(folder):
+    _require_own_format(folder)
+    with _without_deprecations():
         loaded: dict[Any, Any] = dist_checkpointing.load(
             state, str(folder), DataOnlyLoadStrategy(), DataOnlyCommonStrategy(), strict=StrictHandling.RAISE_ALL
         )
     loaded.pop(_CONTENT_METADATA)
     return loaded
+
+
+def _require_own_format(folder: Path) -> None:
+    """Megatron looks the format up in this file, and does not check what it finds."""
+    file = folder / CONFIG_FNAME
+    expected = asdict(CheckpointingConfig(_BACKEND, _BACKEND_VERSION))
+    try:
+        found = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        found = None
+    if found != expected:
+        raise ValueError(f"{file} does not say that this is a checkpoint of this program ({json.dumps(expected)})")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ classes below, objects are neither saved nor loaded, and torch's weights-only re
 
 from __future__ import annotations
 
+import errno
 import io
 import pathlib
 import pickle
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME, TorchCommonLoadStrategy
@@ -56,6 +58,8 @@ _ALLOWED: dict[tuple[str, str], object] = {
     ("pathlib", "PosixPath"): pathlib.PosixPath,
     **{("torch", name): getattr(torch, name) for name in _DTYPES},
 }
+# What content of unexpected shape raises in readers that check little, such as Megatron's of optimizers.
+_OF_CONTENT = (KeyError, TypeError, AttributeError, IndexError, AssertionError, OverflowError, RuntimeError)
 # What torch says where a file that it opened itself could not be written; the number of the error is lost.
 _WRITE_FAILURES = ("PytorchStreamWriter failed", "file write failed", "iostream error", "inline_container")
 
@@ -181,18 +185,31 @@ def saving(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def loading(folder: Path) -> Iterator[None]:
-    """As `saving`. Raises ValueError in one line for what a crafted file makes torch refuse."""
+    """Raise ValueError in one line for what damaged or crafted files make torch, Megatron or a reader of theirs raise.
+
+    A checkpoint of another architecture stays Megatron's CheckpointingException.
+    """
     try:
         yield
+    except (torch.OutOfMemoryError, dist.DistError):
+        raise  # of this machine and its ranks
+    except _OF_CONTENT as error:
+        raise ValueError(
+            f"{folder} is damaged or not of this program, and nothing in it was run ({type(error).__name__}:"
+            f" {_short(error)})"
+        ) from error
     except CheckpointException as error:
         rank, cause = _first_cause(error)
-        if isinstance(cause, OSError):
+        if isinstance(cause, OSError) and cause.errno != errno.EINVAL:  # that of a place before a file's beginning
             raise cause from error
-        reason = " ".join(str(cause).split())[-200:]
         raise ValueError(
             f"{folder} is damaged or holds more than data, of which nothing was run (rank {rank}:"
-            f" {type(cause).__name__}: {reason})"
+            f" {type(cause).__name__}: {_short(cause)})"
         ) from error
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[-200:]
 
 
 def _first_cause(error: CheckpointException) -> tuple[int, BaseException]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
@@ -21,6 +22,7 @@ from megatron_rlt.checkpoint.folders import CheckpointInfo, layout_fault
 from megatron_rlt.checkpoint.manifest import SavedLayout, rank_file
 from megatron_rlt.checkpoint.rank_state import RankState
 from megatron_rlt.checkpoint.sharded import load_model, load_optimizer
+from megatron_rlt.checkpoint.torch_format import loading
 from megatron_rlt.config.models import LayoutConfig
 from megatron_rlt.models.language_model import LanguageModel
 
@@ -35,6 +37,15 @@ class SharedState:
     data_position: bytes  # the data loader's state as JSON, to continue at the next row
     counters: Mapping[str, Any]  # JSON values by name
     sampled_ahead: bytes = b""  # completions of the next step, if they were sampled already
+
+    def counter(self, name: str) -> int:
+        """A whole number by name. Raises ValueError where it is none."""
+        value = self.counters.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ValueError(
+                f"{SHARED} of the checkpoint says {repr(value)[:50]} for {name}, a number from 0: take an intact one"
+            )
+        return value
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,8 @@ def load_training_state(
     Random-number states stay: call `rank_state.restore_rng()` once everything else is built.
 
     Raises:
-        ValueError: the checkpoint lacks one of the models, or its optimizer belongs to another layout.
+        ValueError: the checkpoint lacks one of the models, or is not of these models, or was not written by this
+            program, or its optimizer belongs to another layout.
     """
     path, manifest = info.path, info.manifest
     if fault := layout_fault(path, manifest, saved_layout(models[POLICY])):
@@ -69,12 +81,17 @@ def load_training_state(
             f"a run resumes with the models it was saved with; {path} holds {list(manifest.models)} but not {missing}: "
             "resume with the configuration of the saved run"
         )
-    for name, model in models.items():
-        load_model(model, path / "models" / name)
-    load_optimizer(optimizer, models[POLICY], path / "optimizer", manifest.reshardable)
+    try:
+        for name, model in models.items():
+            load_model(model, path / "models" / name)
+        load_optimizer(optimizer, models[POLICY], path / "optimizer", manifest.reshardable)
+    except CheckpointingException as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path} holds the state of other models than this run's: {reason}") from error
     shared = _read_shared(path / SHARED)
     scheduler.num_steps = 0  # Megatron's load adds the saved count to the present one
-    scheduler.load_state_dict(dict(shared.scheduler))
+    with loading(path / SHARED):
+        scheduler.load_state_dict(dict(shared.scheduler))
     sampled_ahead = (path / SAMPLED_AHEAD).read_bytes() if SAMPLED_AHEAD in manifest.files else b""
     same_layout = manifest.layout == saved_layout(models[POLICY])
     return LoadedState(

@@ -28,9 +28,12 @@ from megatron.energon.flavors.webdataset.config import (
 )
 from megatron.energon.flavors.webdataset.prepare import SqliteIndexWriterAggregator
 
+from megatron_rlt.disk_faults import free_bytes, writing
+
 SPLIT = "train"  # the only split: held-out rows are a data set of their own
 DATASET_FILE = "dataset.yaml"
 MAX_PARTS = 1  # a row has one part, `json`
+_PAGE = 4096  # of SQLite's files
 _SQLITE_VERSION = slice(96, 100)  # bytes of the file's head: which version of the library wrote it
 
 
@@ -63,10 +66,11 @@ def check_energon_index(folder: Path, num_rows_by_shard: Mapping[str, int]) -> N
     names = list(num_rows_by_shard)
     with TemporaryDirectory(prefix="megatron-rlt-") as made:
         again = Path(made)
-        (again / MAIN_FOLDER_NAME).mkdir()
-        for name in names:
-            (again / name).symlink_to((folder / name).resolve())
-        _index_samples(again, names)
+        with writing(again):
+            (again / MAIN_FOLDER_NAME).mkdir()
+            for name in names:
+                (again / name).symlink_to((folder / name).resolve())
+            _index_samples(again, names)
         for path in (*(f"{name}.idx" for name in names), f"{MAIN_FOLDER_NAME}/{INDEX_SQLITE_FILENAME}"):
             held = folder / path
             if not held.is_file() or _content(held) != _content(again / path):
@@ -115,4 +119,6 @@ def _index_samples(folder: Path, names: list[str]) -> None:
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_IOERR_WRITE):
             raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        is_full = error.sqlite_errorcode == sqlite3.SQLITE_FULL or free_bytes(folder) < _PAGE
+        reason = errno.ENOSPC if is_full else errno.EIO  # SQLite keeps no other
+        raise OSError(reason, os.strerror(reason)) from error

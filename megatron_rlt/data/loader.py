@@ -36,6 +36,17 @@ from megatron_rlt.data.position import state_from_json, state_to_json
 from megatron_rlt.data.shards import problem_from_json, read_manifest
 from megatron_rlt.types import Problem
 
+# What energon raises for a position that it did not save, when it is set or when the first row is read.
+_OF_POSITION = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 NUM_OPEN_SHARDS = 16  # shards read in parallel when shuffling; energon's default, bounds the open files
 
 
@@ -116,13 +127,22 @@ class ProblemStream:
         self._order = _Order(manifest.content_hash, seed, shuffle_buffer_size, num_workers)
         self._loader = _open_loader(folder, self._order)
         self._rows: Generator[_ProblemSample, None, None] | None = None
+        self._is_restored = False  # and nothing was read since
 
     def next_batch(self, num_rows: int) -> tuple[Problem, ...]:
         """Return the next `num_rows` >= 1 problems, across epoch ends."""
         assert num_rows > 0, f"a batch of {num_rows} rows"
-        if self._rows is None:
-            self._rows = iter(self._loader)
-        return tuple(next(self._rows).problem for _ in range(num_rows))
+        try:
+            if self._rows is None:
+                self._rows = iter(self._loader)
+            rows = self._rows
+            batch = tuple(next(rows).problem for _ in range(num_rows))
+        except _OF_POSITION as error:
+            if not self._is_restored:
+                raise
+            raise self._damaged(error) from error
+        self._is_restored = False
+        return batch
 
     def state_bytes(self) -> bytes:
         """Serialize the position after the last batch, as JSON (equal positions may give different bytes)."""
@@ -138,7 +158,7 @@ class ProblemStream:
             state = json.loads(data)
             saved_order, position = dict(state["order"]), state_from_json(state["position"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"the saved data position of {self._folder} is damaged: {error}") from error
+            raise self._damaged(error) from error
         here = asdict(self._order)
         changed = {key: (saved_order.get(key), now) for key, now in here.items() if saved_order.get(key) != now}
         if changed:
@@ -149,7 +169,15 @@ class ProblemStream:
             )
         self.close()
         self._loader = _open_loader(self._folder, self._order)
-        self._loader.restore_state_rank(position)
+        try:
+            self._loader.restore_state_rank(position)
+        except _OF_POSITION as error:
+            raise self._damaged(error) from error
+        self._is_restored = True
+
+    def _damaged(self, error: Exception) -> ValueError:
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return ValueError(f"the saved data position of {self._folder} is damaged ({what}): take an intact checkpoint")
 
     def close(self) -> None:
         """End the worker processes; no batch can be read afterwards."""

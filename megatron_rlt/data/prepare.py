@@ -27,7 +27,15 @@ from megatron_rlt.disk_faults import writing
 from megatron_rlt.folder_lock import IN_FOLDER, locked_beside, locked_folder
 from megatron_rlt.given_files import FaultsError
 from megatron_rlt.types import Problem
-from megatron_rlt.whole_files import make_folder, real, require_writable, sweep, sweep_beside, temporary_beside
+from megatron_rlt.whole_files import (
+    flush_to_disk,
+    make_folder,
+    real,
+    require_writable,
+    sweep,
+    sweep_beside,
+    temporary_beside,
+)
 
 REJECTED_FILE = "rejected.jsonl"
 NUM_EXAMPLES = 3  # rejected rows quoted in an error
@@ -73,10 +81,13 @@ def prepare_shards(config: PrepareConfig) -> PrepareReport:
         try:
             with writing(target):
                 manifest = _write_data_set(partial, config, source_hash)
+                for path in (*sorted(partial.rglob("*")), partial):
+                    flush_to_disk(path)  # names never stand for files that a power failure would empty
                 if is_there:
                     _move_into(partial, target)
                 else:
                     partial.replace(real(target))
+                flush_to_disk(target if is_there else real(target).parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return PrepareReport(target, manifest, reused=False)

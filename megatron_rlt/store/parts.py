@@ -7,6 +7,7 @@ was asked, so that rows of two different runs never meet. Only one rank writes.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field
 from pathlib import Path
@@ -82,11 +83,14 @@ class PartStore:
         if not self.folder.is_dir():  # it has its identity before it has its name
             sweep_beside(self.folder)
             unnamed = temporary_beside(self.folder)
-            make_folder(unnamed)
-            self._write_identity(unnamed)
-            with writing(self.folder):
-                unnamed.rename(self.folder)
-                flush_to_disk(self.folder.parent)
+            try:
+                make_folder(unnamed)
+                self._write_identity(unnamed)
+                with writing(self.folder):
+                    unnamed.rename(self.folder)
+                    flush_to_disk(self.folder.parent)
+            finally:
+                shutil.rmtree(unnamed, ignore_errors=True)  # there only where the disk refused
         elif not (self.folder / _IDENTITY_FILE).is_file():  # empty, see `is_finished`
             self._write_identity(self.folder)
         number = 0

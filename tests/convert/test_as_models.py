@@ -17,10 +17,11 @@ from megatron_rlt.models.build import build_model
 from megatron_rlt.models.weights.load import load_weights
 from megatron_rlt.parallel.layout import build_layout
 from tests.convert.conversions import converted
-from tests.distributed.tiny_runs import SMALL_RL, TinyInputs, outcome, tiny_inputs, train_here
+from tests.distributed.tiny_runs import SMALL_RL, TinyInputs, tiny_inputs, train_here
 from tests.models.loading import assert_bit_equal, folder_tensors, loaded_model
 from tests.ranks import run_ranks
 from tests.tiny_models import tiny_hf_model
+from tools.chaos.outcome import outcome
 
 _KINDS = ("megatron", "nemo", "bridge")
 _LAYOUTS = (LayoutConfig(), LayoutConfig(pp=2), LayoutConfig(tp=2, sp=True), LayoutConfig(tp=2, pp=2))

@@ -1,19 +1,16 @@
-"""SIGKILL at every operation on files, one after the other: what a power failure does between two of them."""
+"""SIGKILL at every operation on files, one after the other."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from tests.ranks import forkserver
-
-_OPERATIONS = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.symlink", "open"}
-_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+from tools.chaos.kills import LABELS, Moment, arm
 
 
 def kills(function: Callable[..., Any], folders: Callable[[int], Path], *args: Any, step: int = 1) -> Iterator[Path]:
@@ -24,7 +21,8 @@ def kills(function: Callable[..., Any], folders: Callable[[int], Path], *args: A
     for number in count(1, step):
         folder = folders(number)
         folder.mkdir()
-        process = forkserver().Process(target=_run, args=(number, function, folder, args))
+        counts = forkserver().Array("q", len(LABELS))
+        process = forkserver().Process(target=_run, args=(Moment("any", number), counts, function, folder, args))
         process.start()
         process.join(timeout=120)
         assert process.exitcode in (0, -signal.SIGKILL), f"before operation {number}: {process.exitcode}"
@@ -34,24 +32,7 @@ def kills(function: Callable[..., Any], folders: Callable[[int], Path], *args: A
         yield folder
 
 
-def _run(number: int, function: Callable[..., Any], folder: Path, args: tuple[Any, ...]) -> None:
-    seen = [0]
-
-    def on_event(event: str, details: tuple[Any, ...]) -> None:
-        if event not in _OPERATIONS or not _place(event, details).startswith(str(folder)):
-            return
-        if event == "open" and not details[2] & _WRITES:
-            return
-        seen[0] += 1
-        if seen[0] == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(on_event)
+def _run(moment: Moment, counts: Any, function: Callable[..., Any], folder: Path, args: tuple[Any, ...]) -> None:
+    os.setsid()  # the kill is of a process group
+    arm(folder, moment, counts)
     function(folder, *args)
-
-
-def _place(event: str, details: tuple[Any, ...]) -> str:
-    """A path; `shutil.rmtree` removes by names in a folder that it has opened."""
-    if event in ("os.remove", "os.rmdir") and details[1] >= 0:
-        return str(Path(f"/proc/self/fd/{details[1]}").readlink())
-    return str(details[0])

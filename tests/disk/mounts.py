@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.ranks import forkserver
+from tools.chaos import disks
 
 NOBODY = 65534
 
@@ -19,27 +19,29 @@ NOBODY = 65534
 @contextmanager
 def small_disk(folder: Path, num_bytes: int) -> Iterator[Path]:
     """A tmpfs of so many bytes on a new folder; skips the test where mounting is not permitted."""
-    folder.mkdir()
-    _mount("-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder))
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with skipped_without_mounts(), disks.small_disk(folder, num_bytes) as disk:
+        yield disk
 
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[Path]:
     """The folder, mounted read-only on itself."""
-    _mount("--bind", str(folder), str(folder))
+    with skipped_without_mounts():
+        disks.mount("--bind", str(folder), str(folder))
     try:
-        subprocess.run(["mount", "-o", "remount,ro,bind", str(folder)], check=True)
+        disks.mount("-o", "remount,ro,bind", str(folder))
         yield folder
     finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        disks.unmount(folder)
 
 
-def resize(disk: Path, num_bytes: int) -> None:
-    subprocess.run(["mount", "-o", f"remount,size={num_bytes}", str(disk)], check=True)
+@contextmanager
+def skipped_without_mounts() -> Iterator[None]:
+    """Skip the test where mounting is not permitted."""
+    try:
+        yield
+    except disks.MountError as error:
+        pytest.skip(str(error))
 
 
 def in_process(function: Callable[..., Any], *args: Any) -> str:
@@ -63,9 +65,3 @@ def _answer(queue: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> 
         queue.put(str(function(*args)))
     except BaseException as error:
         queue.put(f"{type(error).__name__}: {error}")
-
-
-def _mount(*arguments: str) -> None:
-    mounted = subprocess.run(["mount", *arguments], capture_output=True, text=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"mounting is not permitted here: {mounted.stderr.strip()}")

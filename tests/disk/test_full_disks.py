@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,26 +18,22 @@ import torch.distributed as dist
 from megatron_rlt.checkpoint.background import BackgroundWrite
 from megatron_rlt.checkpoint.folders import find_resumable, list_checkpoints
 from megatron_rlt.config.commands.sft import SftConfig
+from megatron_rlt.data.check import check_data_set
 from megatron_rlt.disk_faults import DiskError
 from megatron_rlt.metrics.writer import JsonLines
 from megatron_rlt.models.weights.hf_writer import write_folder
 from megatron_rlt.parallel.platform import group_of_a_thread
 from megatron_rlt.store.run_folder import write_run_folder
 from tests.checkpoint.tiny_training import layout_of, tiny_training
-from tests.data.sources import numbered_rows, prepare, write_lines
-from tests.disk.mounts import resize, small_disk
+from tests.data.sources import numbered_rows, numbered_shards, prepare, write_lines
+from tests.disk.mounts import small_disk
 from tests.ranks import run_ranks
 from tests.store.test_parts import rows, store
 from tests.tiny_models import tiny_hf_model
+from tools.chaos.disks import PAGE, resize, used_bytes
 
 ROOMY = 64 * 2**20
-PAGE = 4096
 FULL = os.strerror(errno.ENOSPC)
-
-
-def _used(folder: Path) -> int:
-    """Bytes that a tmpfs needs for a folder's files; folders themselves take none."""
-    return sum(-(-path.stat().st_size // PAGE) * PAGE for path in folder.rglob("*") if path.is_file())
 
 
 def _refusal(action: Callable[[], Any]) -> str:
@@ -81,7 +78,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint_bytes(model: Path, tmp_path_factory: pytest.TempPathFactory) -> int:
     folder = tmp_path_factory.mktemp("whole")
     run_ranks(_save, 1, model, folder)
-    return _used(folder)
+    return used_bytes(folder)
 
 
 @pytest.mark.parametrize("fits", ["models", "optimizer/common.pt"])
@@ -89,7 +86,7 @@ def test_a_disk_that_is_full_for_one_rank_alone(model: Path, tmp_path: Path, fit
     """Exactly what is written first fits: of the rest, the common state and the papers are the first rank's alone."""
     run_ranks(_save, 2, model, tmp_path / "whole")
     whole = tmp_path / "whole" / "step-000001"
-    size = _used(whole / "models") + (PAGE if fits != "models" else 0)
+    size = used_bytes(whole / "models") + (PAGE if fits != "models" else 0)
     with small_disk(tmp_path / "disk", size) as disk:
         for seen in run_ranks(_save_twice, 2, model, disk):
             assert str(disk / "checkpoints") in seen["refused"]
@@ -132,7 +129,7 @@ def test_a_checkpoint_on_a_full_disk(
 def test_an_export_on_a_full_disk(tmp_path: Path, model: Path, share: float) -> None:
     tensors = [(f"layer.{number}", torch.ones(64, 64)) for number in range(8)]
     write_folder(iter(tensors), model, tmp_path / "whole", max_shard_bytes=50_000)
-    with small_disk(tmp_path / "disk", int(share * _used(tmp_path / "whole")) // PAGE * PAGE) as disk:
+    with small_disk(tmp_path / "disk", int(share * used_bytes(tmp_path / "whole")) // PAGE * PAGE) as disk:
         refused = _refusal(lambda: write_folder(iter(tensors), model, disk / "hf", max_shard_bytes=50_000))
         assert refused.startswith(f"{disk}"), refused
         assert f"{FULL} (" in refused
@@ -146,13 +143,31 @@ def test_an_export_on_a_full_disk(tmp_path: Path, model: Path, share: float) -> 
 def test_prepare_on_a_full_disk(tmp_path: Path, share: float) -> None:
     source = write_lines(tmp_path / "rows.jsonl", *numbered_rows(400))
     prepare(tmp_path / "whole", source, rows_per_shard=100)
-    with small_disk(tmp_path / "disk", int(share * _used(tmp_path / "whole")) // PAGE * PAGE) as disk:
+    with small_disk(tmp_path / "disk", int(share * used_bytes(tmp_path / "whole")) // PAGE * PAGE) as disk:
         refused = _refusal(lambda: prepare(disk / "shards", source, rows_per_shard=100))
         assert f"{FULL} (" in refused
         assert str(disk / "shards") in refused
         assert list(disk.iterdir()) == []
         resize(disk, ROOMY)
         assert prepare(disk / "shards", source, rows_per_shard=100).manifest.num_rows == 400
+
+
+def test_an_index_that_cannot_be_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of shards writes into the folder of temporary files."""
+    shards = numbered_shards(tmp_path, 30)
+    with small_disk(tmp_path / "disk", 2 * PAGE) as disk:
+        monkeypatch.setattr(tempfile, "tempdir", str(disk))
+        refused = _refusal(lambda: check_data_set(shards))
+        assert refused.startswith(str(disk))
+        assert f" cannot be written: {FULL} (" in refused
+        assert list(disk.iterdir()) == []
+
+
+def test_a_disk_that_is_full_before_the_first_part(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", PAGE) as disk:
+        (disk / "filler").write_bytes(bytes(PAGE))
+        assert _refusal(store(disk).begin).startswith(f"{disk}/.parts.")
+        assert [path.name for path in disk.iterdir()] == ["filler"]
 
 
 def test_parts_metrics_and_papers_on_a_full_disk(tmp_path: Path) -> None:

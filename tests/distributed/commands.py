@@ -14,8 +14,8 @@ import psutil
 
 from megatron_rlt.checkpoint.folders import list_checkpoints
 from megatron_rlt.metrics.writer import METRICS_FILE, read_metrics
-from tests.preloaded import PreloadedCommand
-from tests.sockets import ListeningSocket, sockets_while_it_runs
+from tools.chaos.sockets import ListeningSocket, sockets_while_it_runs
+from tools.preloaded import PreloadedCommand
 
 _TIMEOUT_SECONDS = 240.0
 _POLL_SECONDS, _POLL_SAVE_SECONDS = 0.02, 0.002  # a step of the tiny model takes a second, a save a tenth of one

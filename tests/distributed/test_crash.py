@@ -15,7 +15,8 @@ import pytest
 
 from megatron_rlt.checkpoint.folders import list_checkpoints
 from tests.distributed.commands import Attempt, Command, half_written, newest_step, step_of
-from tests.distributed.tiny_runs import ENDED_EARLY, RL_CONFIG, SMALL_RL, TinyInputs, hashes, outcome
+from tests.distributed.tiny_runs import ENDED_EARLY, RL_CONFIG, SMALL_RL, TinyInputs
+from tools.chaos.outcome import hashes, outcome
 
 NUM_STEPS, PROLONGED, INTERVAL = 16, 18, 3
 _NOT_RESULTS = ("run.json", "logs/", "tensorboard/")

@@ -16,9 +16,10 @@ from megatron_rlt.metrics.writer import read_metrics
 from megatron_rlt.prompts.pairs import pair_builder
 from megatron_rlt.store.explanation_row import StoredExplanation
 from megatron_rlt.store.explanations import read_explanations
-from tests.distributed.tiny_runs import ENDED_EARLY, RL_CONFIG, SMALL_RL, TinyInputs, hashes, outcome, train_here
+from tests.distributed.tiny_runs import ENDED_EARLY, RL_CONFIG, SMALL_RL, TinyInputs, train_here
 from tests.oracle import dense_logprobs
 from tests.ranks import run_ranks
+from tools.chaos.outcome import hashes, outcome
 from tools.demo.make_assets import save_model
 
 # A reference that is mixed after the first step.

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from megatron_rlt.metrics.writer import read_metrics
-from tests.disk.mounts import resize, small_disk
+from tests.disk.mounts import small_disk
 from tests.distributed.commands import Command
 from tests.distributed.tiny_runs import RL_CONFIG, SMALL_RL, SMALL_SFT, WARMUP_CONFIG, TinyInputs
+from tools.chaos.disks import resize
 
 _SAVES = ("checkpoint.interval_steps=1",)
 

@@ -1,15 +1,12 @@
-"""Real runs of the demo's tiny model on two ranks: inputs, settings, stopping, and what of two runs must be equal."""
+"""Real runs of the demo's tiny model on two ranks: inputs, settings, stopping."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 
@@ -22,7 +19,6 @@ from megatron_rlt.data.prepare import prepare_shards
 from megatron_rlt.jobs.sft import run_sft
 from megatron_rlt.jobs.train.run import run_train
 from megatron_rlt.launch.watchdog import Heartbeat
-from megatron_rlt.metrics.writer import read_metrics
 from tools.demo.make_assets import NUM_HEADS, make_assets
 
 ROOT = Path(__file__).parents[2]
@@ -49,10 +45,6 @@ SMALL_SFT = (
     "micro_batch_size=2",
     "data.shuffle_buffer_size=4",
     "metrics.tensorboard=false",
-)
-_OF_THE_MACHINE = (
-    *("seconds/", "save/", "tokens_per_second/", "model_flops_per_second/", "peak_share/"),
-    *("host_bytes/", "host_peak_bytes", "memory/"),
 )
 
 
@@ -114,27 +106,3 @@ def copy_run(source: Path, target: Path) -> Path:
         shutil.copytree(source, target)
     dist.barrier()
     return target
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run leaves behind that depends on nothing but its settings: equal for equal runs, bit for bit."""
-
-    metrics: list[dict[str, Any]]
-    weights: dict[str, str]  # SHA-256 by file of hf/
-    completions: dict[str, str]  # SHA-256 by file
-
-
-def outcome(folder: Path) -> Outcome:
-    """Read a run folder."""
-    metrics = [
-        {name: value for name, value in step.items() if not name.startswith(_OF_THE_MACHINE)}
-        for step in read_metrics(folder)
-    ]
-    return Outcome(metrics, hashes(folder / "hf"), hashes(folder / "completions"))
-
-
-def hashes(folder: Path, *, keep: Callable[[str], bool] = lambda _: True) -> dict[str, str]:
-    """SHA-256 of every file below a folder, by its relative path."""
-    names = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in names.items() if keep(name)}

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from tests.config.valid import VALID
+from tests.fuzz import checkpoints
 from tests.fuzz.configs import overrides, values, variables, yaml_texts
 from tests.fuzz.data import papers, rows, shards, stores
 from tests.fuzz.models import model_folders, tokenizers
-from tests.fuzz.outcome import Attempt, outcome_of
+from tests.fuzz.outcome import Attempt, Outcome, outcome_of
+from tests.ranks import run_ranks
 from tests.tiny_models import tiny_hf_model
 from tests.tiny_tokenizers import tiny_tokenizer
 
@@ -27,7 +29,7 @@ _SHOWN = 15
 
 # Share of all inputs, in percent, and where a group begins: in the model's folder or in an empty one.
 GROUPS: dict[str, tuple[int, Callable[[Path], Iterator[Attempt]]]] = {
-    "model folders": (28, model_folders),
+    "model folders": (24, model_folders),
     "tokenizers and templates": (8, tokenizers),
     "YAML": (15, lambda _: yaml_texts()),
     "values": (10, lambda _: values()),
@@ -38,6 +40,7 @@ GROUPS: dict[str, tuple[int, Callable[[Path], Iterator[Attempt]]]] = {
     "run folders": (8, papers),
     "stores": (3, stores),
 }
+CHECKPOINTS_SHARE = 4  # on a rank of its own
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +62,25 @@ def test_malformed_input_is_refused_or_legal(group: str, workplace: Path, monkey
     monkeypatch.chdir(workplace)
     share, attempts = GROUPS[group]
     place = workplace / "teacher" if group in ("model folders", "tokenizers and templates") else workplace
+    _require_clean(group, ((one.what, outcome_of(one)) for one in islice(attempts(place), _INPUTS * share // 100)))
+
+
+def test_malformed_checkpoints_are_refused_or_legal(tmp_path: Path) -> None:
+    model = tiny_hf_model(
+        tmp_path / "hf", "qwen2", tied=False, num_layers=1, hidden_size=32, num_heads=2, num_kv_heads=2
+    )
+    (found,) = run_ranks(checkpoints.outcomes, 1, model, tmp_path, _INPUTS * CHECKPOINTS_SHARE // 100)
+    _require_clean("checkpoints", found)
+
+
+def _require_clean(group: str, found: Iterable[tuple[str, Outcome]]) -> None:
     kinds: Counter[str] = Counter()
     faults, slowest = [], 0.0
-    for attempt in islice(attempts(place), _INPUTS * share // 100):
-        outcome = outcome_of(attempt)
+    for what, outcome in found:
         kinds[outcome.kind] += 1
         slowest = max(slowest, outcome.seconds)
         if outcome.fault is not None:
-            faults.append(f"{attempt.what}: {outcome.fault}")
+            faults.append(f"{what}: {outcome.fault}")
     total = sum(kinds.values())
     counts = f"{kinds['refused']} refused, {kinds['legal']} legal, {kinds['failed']} failed"
     print(f"{group}: {total} inputs, {counts}; slowest {slowest:.1f} s")
@@ -74,5 +88,5 @@ def test_malformed_input_is_refused_or_legal(group: str, workplace: Path, monkey
 
 
 def test_the_shares_are_of_all_inputs() -> None:
-    assert sum(share for share, _ in GROUPS.values()) == 100
+    assert sum(share for share, _ in GROUPS.values()) + CHECKPOINTS_SHARE == 100
     assert _INPUTS >= 400

@@ -21,8 +21,8 @@ from megatron_rlt.launch.watchdog import Heartbeat
 from megatron_rlt.metrics.writer import read_metrics
 from tests.jobs.tiny_collect import CollectInputs, collect_inputs, rows_of
 from tests.jobs.tiny_scores import write_rows
-from tests.preloaded import PreloadedCommand
 from tests.ranks import forkserver
+from tools.preloaded import PreloadedCommand
 
 NUM_KILLS = 5
 # A run of 7 parts begins 28 phases while it samples, 42 while it scores, and a few around them. Each start of these

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megatron_rlt.parallel.single_rank import start_single_rank
 from tests.ranks import forkserver
-from tests.sockets import listening_sockets
+from tools.chaos.sockets import listening_sockets
 
 _OTHER = torch.arange(6.0).view(2, 3)
 

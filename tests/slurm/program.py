@@ -17,7 +17,8 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
-from tests.preloaded import _main, preloaded_program
+from tests.preloaded import preloaded_program
+from tools.preloaded import run_command
 
 _MAX_REQUEST_BYTES = 1 << 20
 _PROGRAM = """#!{python} -SE
@@ -88,7 +89,7 @@ def _work(request: bytes, descriptors: list[int]) -> int:
     if environment.get("RLT_TEST_ODD"):
         _have_another_version()
     try:
-        return _main(arguments, Path(folder), environment, dict(enumerate(descriptors)))
+        return run_command(arguments, Path(folder), environment, dict(enumerate(descriptors)))
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     except BaseException:

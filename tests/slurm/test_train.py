@@ -12,9 +12,10 @@ import pytest
 from megatron_rlt.cluster.status import status_lines
 from megatron_rlt.metrics.writer import read_metrics
 from tests.distributed.commands import half_written
-from tests.distributed.tiny_runs import SMALL_SFT, WARMUP_CONFIG, outcome
+from tests.distributed.tiny_runs import SMALL_SFT, WARMUP_CONFIG
 from tests.slurm.cluster import ROOT
 from tests.slurm.jobs import Jobs
+from tools.chaos.outcome import outcome
 
 pytestmark = pytest.mark.slurm
 

@@ -10,9 +10,9 @@ from megatron_rlt.parallel.environment import free_port
 from tests.distributed.commands import Command
 from tests.distributed.tiny_runs import RL_CONFIG, tiny_inputs
 from tests.ranks import run_ranks
-from tests.sockets import ListeningSocket, listening_sockets
 from tests.vllm.policies import assert_nothing_runs
 from tests.vllm.test_train import COLOCATED, SERVER, SETTINGS
+from tools.chaos.sockets import ListeningSocket, listening_sockets
 from tools.demo.make_assets import NUM_VLLM_HEADS
 
 

@@ -23,7 +23,7 @@ from megatron_rlt.checkpoint.saving import CapturedState, capture_training_state
 from megatron_rlt.checkpoint.training_state import SharedState
 from megatron_rlt.config.training import CheckpointConfig
 from megatron_rlt.jobs.run.signals import EndRequest
-from megatron_rlt.jobs.run.training_state import TrainingState
+from megatron_rlt.jobs.run.training_state import SKIPPED, TrainingState
 from megatron_rlt.metrics.phases import PhaseTimer
 from megatron_rlt.parallel.platform import group_of_a_thread, world
 
@@ -105,7 +105,7 @@ class Saves:
     def _capture(self, state: TrainingState, step: int, sampled_ahead: bytes) -> CapturedState:
         policy = state.policy
         counters = {} if state.measured is None else state.measured.counters()
-        counters |= {"skipped_in_a_row": policy.skipped_in_a_row}
+        counters |= {SKIPPED: policy.skipped_in_a_row}
         return capture_training_state(
             step,
             models=state.models,

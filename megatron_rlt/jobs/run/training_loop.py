@@ -17,7 +17,7 @@ from megatron_rlt.jobs.run.fingerprints import training_contents
 from megatron_rlt.jobs.run.frame import RunFrame, log_to_stdout
 from megatron_rlt.jobs.run.saves import Saves
 from megatron_rlt.jobs.run.signals import EndRequest
-from megatron_rlt.jobs.run.training_state import TrainingState
+from megatron_rlt.jobs.run.training_state import SKIPPED, TrainingState
 from megatron_rlt.launch.watchdog import Heartbeat
 from megatron_rlt.metrics.memory import MemoryUsage
 from megatron_rlt.parallel.platform import world
@@ -129,7 +129,7 @@ class TrainingRun:
             if state.measured is not None:
                 state.measured.load_counters(loaded.shared.counters)
             state.policy.num_updates = loaded.num_updates
-            state.policy.skipped_in_a_row = loaded.shared.counters["skipped_in_a_row"]
+            state.policy.skipped_in_a_row = loaded.shared.counter(SKIPPED)
             if loaded.rank_state is not None:
                 loaded.rank_state.restore_rng()
             return loaded.step

@@ -12,6 +12,9 @@ from megatron_rlt.data.loader import ProblemStream
 from megatron_rlt.models.language_model import LanguageModel
 from megatron_rlt.policy.policy import Policy
 
+SKIPPED = "skipped_in_a_row"
+"""Counter of a checkpoint: updates without effect, in a row."""
+
 
 class SampledAhead(Protocol):
     """Rollouts of the next step that were sampled ahead."""

@@ -163,9 +163,12 @@ class NoiseFloor:
         return {} if self._noise is None else {_COUNTER: self._noise}
 
     def load_counters(self, counters: Mapping[str, Any]) -> None:
-        """The inverse of `counters`; a run without a floor has none."""
+        """The inverse of `counters`; a run without a floor has none. Raises ValueError for what is no noise."""
         if _COUNTER in counters:
-            self._noise = float(counters[_COUNTER])
+            noise = counters[_COUNTER]
+            if not isinstance(noise, float) or not math.isfinite(noise) or noise < 0:
+                raise ValueError(f"the checkpoint says {repr(noise)[:50]} for {_COUNTER}: take an intact one")
+            self._noise = noise
 
 
 def _read(student: Scorer, name: str, explanations: Group, timer: PhaseTimer) -> tuple[Reward, ...]:

@@ -1,4 +1,4 @@
-"""What the tests' fork server imports once: the whole package, and what its functions import when they are called.
+"""What a fork server imports once, for tests and for `tools/chaos`: the whole package, and what its functions import.
 
 Importing all of it costs a process ten seconds; a process that is forked from one that has it starts in a tenth of
 one. No threads may start here; that of pyarrow's allocator knows of forks.
