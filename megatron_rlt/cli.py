@@ -233,14 +233,9 @@ def _convert(
         int | None, typer.Option("--max-shard-bytes", help="Largest file written. Default: 5,000,000,000.")
     ] = None,
 ) -> int:
-    options: dict[str, object] = {
-        "to": to,
-        "source_kind": source_kind,
-        "config": config,
-        "tokenizer": tokenizer,
-        "dtype": dtype,
-    }
-    options |= {"certify": certify, "optimizer": optimizer, "workers": workers, "max_shard_bytes": max_shard_bytes}
+    options: dict[str, object] = {"to": to, "source_kind": source_kind, "config": config, "tokenizer": tokenizer}
+    options |= {"dtype": dtype, "certify": certify, "optimizer": optimizer, "workers": workers}
+    options |= {"max_shard_bytes": max_shard_bytes}
     return _run_given("convert", {"source": source, "target": target, **options})
 
 
