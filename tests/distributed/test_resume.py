@@ -19,11 +19,11 @@ from tests.distributed.tiny_runs import (
     SMALL_SFT,
     TinyInputs,
     copy_run,
-    outcome,
     sft_here,
     train_here,
 )
 from tests.ranks import run_ranks
+from tools.chaos.outcome import outcome
 
 TP2, PP2, DP2 = "{tp: 2, sp: true}", "{pp: 2}", "{tp: 1}"
 # A reference that counts and moves: at steps 2, 4 and 6, so also between the stop after step 3 and the end.

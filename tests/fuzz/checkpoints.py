@@ -21,8 +21,10 @@ import torch.distributed as dist
 
 from megatron_rlt.checkpoint.folders import find_resumable
 from megatron_rlt.checkpoint.rank_state import RankState
-from megatron_rlt.checkpoint.training_state import SharedState, save_training_state
+from megatron_rlt.checkpoint.saving import capture_training_state, write_training_state
+from megatron_rlt.checkpoint.training_state import SharedState
 from megatron_rlt.data.loader import ProblemStream
+from megatron_rlt.parallel.platform import world
 from tests.checkpoint.sealing import reseal
 from tests.checkpoint.tiny_training import Training, layout_of, tiny_training
 from tests.data.sources import numbered_shards
@@ -154,8 +156,7 @@ def _stream(shards: Path) -> ProblemStream:
 
 
 def _save(training: Training, stream: ProblemStream, folder: Path) -> None:
-    save_training_state(
-        folder,
+    captured = capture_training_state(
         1,
         models={"policy": training.policy.model, "reference": training.reference},
         optimizer=training.policy.optimizer,
@@ -163,5 +164,7 @@ def _save(training: Training, stream: ProblemStream, folder: Path) -> None:
         rank_state=RankState.capture(extra=b""),
         shared_state=SharedState(stream.state_bytes(), dict.fromkeys(_COUNTERS, 0)),
         num_updates=training.num_updates,
-        keep_last=1,
+        reshardable="full",
+        copy=False,
     )
+    write_training_state(captured, folder, keep_last=1, group=world())

@@ -11,10 +11,11 @@ from megatron_rlt.config.models import ModelConfig, ScoringConfig
 from megatron_rlt.jobs.train.noise_floor import NoiseProbe
 from megatron_rlt.metrics.writer import read_metrics
 from megatron_rlt.store.explanations import read_explanations
-from tests.distributed.tiny_runs import SMALL_RL, TinyInputs, outcome, tiny_inputs, train_here
+from tests.distributed.tiny_runs import SMALL_RL, TinyInputs, tiny_inputs, train_here
 from tests.fp8_scores import small_student
 from tests.jobs.tiny_steps import tiny_steps
 from tests.ranks import run_ranks
+from tools.chaos.outcome import outcome
 
 STUDENTS = {"bf16": "null", "blockwise": "{}", "tensorwise": "{recipe: tensorwise}"}
 GROUP_SIZE = 4

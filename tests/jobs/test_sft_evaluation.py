@@ -14,14 +14,13 @@ from tests.distributed.tiny_runs import (
     ENDED_EARLY,
     SCORER_CONFIG,
     SMALL_SFT,
-    Outcome,
     TinyInputs,
-    outcome,
     sft_here,
     tiny_inputs,
 )
 from tests.jobs.test_sft import TEXTS, dense_loss
 from tests.ranks import run_ranks
+from tools.chaos.outcome import Outcome, outcome
 from tools.demo.make_assets import make_assets
 
 NUM_HELD_OUT = 7  # an uneven share for two replicas
