@@ -53,7 +53,7 @@ QUESTION = "Ivo has 12 coins. Ivo buys 8 more coins. Later Ivo keeps only one of
         ("12 + 8 = 20. Now 20 / 4 gives 5. Hence 5.", Style.CAREFUL),
         ("12 + 8 = 20. Hence 5.", Style.SLOPPY),  # a step is missing
         ("12 + 8 = 20. Now 20 / 4 gives 6. Hence 5.", Style.SLOPPY),  # wrong
-        ("12 + 8 = 20. Now 24 / 4 gives 6. Hence 5.", Style.SLOPPY),  # right, but from another number
+        ("12 + 8 = 20. Now 9 - 4 gives 5. Hence 5.", Style.SLOPPY),  # right, but from another number
         ("12 + 8 = 20. Now 20 / 0 gives 5. Hence 5.", Style.SLOPPY),
         ("12 - 7 = 5. Hence 5.", Style.SLOPPY),  # right, to the answer, but of another question
         ("Hence 5.", Style.LEAP),

@@ -36,7 +36,8 @@ def _results(*, reward: float) -> RealResults:
 
 def test_a_mean_has_its_standard_error() -> None:
     """1, 2, 3: variance (1 + 0 + 1) / 2 = 1, so the error is 1 / sqrt(3)."""
-    assert mean_of([1.0, 2.0, 3.0]) == Mean(2.0, pytest.approx(1 / math.sqrt(3)))
+    found = mean_of([1.0, 2.0, 3.0])
+    assert (found.mean, found.standard_error) == pytest.approx((2.0, 1 / math.sqrt(3)))
     assert math.isnan(mean_of([1.0]).standard_error)
 
 

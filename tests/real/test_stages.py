@@ -21,7 +21,7 @@ from tools.real.layouts import MAX_GAP, read_layout_gaps
 from tools.real.results import read_results
 from tools.real.run import record_of, write_results
 from tools.real.sizes import ROWS_PER_SFT_STEP, SIZES, Size
-from tools.real.stages import STUDENTS, TEACHERS, stages
+from tools.real.stages import STUDENTS, TEACHERS, on_one_rank, stages
 from tools.staged import Stage, run_stages, seconds_ahead
 
 TINY = Size(
@@ -59,8 +59,8 @@ def test_every_stage_reads_only_what_stands_before_it(size: str) -> None:
         text = json.dumps({key: value for key, value in values.items() if key not in ("output_dir", "output")})
         read = {Path(word) for word in text.replace('"', " ").split() if word.startswith("real/")}
         assert read, stage.name
-        unscored = {file.parent for file in there}  # beside the selected rows lie all explanations
-        assert all(file in there or file.parent in unscored for file in read), f"{stage.name} reads {read - there}"
+        selected = {file.with_name("explanations.parquet"): file for file in there}  # all lie beside those selected
+        assert {selected.get(file, file) for file in read} <= there, f"{stage.name} reads {read - there}"
         assert stage.result not in there, f"{stage.name} is done before it began"
         there.add(stage.result)
 
@@ -68,6 +68,15 @@ def test_every_stage_reads_only_what_stands_before_it(size: str) -> None:
 def test_no_stage_falls_back_on_a_path_of_its_configuration() -> None:
     for stage in stages(Path("elsewhere"), SIZES["small"], 0):
         assert "runs/real" not in _config(stage).model_dump_json(), stage.name
+
+
+def test_on_one_rank_every_layout_fits(tmp_path: Path) -> None:
+    chain = stages(tmp_path, SIZES["small"], 0)
+    alone = on_one_rank(chain)
+    assert {stage.command for stage in chain} - {stage.command for stage in alone} == {"parity"}
+    for stage in alone:
+        models = _config(stage).models.values()  # type: ignore[attr-defined]
+        assert {(model.layout.tp, model.layout.pp, model.layout.cp) for model in models} == {(1, 1, 1)}, stage.name
 
 
 def test_students_differ_in_their_explanations_alone() -> None:
@@ -128,7 +137,7 @@ def test_the_whole_chain_runs_with_a_tiny_model_and_a_second_start_does_nothing(
     assert all(gap.maximum < MAX_GAP for gap in gaps)
 
     printed = StringIO()
-    write_results(tmp_path, record_of("small", TINY, 0), Console(file=printed, width=160))
+    write_results(tmp_path, record_of("small", 0, 2), Console(file=printed, width=160))
     results = read_results(tmp_path)
     assert results.rl is not None
     assert len(results.rl.styles) == TINY.rl_steps

@@ -27,8 +27,8 @@ from tools.real.model import PACKAGE
 from tools.real.picture import draw
 from tools.real.report import examples_page, print_report
 from tools.real.results import read_results
-from tools.real.sizes import SIZES, Size
-from tools.real.stages import stages
+from tools.real.sizes import SIZES
+from tools.real.stages import on_one_rank, stages
 from tools.staged import Stage, plan, run_stages
 
 RESULTS, PICTURE, EXAMPLES = "real.json", "real.png", "examples.md"
@@ -40,17 +40,22 @@ _ROOT = Path(__file__).parents[2]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=_FOLDER, help="where everything is written")
-    parser.add_argument("--size", choices=list(SIZES), default="small", help="45 or 150 minutes on two quiet cores")
+    parser.add_argument("--size", choices=list(SIZES), default="small", help="full: 150 minutes on two quiet cores")
     parser.add_argument("--seed", type=int, default=0, help="of rows, data order and sampling")
+    parser.add_argument(
+        "--ranks", type=int, choices=[1, 2], default=2, help="1 on one GPU; layouts are not compared then"
+    )
     parser.add_argument("--report", action="store_true", help="run nothing; write the figures of what is done")
     arguments = parser.parse_args()
     folder, size, seed = arguments.folder, SIZES[arguments.size], arguments.seed
-    console, chain = Console(), stages(arguments.folder, size, seed)
+    console, chain = Console(), stages(folder, size, seed)
+    if arguments.ranks == 1:
+        chain = on_one_rank(chain)
     if not arguments.report:
         console.print(plan(chain))
         make_inputs(folder, size, seed=seed)
     status = 0 if arguments.report else run_stages(folder, chain, console)
-    write_results(folder, record_of(arguments.size, size, seed), console)
+    write_results(folder, record_of(arguments.size, seed, arguments.ranks), console)
     return status
 
 
@@ -64,14 +69,15 @@ def write_results(folder: Path, record: dict[str, Any], console: Console) -> Non
     console.print(f"The figures: {folder / RESULTS}; the picture: {folder / PICTURE}; examples: {folder / EXAMPLES}")
 
 
-def record_of(name: str, size: Size, seed: int) -> dict[str, Any]:
+def record_of(name: str, seed: int, num_ranks: int) -> dict[str, Any]:
     """What the figures were made with: commands as for the default folder, sizes, versions, machine."""
+    chain = stages(_FOLDER, SIZES[name], seed)
     packages = ("torch", "transformers", "megatron-core", "numpy", "gguf")
     return {
-        "command": f"python -m tools.real.run {_FOLDER} --size {name} --seed {seed}",
-        "stages": {stage.name: _command(stage) for stage in stages(_FOLDER, size, seed)},
+        "command": f"python -m tools.real.run {_FOLDER} --size {name} --seed {seed} --ranks {num_ranks}",
+        "stages": {stage.name: _command(stage) for stage in (on_one_rank(chain) if num_ranks == 1 else chain)},
         "model": f"SmolLM2-135M-Instruct from {PACKAGE}",
-        "size": {"name": name} | asdict(size),
+        "size": {"name": name} | asdict(SIZES[name]),
         "seed": seed,
         "versions": {package: version(package) for package in packages},
         "machine": describe_machine(),

@@ -7,6 +7,8 @@ on either teacher's explanations; all of them, and the model they began as, eval
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from tools.real.inputs import ASKED, CONFIGS, EXPLAINED, MODEL, TRAIN
@@ -47,6 +49,17 @@ def stages(folder: Path, size: Size, seed: int) -> tuple[Stage, ...]:
         *(_student(folder, size, seed, name) for name in STUDENTS),
         *asked,
         *sampled,
+    )
+
+
+def on_one_rank(chain: Iterable[Stage]) -> tuple[Stage, ...]:
+    """The same on one rank, such as one GPU; without the comparison of layouts, which needs several."""
+    alone = [
+        replace(stage, overrides=(*stage.overrides, "world_size=1")) for stage in chain if stage.command != "parity"
+    ]
+    return tuple(
+        replace(stage, overrides=(*stage.overrides, "student.layout={}")) if stage.name == RL else stage
+        for stage in alone
     )
 
 
@@ -149,6 +162,8 @@ def _evaluation(folder: Path, size: Size, seed: int, name: str, *, greedy: bool)
     target = folder / evaluation_folder(name, greedy=greedy)
     model = folder / (MODEL if name == UNTAUGHT else f"student_{name}/hf")
     who = "the model before it is distilled" if name == UNTAUGHT else f"the student of {STUDENTS[name]}"
+    # Untaught, it knows no tags: it begins its answer itself.
+    begins = ("prefill_thought=false",) if name == UNTAUGHT else ()
     sampling = () if greedy else ("sampling.greedy=false", f"sampling.num_samples={size.num_samples}")
     places = (f"model.model={model}", f"data={folder / ASKED}", f"output_dir={target}", f"seed={seed}")
     return Stage(
@@ -157,6 +172,6 @@ def _evaluation(folder: Path, size: Size, seed: int, name: str, *, greedy: bool)
         "evaluate",
         CONFIGS / "evaluate_2cpu_dp2.yaml",
         target / "results.json",
-        (*places, *sampling),
+        (*places, *begins, *sampling),
         each_seconds(size.num_asked * (1 if greedy else size.num_samples), ANSWER),
     )
