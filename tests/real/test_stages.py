@@ -141,6 +141,7 @@ def test_the_whole_chain_runs_with_a_tiny_model_and_a_second_start_does_nothing(
     results = read_results(tmp_path)
     assert results.rl is not None
     assert len(results.rl.styles) == TINY.rl_steps
+    assert sum(found.num_explanations for found in results.by_style.values()) == 4  # 2 steps x 1 question x 2
     assert [found.num_questions for found in results.held_out.values()] == [6] * len(TEACHERS)
     assert [len(student.loss) for student in results.students.values()] == [1, 1, 1]
     assert len(results.examples) == 5

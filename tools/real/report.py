@@ -9,7 +9,7 @@ from rich.console import Console
 from megatron_rlt.config.display import NumberTable
 from tools.accuracy import Accuracy
 from tools.real.problems import Style
-from tools.real.results import PARTS, Example, HeldOut, Mean, RealResults
+from tools.real.results import PARTS, STYLE_PARTS, Example, HeldOut, Mean, RealResults
 from tools.real.stages import STUDENTS, TEACHERS, UNTAUGHT
 
 _LABELS = {"reward": "reward", "r_ss": "r_SS", "r_kl": "r_KL", "penalty": "penalty", "gain": "gain"}
@@ -17,11 +17,10 @@ _LABELS = {"reward": "reward", "r_ss": "r_SS", "r_kl": "r_KL", "penalty": "penal
 
 def print_report(results: RealResults, console: Console) -> None:
     """Print what has run."""
-    console.print(_layouts(results))
-    if results.rl is not None:
-        console.print(_rl(results))
-    console.print(_held_out(results))
-    console.print(_students(results))
+    tables = [_layouts(results), _rl(results), _by_style(results), _held_out(results), _students(results)]
+    for table in tables:
+        if table.row_count > 0:
+            console.print(table)
     console.print("Wall time: " + "; ".join(f"{name} {seconds:.0f} s" for name, seconds in results.seconds.items()))
 
 
@@ -54,15 +53,22 @@ def _layouts(results: RealResults) -> NumberTable:
 
 
 def _rl(results: RealResults) -> NumberTable:
-    assert results.rl is not None
     headings = ("step", "reward", "r_SS", "r_KL", "well formed", "careful", "leap", "gap to sampling")
     table = NumberTable("RLT, step by step", headings)
-    curves = results.rl.curves
-    for step, styles in enumerate(results.rl.styles):
+    curves, all_styles = ({}, []) if results.rl is None else (results.rl.curves, results.rl.styles)
+    for step, styles in enumerate(all_styles):
         rewards = (f"{curves[name][step]:.3f}" for name in ("reward", "r_ss", "r_kl"))
         shares = (curves["well_formed_share"][step], styles[Style.CAREFUL.value], styles[Style.LEAP.value])
         gap = f"{curves['rollout_gap_max'][step]:.1e}"
         table.add_line(f"{step + 1}", *rewards, *(f"{share:.0%}" for share in shares), gap)
+    return table
+
+
+def _by_style(results: RealResults) -> NumberTable:
+    headings = ("style", "explanations", *STYLE_PARTS)
+    table = NumberTable("What RL sampled, all steps", headings)
+    for style, found in results.by_style.items():
+        table.add_line(style, f"{found.num_explanations}", *(f"{found.means[part]:.2f}" for part in STYLE_PARTS))
     return table
 
 

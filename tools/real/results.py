@@ -21,6 +21,7 @@ from tools.staged import read_seconds
 
 PARTS = ("reward", "r_ss", "r_kl", "penalty", "gain")
 """Of a held-out explanation: its reward with its parts, and what it adds to the solution's mean log-prob."""
+STYLE_PARTS = ("reward", "r_ss", "r_kl", "advantage")
 NUM_EXAMPLES = 5
 
 
@@ -41,6 +42,14 @@ class HeldOut:
     control: dict[str, Mean]  # of `PARTS` but the gain, with another question's explanation in each one's place
     styles: Shares
     mean_tokens: float
+
+
+@dataclass(frozen=True)
+class OfStyle:
+    """All explanations of RL of one style."""
+
+    num_explanations: int
+    means: dict[str, float]  # of `STYLE_PARTS`
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,7 @@ class RealResults:
     layouts: list[LayoutGap]
     losses: dict[str, list[float]]  # of the frozen student's and the teacher's warm-up, one a step
     rl: RlCurves | None
+    by_style: dict[str, OfStyle]  # of RL's explanations; a style that does not occur is left out
     held_out: dict[str, HeldOut]  # by teacher
     changes: dict[str, Mean]  # of `PARTS`, the RL teacher's less the warm teacher's, question by question
     untaught: Accuracy | None  # the model before it is distilled, greedy
@@ -87,6 +97,7 @@ def read_results(folder: Path) -> RealResults:
         layouts=read_layout_gaps(folder),
         losses={name: _losses(folder / name) for name in ("scorer", "warmup") if (folder / name / "hf").exists()},
         rl=read_rl_curves(folder / RL, _style) if (folder / RL / "hf").exists() else None,
+        by_style=_by_style(folder / RL / "completions"),
         held_out={name: _held_out(folder, name, rows) for name, rows in rewards.items()},
         changes=_changes(*rewards.values()) if both else {},
         untaught=_accuracy(folder, UNTAUGHT, greedy=True),
@@ -114,8 +125,25 @@ def _style(row: StoredExplanation) -> Style:
     return style_of(row.question, answer_of(row.solution), row.explanation)
 
 
+def _by_style(completions: Path) -> dict[str, OfStyle]:
+    """Rewards of the explanations of all steps, whose questions differ; advantages are within a question."""
+    rows = [row for file in sorted(completions.glob("step-*.parquet")) for row in _rewards(file)]
+    found: dict[Style, list[StoredExplanation]] = {}
+    for row in rows:
+        if not math.isnan(_part(row, "reward")):
+            found.setdefault(_style(row), []).append(row)
+    return {
+        style.value: OfStyle(
+            len(found[style]),
+            {part: statistics.fmean(_part(row, part) for row in found[style]) for part in STYLE_PARTS},
+        )
+        for style in Style
+        if style in found
+    }
+
+
 def _part(row: StoredExplanation, name: str) -> float:
-    value = getattr(row, name) if name in ("reward", "gain") else (row.terms or {})[name]
+    value = getattr(row, name) if name in ("reward", "gain", "advantage") else (row.terms or {})[name]
     return math.nan if value is None else float(value)
 
 

@@ -23,26 +23,15 @@ class Size:
 
 
 SIZES = {
-    "least": Size(  # for a busy machine: a short RL curve
-        scorer_steps=16,
-        warmup_steps=8,
-        rl_steps=8,
-        questions_per_step=4,
-        group_size=6,
-        num_explained=128,
-        student_steps=8,
-        num_asked=40,
-        num_samples=2,
-    ),
     "small": Size(
         scorer_steps=16,
         warmup_steps=8,
-        rl_steps=10,
+        rl_steps=12,
         questions_per_step=4,
-        group_size=8,
+        group_size=6,
         num_explained=192,
         student_steps=12,
-        num_asked=64,
+        num_asked=48,
         num_samples=2,
     ),
     "full": Size(
