@@ -18,7 +18,7 @@ STYLES = {"careful": 0.5, "sloppy": 0.25, "leap": 0.25}
 
 
 def _results(*, reward: float) -> RealResults:
-    parts = {"reward": Mean(reward, 0.1)}
+    parts = {name: Mean(reward, 0.1) for name in ("reward", "r_ss")}
     held_out = {name: HeldOut(4, parts, parts, STYLES, 30.0) for name in ("warm", "rlt")}
     student = Student(Accuracy(0.5, 0.1), None, STYLES, [1.0])
     return RealResults(

@@ -50,20 +50,22 @@ def _styles(axes: Axes, results: RealResults) -> None:
 
 
 def _held_out(axes: Axes, results: RealResults) -> None:
-    axes.set(title="Held-out questions: reward, and with other questions' explanations", ylabel="reward")
+    """Of the control r_SS alone: r_KL of tokens that the teacher did not sample is no divergence."""
+    axes.set(title="Held-out questions", ylabel="nats", xlim=(-0.5, len(TEACHERS) - 0.5))
     for index, found in enumerate(results.held_out.values()):
-        sides = ((found.parts, -0.2, _DARK, "its own"), (found.control, 0.2, "#b0b7bf", "another question's"))
-        for parts, offset, colour, label in sides:
-            if "reward" in parts:
-                one = parts["reward"]
-                shown = label if index == 0 else None
-                axes.bar(index + offset, one.mean, 0.38, yerr=one.standard_error, color=colour, label=shown)
+        sides = [(found.parts["reward"], -0.27, _DARK, "reward"), (found.parts["r_ss"], 0.0, _LIGHT, "r_SS")]
+        if found.control:
+            sides.append((found.control["r_ss"], 0.27, "#b0b7bf", "r_SS with another question's explanation"))
+        for one, offset, colour, label in sides:
+            shown = label if index == 0 else None
+            axes.bar(index + offset, one.mean, 0.25, yerr=one.standard_error, color=colour, label=shown)
     axes.set_xticks(range(len(results.held_out)), [TEACHERS[name] for name in results.held_out])
     if results.held_out:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="lower right")
 
 
 def _answers(axes: Axes, results: RealResults) -> None:
+    axes.set_visible(bool(results.students))
     axes.set(title="Students distilled on: right answers on held-out questions")
     for offset, how, colour in ((-0.2, "greedy", _DARK), (0.2, "sampled", _LIGHT)):
         found = [getattr(student, how) for student in results.students.values()]
