@@ -26,8 +26,10 @@ def _results(*, reward: float) -> RealResults:
         losses={},
         rl=RlCurves({name: [reward, 0.0] for name in CURVES}, [STYLES, STYLES]),
         by_style={},
+        by_last_number={},
         held_out=held_out,
         changes=parts,
+        reward_changes={},
         untaught=Accuracy(0.1, 0.02),
         students={"original": student},
         examples=[],
@@ -56,5 +58,5 @@ def test_the_picture_shows_the_rewards_and_what_has_not_run_leaves_it_whole(tmp_
     low, high, nothing = (tmp_path / name for name in ("low.png", "high.png", "nothing.png"))
     draw(_results(reward=-1.0), low)
     draw(_results(reward=-0.5), high)
-    draw(RealResults([], {}, None, {}, {}, {}, None, {}, [], {}), nothing)
+    draw(RealResults([], {}, None, {}, {}, {}, {}, {}, None, {}, [], {}), nothing)
     assert len({file.read_bytes() for file in (low, high, nothing)}) == 3

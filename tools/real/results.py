@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +47,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class OfStyle:
-    """All explanations of RL of one style."""
+    """All explanations of RL of one kind."""
 
     num_explanations: int
     means: dict[str, float]  # of `STYLE_PARTS`
@@ -80,8 +81,10 @@ class RealResults:
     losses: dict[str, list[float]]  # of the frozen student's and the teacher's warm-up, one a step
     rl: RlCurves | None
     by_style: dict[str, OfStyle]  # of RL's explanations; a style that does not occur is left out
+    by_last_number: dict[str, OfStyle]  # the same by whether the last number written is the answer: right, wrong
     held_out: dict[str, HeldOut]  # by teacher
     changes: dict[str, Mean]  # of `PARTS`, the RL teacher's less the warm teacher's, question by question
+    reward_changes: dict[str, Mean]  # by whether the warm teacher leapt: leapt, explained
     untaught: Accuracy | None  # the model before it is distilled, greedy
     students: dict[str, Student]  # by what they are distilled on
     examples: list[Example]
@@ -97,9 +100,11 @@ def read_results(folder: Path) -> RealResults:
         layouts=read_layout_gaps(folder),
         losses={name: _losses(folder / name) for name in ("scorer", "warmup") if (folder / name / "hf").exists()},
         rl=read_rl_curves(folder / RL, _style) if (folder / RL / "hf").exists() else None,
-        by_style=_by_style(folder / RL / "completions"),
+        by_style=_grouped(folder / RL / "completions", lambda row: _style(row).value),
+        by_last_number=_grouped(folder / RL / "completions", _last_number),
         held_out={name: _held_out(folder, name, rows) for name, rows in rewards.items()},
         changes=_changes(*rewards.values()) if both else {},
+        reward_changes=_reward_changes(*rewards.values()) if both else {},
         untaught=_accuracy(folder, UNTAUGHT, greedy=True),
         students={name: _student(folder, name) for name in STUDENTS if (folder / f"student_{name}" / "hf").exists()},
         examples=_examples(rewards) if both else [],
@@ -125,20 +130,21 @@ def _style(row: StoredExplanation) -> Style:
     return style_of(row.question, answer_of(row.solution), row.explanation)
 
 
-def _by_style(completions: Path) -> dict[str, OfStyle]:
+def _last_number(row: StoredExplanation) -> str:
+    written = re.findall(r"\d+", row.explanation)
+    return "right" if written and written[-1] == answer_of(row.solution) else "wrong"
+
+
+def _grouped(completions: Path, group: Callable[[StoredExplanation], str]) -> dict[str, OfStyle]:
     """Rewards of the explanations of all steps, whose questions differ; advantages are within a question."""
-    rows = [row for file in sorted(completions.glob("step-*.parquet")) for row in _rewards(file)]
-    found: dict[Style, list[StoredExplanation]] = {}
-    for row in rows:
-        if not math.isnan(_part(row, "reward")):
-            found.setdefault(_style(row), []).append(row)
+    found: dict[str, list[StoredExplanation]] = {}
+    for file in sorted(completions.glob("step-*.parquet")):
+        for row in _rewards(file):
+            if not math.isnan(_part(row, "reward")):
+                found.setdefault(group(row), []).append(row)
     return {
-        style.value: OfStyle(
-            len(found[style]),
-            {part: statistics.fmean(_part(row, part) for row in found[style]) for part in STYLE_PARTS},
-        )
-        for style in Style
-        if style in found
+        name: OfStyle(len(rows), {part: statistics.fmean(_part(row, part) for row in rows) for part in STYLE_PARTS})
+        for name, rows in sorted(found.items())
     }
 
 
@@ -159,11 +165,26 @@ def _held_out(folder: Path, name: str, rows: list[StoredExplanation]) -> HeldOut
     )
 
 
+def _pairs(
+    before: list[StoredExplanation], after: list[StoredExplanation]
+) -> list[tuple[StoredExplanation, StoredExplanation]]:
+    """Explanations of the same question."""
+    found = {row.id: row for row in after}
+    return [(row, found[row.id]) for row in before if row.id in found]
+
+
 def _changes(before: list[StoredExplanation], after: list[StoredExplanation]) -> dict[str, Mean]:
     """Paired by question."""
-    found = {row.id: row for row in after}
-    pairs = [(row, found[row.id]) for row in before if row.id in found]
+    pairs = _pairs(before, after)
     return {part: mean_of([_part(new, part) - _part(old, part) for old, new in pairs]) for part in PARTS}
+
+
+def _reward_changes(before: list[StoredExplanation], after: list[StoredExplanation]) -> dict[str, Mean]:
+    changes: dict[str, list[float]] = {}
+    for old, new in _pairs(before, after):
+        how = "leapt" if _style(old) is Style.LEAP else "explained"
+        changes.setdefault(how, []).append(_part(new, "reward") - _part(old, "reward"))
+    return {how: mean_of(values) for how, values in changes.items()}
 
 
 def _examples(rewards: dict[str, list[StoredExplanation]]) -> list[Example]:
