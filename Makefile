@@ -11,12 +11,14 @@ SLURM_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge li
 NEMO_BIN := .venv-nemo/bin
 NEMO_INSTALLED := .venv-nemo/.installed
 DEMO_DIR ?= runs/demo
+REAL_INSTALLED := .venv/.installed-real
+REAL_DIR ?= runs/real
 TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
 # Which engine samples in the demo's RL: megatron, or vllm (make demo ENGINE=vllm).
 ENGINE ?= megatron
 
-.PHONY: demo demo-ablation test test-all test-vllm test-py312 test-slurm test-slurm-all test-nemo fuzz chaos lint format docs clean
+.PHONY: demo demo-ablation test test-all test-vllm test-py312 test-slurm test-slurm-all test-nemo real fuzz chaos lint format docs clean
 
 ifeq ($(ENGINE),vllm)
 demo: $(VLLM_INSTALLED)
@@ -29,6 +31,11 @@ endif
 # Continues where the demo ended: a teacher without r_KL, and the best of several explanations without RL.
 demo-ablation: $(INSTALLED)
 	$(BIN)/python -m tools.demo.run $(DEMO_DIR) --ablation
+
+# The same on a real language model from the package registry: SIZE=small or full, 45 or 150 minutes on two quiet cores.
+SIZE ?= small
+real: $(REAL_INSTALLED)
+	$(BIN)/python -m tools.real.run $(REAL_DIR) --size $(SIZE)
 
 test: $(INSTALLED) lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest --durations 25
@@ -108,6 +115,11 @@ $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+# What reads the model's weights.
+$(REAL_INSTALLED): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[real]'
 	touch $@
 
 # Packages that come with vLLM are removed: the wheels of torchvision, torchaudio and torchcodec are CUDA builds, with which

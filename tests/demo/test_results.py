@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tools.demo.chain_arithmetic import Style
+from tools.accuracy import Accuracy, Answers
+from tools.demo.chain_arithmetic import Style, classify
 from tools.demo.picture import draw
-from tools.demo.results import Accuracy, Answers, DemoResults, RlCurves, Student, style_shares
+from tools.demo.results import DemoResults, Student
 from tools.demo.seeds import summary
+from tools.rl_curves import RlCurves, style_shares
 
 QUESTION = "5 +5 *5 *6 +4"  # 3, 1, 6, 3
 CAREFUL, LEAP = "5 +5 = 3 *5 = 1 *6 = 6 +4 = 3 ;", "so we get 3 ."
@@ -33,7 +35,8 @@ def _results(*, rlt: float, lambda0: float) -> DemoResults:
 
 
 def test_style_shares_count_each_explanation_once() -> None:
-    shares = style_shares([(QUESTION, CAREFUL), (QUESTION, LEAP), (QUESTION, LEAP), (QUESTION, "my cat sleeps .")])
+    texts = (CAREFUL, LEAP, LEAP, "my cat sleeps .")
+    shares = style_shares(classify(QUESTION, text) for text in texts)
     assert shares == {"careful": 0.25, "leap": 0.5, "ramble": 0.25, "sloppy": 0.0, "wrong": 0.0}
 
 

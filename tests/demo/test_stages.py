@@ -15,8 +15,9 @@ from megatron_rlt.config.commands.table import COMMANDS
 from megatron_rlt.config.loading import load_config
 from megatron_rlt.config.section import Section
 from tools.demo.results import read_results
-from tools.demo.run import run_demo, side_by_side
-from tools.demo.stages import ABLATION, CONFIGS, EXPERIMENT, OWN_RL, Stage, ablation, experiment
+from tools.demo.run import run_demo
+from tools.demo.stages import ABLATION, EXPERIMENT, OWN_RL, ablation, experiment
+from tools.staged import Stage, side_by_side
 
 SHORT_RL = (
     "num_steps=3",
@@ -38,7 +39,7 @@ SHORT = {
 
 
 def _config(stage: Stage) -> Section:
-    return load_config(COMMANDS[stage.command].config_class, CONFIGS / stage.config, list(stage.overrides))
+    return load_config(COMMANDS[stage.command].config_class, stage.config, list(stage.overrides))
 
 
 def test_every_stage_reads_only_what_stands_before_it() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.real.problems import Style, WordProblem, draw_problem, style_of, trace, write_rows
+from tools.real.problems import Style, WordProblem, answer_of, draw_problem, style_of, trace, write_rows
 
 SEEDS = range(200)
 
@@ -39,8 +39,29 @@ def test_a_trace_reads_as_the_style_that_it_was_written_in(style: Style) -> None
     for seed in SEEDS:
         rng = random.Random(seed)
         problem = draw_problem(rng)
-        read.append(style_of(problem, trace(rng, problem, style)))
+        solution = problem.solution(rng)
+        read.append(style_of(problem.question, answer_of(solution), trace(rng, problem, style)))
     assert read == [style] * len(read)
+
+
+QUESTION = "Ivo has 12 coins. Ivo buys 8 more coins. Later Ivo keeps only one of every 4 coins. How many coins?"
+
+
+@pytest.mark.parametrize(
+    ("text", "style"),
+    [
+        ("12 + 8 = 20. Now 20 / 4 gives 5. Hence 5.", Style.CAREFUL),
+        ("12 + 8 = 20. Hence 5.", Style.SLOPPY),  # a step is missing
+        ("12 + 8 = 20. Now 20 / 4 gives 6. Hence 5.", Style.SLOPPY),  # wrong
+        ("12 + 8 = 20. Now 9 - 4 gives 5. Hence 5.", Style.SLOPPY),  # right, but from another number
+        ("12 + 8 = 20. Now 20 / 0 gives 5. Hence 5.", Style.SLOPPY),
+        ("12 - 7 = 5. Hence 5.", Style.SLOPPY),  # right, to the answer, but of another question
+        ("Hence 5.", Style.LEAP),
+    ],
+)
+def test_an_explanation_is_careful_if_every_step_is_there_and_right(text: str, style: Style) -> None:
+    """(12 + 8) / 4 = 5."""
+    assert style_of(QUESTION, "5", text) is style
 
 
 def test_a_seed_gives_its_bytes_and_no_question_twice(tmp_path: Path) -> None:

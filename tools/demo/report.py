@@ -9,9 +9,11 @@ from rich.console import Console
 
 from megatron_rlt.config.display import NumberTable
 from megatron_rlt.metrics.writer import read_metrics
+from tools.accuracy import Accuracy
 from tools.demo.chain_arithmetic import Style
-from tools.demo.results import NUM_FIRST, NUM_LAST, Accuracy, DemoResults, RlCurves
+from tools.demo.results import DemoResults
 from tools.demo.stages import OWN_RL, TRACES
+from tools.rl_curves import NUM_FIRST, NUM_LAST, RlCurves
 
 _MEANS = {"reward": "reward", "r_ss": "r_SS", "r_kl": "r_KL"}
 

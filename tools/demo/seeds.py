@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from tools.accuracy import Accuracy, Answers
 from tools.demo.chain_arithmetic import MODULUS, Style
-from tools.demo.results import Accuracy, Answers, DemoResults, RlCurves, read_results
+from tools.demo.results import DemoResults, read_results
 from tools.demo.run import RESULTS, run_demo
 from tools.demo.stages import NUM_ROWS, ablation, experiment
+from tools.rl_curves import RlCurves
 
 MARGIN, NEAR_CHANCE = 0.30, 0.05
 """What is asked: the RL teacher's student ahead of both others by so much, lambda = 0 within so much of chance."""
@@ -80,7 +82,7 @@ def summary(results: DemoResults) -> dict[str, Any]:
 
 
 def _ends(run: RlCurves) -> dict[str, list[float]]:
-    """First steps against last, see `results.NUM_FIRST` and `NUM_LAST`."""
+    """First steps against last, see `rl_curves.NUM_FIRST` and `NUM_LAST`."""
     curves = {name: run.ends(name) for name in run.curves}
     styles = {f"{style.value}_share": run.style_ends(style) for style in Style}
     return {name: [round(value, 6) for value in ends] for name, ends in (curves | styles).items()}

@@ -7,8 +7,9 @@ with lambda = 0, the best of n explanations of the warm teacher ranked by reward
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+
+from tools.staged import Stage
 
 _ALONE = "world_size=1"  # stages of one rank side by side take less time than one after the other on two
 CONFIGS = Path(__file__).parents[2] / "configs" / "demo"
@@ -27,25 +28,6 @@ OWN_RL = {"scorer": "SFT on the noisy traces alone", "rlvr": "the same, then RL 
 """The student before and after its own RL."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One command of the demo."""
-
-    name: str  # unique; of its folder, too
-    title: str
-    command: str
-    config: str
-    result: Path  # exists once the stage is done
-    overrides: tuple[str, ...]
-    expected_seconds: int  # on two quiet cores
-    beside: bool = False  # runs at the same time as the stage before it; each is of one rank
-
-    @property
-    def arguments(self) -> list[str]:
-        """What follows `megatron-rlt`."""
-        return [self.command, str(CONFIGS / self.config), *self.overrides]
-
-
 def experiment(folder: Path, seed: int, engine: str = "megatron") -> tuple[Stage, ...]:
     """The demo's stages in their order, each reading what an earlier one wrote; `engine` samples in RL."""
     shards, scorer, warm = folder / "shards", folder / "scorer" / "hf", folder / "warmup" / "hf"
@@ -53,12 +35,12 @@ def experiment(folder: Path, seed: int, engine: str = "megatron") -> tuple[Stage
     rows = (f"input=[{folder / 'assets' / 'train.jsonl'}]", f"output_dir={shards}")
     sampled = () if engine == "megatron" else (f"rollout.engine={engine}",)
     return (
-        Stage("shards", "Rows to shards", "prepare", "prepare.yaml", shards, rows, 7),
+        Stage("shards", "Rows to shards", "prepare", CONFIGS / "prepare.yaml", shards, rows, 7),
         Stage(
             "scorer",
             "The frozen student: SFT on the noisy traces (DP2)",
             "sft",
-            "scorer_2cpu_dp2.yaml",
+            CONFIGS / "scorer_2cpu_dp2.yaml",
             scorer,
             (*data, f"model.model={folder / 'assets' / 'model'}", f"output_dir={folder / 'scorer'}"),
             75,
@@ -67,7 +49,7 @@ def experiment(folder: Path, seed: int, engine: str = "megatron") -> tuple[Stage
             "warmup",
             "The teacher's warm-up: SFT in the teacher's format (DP2)",
             "sft",
-            "warmup_2cpu_dp2.yaml",
+            CONFIGS / "warmup_2cpu_dp2.yaml",
             warm,
             (*data, f"model.model={scorer}", f"output_dir={folder / 'warmup'}"),
             65,
@@ -116,7 +98,13 @@ def _rlt(folder: Path, seed: int, *, name: str, title: str, overrides: tuple[str
     models = (f"teacher.model={folder / 'warmup' / 'hf'}", f"student.model={folder / 'scorer' / 'hf'}")
     places = (f"data.path={folder / 'shards'}", f"output_dir={folder / name}", f"seed={seed}")
     return Stage(
-        name, title, "train", "rlt_2cpu_tp2sp_dp2.yaml", folder / name / "hf", (*models, *places, *overrides), 115
+        name,
+        title,
+        "train",
+        CONFIGS / "rlt_2cpu_tp2sp_dp2.yaml",
+        folder / name / "hf",
+        (*models, *places, *overrides),
+        115,
     )
 
 
@@ -128,7 +116,7 @@ def _collect(
         f"collect_{name}",
         f"Explanations to learn from: {TRACES[name]}",
         "collect",
-        "collect_2cpu_dp2.yaml",
+        CONFIGS / "collect_2cpu_dp2.yaml",
         traces_file(folder, name),
         (*places, f"seed={seed}", _ALONE, *overrides),
         27,
@@ -142,7 +130,7 @@ def _rlvr(folder: Path, seed: int) -> Stage:
         "rlvr",
         "The scorer's own RL, rewarded for right answers (TP2 + sequence parallelism)",
         "rlvr",
-        "rlvr_2cpu_tp2sp.yaml",
+        CONFIGS / "rlvr_2cpu_tp2sp.yaml",
         folder / "rlvr" / "hf",
         (f"student.model={folder / 'scorer' / 'hf'}", *places),
         80,
@@ -162,7 +150,7 @@ def _student(folder: Path, seed: int, traces: str, *, beside: bool) -> Stage:
         target.name,
         f"A fresh student distilled on {TRACES[traces]}",
         "sft",
-        "student_2cpu_dp2.yaml",
+        CONFIGS / "student_2cpu_dp2.yaml",
         target / "hf",
         (f"model.model={folder / 'assets' / 'model'}", *places, _ALONE),
         130,
@@ -181,7 +169,7 @@ def _evaluation(folder: Path, seed: int, name: str, *, greedy: bool) -> Stage:
         target.name,
         f"{who[0].upper()}{who[1:]}: held-out questions, {'greedy' if greedy else 'sampled'}",
         "evaluate",
-        "evaluate_2cpu_dp2.yaml",
+        CONFIGS / "evaluate_2cpu_dp2.yaml",
         target / "results.json",
         (f"model.model={model}", *places, _ALONE, *sampling),
         14,

