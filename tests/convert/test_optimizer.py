@@ -47,6 +47,7 @@ def _train_and_save(model: Path, root: Path) -> list[torch.Tensor]:
     for _ in range(2):
         training.update()
     training.save(root / "run")
+    training.save(root / "parts", reshardable="tp_pp")
     folder = root / "mlm" / _ITERATION
     if dist.get_rank() == 0:
         folder.mkdir(parents=True)
@@ -72,7 +73,7 @@ def _load_all(model: Path, folders: list[Path]) -> list[list[torch.Tensor]]:
         with training.policy.model.layout:
             loaded = dist_checkpointing.load(_megatron_state(training, is_loading=True), str(folder))
         (part,) = _parts(training.policy.optimizer)
-        _restore(part, loaded.pop("optimizer"))
+        _restore(part, loaded.pop("optimizer"), "full")
         training.policy.scheduler.load_state_dict(loaded["opt_param_scheduler"])
         training.policy.model.load_state_dict(loaded, strict=False)
         bits.append(training.state_bits())
@@ -152,3 +153,13 @@ def test_state_that_cannot_be_taken_along_is_one_line(
     assert main(["convert", str(source), str(tmp_path / "target"), *options]) == 2
     assert line in capsys.readouterr().err
     assert not (tmp_path / "target").exists()
+
+
+def test_state_in_the_parts_of_a_layout_is_refused_and_its_weights_are_not(
+    tmp_path: Path, trained: tuple[Path, list[list[torch.Tensor]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, _ = trained
+    source, options = root / "parts" / "step-000002", ["--config", str(root / "hf"), "--certify", "none"]
+    assert main(["convert", str(source), str(tmp_path / "target"), "--to", "megatron", "--optimizer", *options]) == 2
+    assert "was saved with checkpoint.reshardable=tp_pp" in capsys.readouterr().err
+    assert main(["convert", str(source), str(tmp_path / "weights"), "--to", "megatron", *options]) == 0

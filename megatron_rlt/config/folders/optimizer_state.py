@@ -20,6 +20,7 @@ from megatron_rlt.config.folders.tensors import TensorFolder, read_tensor_folder
 HOLDERS = (Kind.MEGATRON, Kind.BRIDGE)
 STATE_PREFIX = "optimizer.state."  # then `exp_avg.`, then the weight's name
 FULLY_RESHARDABLE = "fully_reshardable"
+_RESHARDABLE = "full"  # as checkpoint.reshardable says it
 _STATES = ("param", "exp_avg", "exp_avg_sq")  # main weights, first and second moments
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -54,11 +55,19 @@ def find_optimizer_state(described: ModelDescription) -> OptimizerState:
 
 def _of_own_checkpoint(checkpoint: Path) -> OptimizerState:
     folder = checkpoint / "optimizer"
+    manifest = json.loads((checkpoint / CHECKPOINT_MANIFEST).read_text(encoding="utf-8"))
+    if manifest.get("reshardable", _RESHARDABLE) != _RESHARDABLE:
+        raise ValueError(
+            f"{checkpoint}: was saved with checkpoint.reshardable={manifest['reshardable']}, so its optimizer state"
+            f" belongs to the layout of the save; save one with checkpoint.reshardable={_RESHARDABLE}, or leave"
+            " --optimizer out"
+        )
     common = _common(folder)
     shared = json.loads((checkpoint / "shared.json").read_text(encoding="utf-8"))
-    step = json.loads((checkpoint / CHECKPOINT_MANIFEST).read_text(encoding="utf-8"))["step"]
     optimizer = {name: value for name, value in common.items() if name != "content_metadata"}
-    return _checked(folder, read_tensor_folder(folder), optimizer, shared.get("scheduler"), {"iteration": step})
+    return _checked(
+        folder, read_tensor_folder(folder), optimizer, shared.get("scheduler"), {"iteration": manifest["step"]}
+    )
 
 
 def _common(folder: Path) -> Mapping[str, Any]:
