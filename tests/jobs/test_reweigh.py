@@ -173,7 +173,9 @@ def _run_folder(folder: Path) -> TrainConfig:
             "reward": {"lambda_kl": 1.5, "kl_estimator": "k3"},
         }
     )
-    store = CompletionStore(folder / "completions", terms=tuple(LABELS), reward=config.reward, is_writer=True)
+    store = CompletionStore(
+        folder / "completions", terms=tuple(LABELS), reward=config.reward.of_one_explanation, is_writer=True
+    )
     for step in (1, 2):
         store.write_step(step, [completion_of(index, config) for index in range(8 * step - 8, 8 * step)])
     return config

@@ -29,7 +29,7 @@ CONFIG = TrainConfig.model_validate(
 
 
 def completions(folder: Path, indices: range) -> Path:
-    store = CompletionStore(folder, terms=tuple(LABELS), reward=CONFIG.reward, is_writer=True)
+    store = CompletionStore(folder, terms=tuple(LABELS), reward=CONFIG.reward.of_one_explanation, is_writer=True)
     store.write_step(1, [completion_of(index, CONFIG) for index in indices])
     return folder / "step-000001.parquet"
 

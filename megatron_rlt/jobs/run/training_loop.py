@@ -48,7 +48,7 @@ class TrainingRun:
         self._contents = training_contents(config.models, trained, heartbeat.on_progress)
         check_contents(config.output_dir, self._contents)
         check_newest_layout(
-            config.output_dir / CHECKPOINTS, planned_layout(config.models[trained].layout, dist.get_world_size())
+            config.output_dir / CHECKPOINTS, planned_layout(config.models[trained].layout, config.world_size)
         )
         dist.barrier()  # every rank checks before one writes
         self._is_writer = dist.get_rank() == 0
