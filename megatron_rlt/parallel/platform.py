@@ -120,7 +120,7 @@ def group_of_a_thread(*, timeout_seconds: float) -> dist.ProcessGroup:
     return group
 
 
-def free_bytes() -> int | None:
+def free_device_bytes() -> int | None:
     """Memory of this rank's GPU that can still be allocated; None on a CPU, whose ranks share the host's."""
     if not torch.cuda.is_available():
         return None

@@ -12,17 +12,10 @@ import torch
 
 from tests.convert.conversions import converted
 from tests.models.loading import assert_bit_equal, folder_tensors
-from tests.tiny_models import tiny_hf_model
+from tests.tiny_models import LLAMA3_SCALING, tiny_hf_model
 
 _KINDS = ("hf", "megatron", "nemo", "bridge")
-_LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-_FREE_LLAMA3 = _LLAMA3 | {"original_max_position_embeddings": 128}
+_FREE_LLAMA3 = LLAMA3_SCALING | {"original_max_position_embeddings": 128}
 
 
 def _assert_same(left: Path, right: Path) -> None:
@@ -34,7 +27,7 @@ def _assert_same(left: Path, right: Path) -> None:
     ("family", "tied", "dtype", "rope"),
     [
         ("llama", False, torch.float32, None),
-        ("llama", True, torch.bfloat16, _LLAMA3),
+        ("llama", True, torch.bfloat16, LLAMA3_SCALING),
         ("qwen2", True, torch.bfloat16, None),
         ("qwen3", False, torch.float32, {"rope_type": "linear", "factor": 2.0}),
     ],
@@ -81,7 +74,7 @@ def test_scalings_that_a_kind_has_no_words_for_are_refused_and_megatron_keeps_al
 
 def test_without_the_travelling_config_the_metadata_alone_describe_the_model(tmp_path: Path) -> None:
     """As of folders that other tools wrote: what is rebuilt computes the same, which the certificate shows."""
-    hf = tiny_hf_model(tmp_path / "hf", "llama", tied=True, num_layers=2, rope_scaling=_LLAMA3)
+    hf = tiny_hf_model(tmp_path / "hf", "llama", tied=True, num_layers=2, rope_scaling=LLAMA3_SCALING)
     for kind in _KINDS[1:]:
         folder = converted(hf, tmp_path / kind, "--to", kind, "--certify", "none")
         for config in folder.rglob("config.json"):
@@ -90,7 +83,7 @@ def test_without_the_travelling_config_the_metadata_alone_describe_the_model(tmp
         assert_bit_equal(folder_tensors(back), folder_tensors(hf))
         certificate = json.loads((back / "conversion.json").read_text())
         assert certificate["logprobs"]["max_difference"] < 1e-5
-        assert json.loads((back / "config.json").read_text())["rope_scaling"] == _LLAMA3
+        assert json.loads((back / "config.json").read_text())["rope_scaling"] == LLAMA3_SCALING
 
 
 def test_a_dtype_is_cast_and_shards_are_cut(tmp_path: Path) -> None:

@@ -15,15 +15,10 @@ import torch
 from megatron_rlt.cli import main
 from tests.models.loading import assert_bit_equal, folder_tensors
 from tests.nemo.environment import MARKS, model_for_transformers4, run_oracle
+from tests.tiny_models import LLAMA3_SCALING
 
 _ORACLE = "oracle.py"
-_LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 256,
-}
+_LLAMA3 = LLAMA3_SCALING | {"original_max_position_embeddings": 256}
 _CASES: dict[str, dict[str, Any]] = {
     "llama": {"family": "llama", "tied": False},
     "llama31-tied": {"family": "llama", "tied": True, "rope_scaling": _LLAMA3},

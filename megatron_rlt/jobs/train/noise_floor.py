@@ -23,7 +23,7 @@ from megatron_rlt.jobs.reward.scorer import Scorer, build_scorer
 from megatron_rlt.jobs.run.load_models import load_frozen_model
 from megatron_rlt.metrics.phases import PhaseTimer
 from megatron_rlt.metrics.reduce import largest
-from megatron_rlt.parallel.platform import free_bytes, world
+from megatron_rlt.parallel.platform import free_device_bytes, world
 from megatron_rlt.rewards.rlt import combine_students
 from megatron_rlt.scoring.engine import LogprobEngine
 from megatron_rlt.types import Reward, ScoredExplanation
@@ -100,7 +100,7 @@ class NoiseProbe:
     def _load_bfloat16(self, name: str, student: Scorer) -> Scorer | None:
         model = student.engine.model
         layout, shape = model.layout, model.architecture
-        free = free_bytes()
+        free = free_device_bytes()
         needed = 2 * max_rank_parameters(shape, tp=layout.tp, pp=layout.pp)
         is_short = free is not None and free < needed
         if largest({"short": float(is_short)}, world())["short"]:  # all ranks load it, or none
