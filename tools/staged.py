@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -101,12 +102,21 @@ def _run(folder: Path, group: Sequence[Stage]) -> int:
             for stage, output in zip(group, [None, *outputs], strict=False)
         ]
         for stage, process in zip(group, running, strict=True):
-            process.wait()
+            if process.wait() != 0:
+                _set_aside(stage.result)
             _add_seconds(folder, stage, time.monotonic() - start)
         for output in outputs:
             output.seek(0)
             sys.stdout.write(output.read().decode())
     return max((process.returncode for process in running), key=abs, default=0)
+
+
+def _set_aside(result: Path) -> None:
+    """Rename what a command wrote before it failed, as `parity` does, so that the next start runs the stage again."""
+    if result.exists():
+        aside = result.with_name(f"{result.name}.failed")
+        shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
+        result.rename(aside)
 
 
 def _add_seconds(folder: Path, stage: Stage, seconds: float) -> None:

@@ -136,6 +136,9 @@ def _lay_out(file: Path) -> None:
         elif name in ("path", "data") and path.suffix == ".jsonl":
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("{}\n" * NUM_ROWS)
+        elif name == "input":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
         elif name in ("path", "data") and path.parts[0] in ("data", "runs"):
             (path / "shard.tar").parent.mkdir(parents=True, exist_ok=True)
             (path / "shard.tar").touch()

@@ -112,6 +112,24 @@ def _questions(file: Path) -> list[str]:
     return [json.loads(line)["question"] for line in file.read_text().splitlines()]
 
 
+def test_a_stage_that_failed_after_its_result_was_written_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = tmp_path / "parity.json"
+    script = tmp_path / "python"
+    script.write_text(f"#!/bin/sh\ncp {__file__} {result}\ntest -e {tmp_path}/mended\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    stage = Stage("parity", "", "parity", tmp_path / "parity.yaml", result, (), 1)
+    console = Console(file=StringIO())
+    for _ in range(2):  # the second finds what the first set aside
+        assert run_stages(tmp_path, [stage], console) == 1
+        assert not result.exists()
+    (tmp_path / "mended").touch()
+    assert run_stages(tmp_path, [stage], console) == 0
+    assert result.exists()
+
+
 @pytest.mark.slow
 @pytest.mark.full
 def test_the_whole_chain_runs_with_a_tiny_model_and_a_second_start_does_nothing(
