@@ -60,6 +60,8 @@ _ALLOWED: dict[tuple[str, str], object] = {
 }
 # What content of unexpected shape raises in readers that check little, such as Megatron's of optimizers.
 _OF_CONTENT = (KeyError, TypeError, AttributeError, IndexError, AssertionError, OverflowError, RuntimeError)
+# What this machine and its ranks raise, whatever the content: no sign of damage.
+_OF_MACHINE = (torch.OutOfMemoryError, torch.AcceleratorError, dist.DistError, MemoryError)
 # What torch says where a file that it opened itself could not be written; the number of the error is lost.
 _WRITE_FAILURES = ("PytorchStreamWriter failed", "file write failed", "iostream error", "inline_container")
 
@@ -191,8 +193,8 @@ def loading(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, dist.DistError):
-        raise  # of this machine and its ranks
+    except _OF_MACHINE:
+        raise
     except _OF_CONTENT as error:
         raise ValueError(
             f"{folder} is damaged or not of this program, and nothing in it was run ({type(error).__name__}:"
@@ -200,7 +202,10 @@ def loading(folder: Path) -> Iterator[None]:
         ) from error
     except CheckpointException as error:
         rank, cause = _first_cause(error)
-        if isinstance(cause, OSError) and cause.errno != errno.EINVAL:  # that of a place before a file's beginning
+        of_disk = (
+            isinstance(cause, OSError) and cause.errno != errno.EINVAL
+        )  # that of a place before a file's beginning
+        if of_disk or isinstance(cause, _OF_MACHINE):
             raise cause from error
         raise ValueError(
             f"{folder} is damaged or holds more than data, of which nothing was run (rank {rank}:"
