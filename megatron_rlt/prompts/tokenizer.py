@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
@@ -27,6 +29,7 @@ from megatron_rlt.visible_text import is_blank
 _TEMPLATE_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 MARK = "turnmark"  # placeholder text, to find what the template writes around a message
+_TEMPLATE_SECONDS = 5.0  # milliseconds are usual
 _OWN_FILE = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that read tokenizer.json as it is
 
 
@@ -168,8 +171,29 @@ def load_tokenizer(folder: Path, *, date: datetime.date = TEMPLATE_DATE) -> Chat
         raise ValueError(f"tokenizer of {folder} has no eos_token; name the end of turn in its tokenizer_config.json")
     hf.backend_tokenizer.post_processor = None  # adds special tokens, which templates write, and trims offsets
     tokenizer = ChatTokenizer(hf, folder, declared_stop_ids(folder), date)
+    _check_template_ends(tokenizer)
     _protect_turn_markers(tokenizer)
     return tokenizer
+
+
+def _check_template_ends(tokenizer: ChatTokenizer) -> None:
+    """Raise ValueError if the chat template is still busy after `_TEMPLATE_SECONDS`: its loops could take years.
+
+    What else it does wrong is for the first real use to say.
+    """
+    rendering = Thread(target=_render_once, args=(tokenizer,), daemon=True)  # one that never ends dies with the process
+    rendering.start()
+    rendering.join(_TEMPLATE_SECONDS)
+    if rendering.is_alive():
+        raise ValueError(
+            f"chat template of {tokenizer.folder} takes more than {_TEMPLATE_SECONDS:g} seconds for one question;"
+            " correct or download it again (chat_template.jinja)"
+        )
+
+
+def _render_once(tokenizer: ChatTokenizer) -> None:
+    with suppress(Exception):
+        tokenizer.render("", MARK)
 
 
 def _protect_turn_markers(tokenizer: ChatTokenizer) -> None:

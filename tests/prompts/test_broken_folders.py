@@ -49,6 +49,18 @@ def test_a_template_that_cannot_be_rendered_is_named(template: str, says: str, t
     assert says in str(error.value)
 
 
+def test_a_template_that_does_not_end_is_refused_before_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here it would end, after about a second; with one loop more it takes hours."""
+    folder = tiny_tokenizer(tmp_path)
+    loops = "{% for a in range(3000) %}{% for b in range(3000) %}{% endfor %}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(loops)
+    monkeypatch.setattr("megatron_rlt.prompts.tokenizer._TEMPLATE_SECONDS", 0.05)
+    with pytest.raises(ValueError, match=f"chat template of {folder} takes more than 0.05 seconds for one question"):
+        load_tokenizer(folder)
+
+
 def test_a_template_that_is_no_text_is_named(tmp_path: Path) -> None:
     folder = tiny_tokenizer(tmp_path)
     (folder / "chat_template.jinja").write_bytes(b"caf\xe9")
