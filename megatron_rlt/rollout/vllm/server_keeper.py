@@ -1,6 +1,7 @@
 """Keeps the vLLM servers of one node of a job's server step: starts them, says where they are, starts lost ones again.
 
-It ends when it is told to, or at the first start that fails: with a reason that the trainer reads.
+It ends when it is told to, at the first start that fails, or when a server is lost again and again: with a reason that
+the trainer reads.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from megatron_rlt.rollout.vllm.start_server import command
 from megatron_rlt.types import FAILED
 
 _POLL_SECONDS = 1.0
+_SETTLED_SECONDS = 900.0  # a loss after so long has nothing to do with the one before
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class _Kept:
     server: StepServer
     client: ServerClient
     started: float
+    num_losses: int  # before it, in a row and each soon after a start
 
     @property
     def process(self) -> ServerProcess:
@@ -73,24 +76,35 @@ class _Keeper:
         self._shape, self._devices, self.step, self._node = shape, devices, step, node
         self._key, self._host = step.key(), address_for_ranks()
         self._ports: set[int] = set()  # of all starts: a port is free until its server listens
-        self._servers = [self._start(StepServer(node, place, 1, None)) for place in range(len(devices))]
+        self._servers = [self._start(StepServer(node, place, 1, None), 0) for place in range(len(devices))]
         self._announce()
 
     def look(self) -> None:
-        """See how every server is. Raises EngineLostError if a start failed."""
+        """See how every server is. Raises EngineLostError if a start failed, or a server was lost too often."""
         for place, kept in enumerate(self._servers):
             if kept.server.address is None:
                 self._look_at_start(kept)
             elif not kept.process.is_alive or self.step.is_given_up(kept.server):
                 logger.warning("%s is lost: %s", self._name(kept), kept.process.last_words())
                 kept.client.close()
-                self._servers[place] = self._start(replace(kept.server, start=kept.server.start + 1, address=None))
+                again = replace(kept.server, start=kept.server.start + 1, address=None)
+                self._servers[place] = self._start(again, self._count_loss(kept))
                 self._announce()
 
     def close(self) -> None:
         """End all servers."""
         for kept in self._servers:
             kept.client.close()
+
+    def _count_loss(self, kept: _Kept) -> int:
+        """How often this place has lost its server in a row, each time soon after a start."""
+        count = kept.num_losses + 1 if time.monotonic() < kept.started + _SETTLED_SECONDS else 1
+        if count > self._shape.settings.server.max_retries:
+            raise EngineLostError(
+                f"{self._name(kept)} is lost, loss {count} in a row (rollout.vllm.server.max_retries):"
+                f" {kept.process.last_words()} (log: {kept.process.log_file})"
+            )
+        return count
 
     def _look_at_start(self, kept: _Kept) -> None:
         if not kept.process.is_alive:
@@ -108,7 +122,7 @@ class _Keeper:
                 f" (log: {kept.process.log_file})"
             )
 
-    def _start(self, server: StepServer) -> _Kept:
+    def _start(self, server: StepServer, num_losses: int) -> _Kept:
         while (port := free_port(self._host)) in self._ports:
             pass
         self._ports.add(port)
@@ -123,7 +137,7 @@ class _Keeper:
         address = f"http://[{self._host}]:{port}" if ":" in self._host else f"http://{self._host}:{port}"
         seconds = self._shape.settings.server.request_timeout_seconds
         client = ServerClient(address, api_key=self._key, timeout_seconds=seconds, process=process)
-        return _Kept(server, client, time.monotonic())
+        return _Kept(server, client, time.monotonic(), num_losses)
 
     def _announce(self) -> None:
         self.step.announce(self._node, [kept.server for kept in self._servers])
