@@ -34,6 +34,7 @@ from tools.staged import Stage, plan, run_stages
 
 RESULTS, PICTURE, EXAMPLES = "real.json", "real.png", "examples.md"
 """Files in its folder."""
+_CHOSEN = "begun_with.json"
 _FOLDER = Path("runs/real")
 _ROOT = Path(__file__).parents[2]
 
@@ -55,11 +56,22 @@ def main() -> int:
     if not arguments.report:
         # glibc keeps freed blocks of many sizes: with all large ones mapped, two ranks of RL hold 5 GB instead of 11.
         os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(256 * 1024))
+        _begin(folder, {"size": arguments.size, "seed": seed, "ranks": arguments.ranks})
         console.print(plan(chain))
         make_inputs(folder, size, seed=seed)
     status = 0 if arguments.report else run_stages(folder, chain, console)
     write_results(folder, record_of(arguments.size, seed, arguments.ranks), console)
     return status
+
+
+def _begin(folder: Path, chosen: dict[str, Any]) -> None:
+    """Keep what a folder was begun with; its stages must not be mixed with those of another size."""
+    file = folder / _CHOSEN
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(chosen) + "\n")
+    elif (before := json.loads(file.read_text())) != chosen:
+        sys.exit(f"{folder} was begun with {before}, not {chosen}: choose another folder (make real REAL_DIR=...)")
 
 
 def write_results(folder: Path, record: dict[str, Any], console: Console) -> None:

@@ -29,8 +29,8 @@ SIZES = {
         rl_steps=12,
         questions_per_step=4,
         group_size=6,
-        num_explained=192,
-        student_steps=12,
+        num_explained=128,
+        student_steps=8,
         num_asked=48,
         num_samples=2,
     ),
@@ -39,17 +39,17 @@ SIZES = {
         warmup_steps=16,
         rl_steps=30,
         questions_per_step=4,
-        group_size=12,
-        num_explained=768,
-        student_steps=48,
-        num_asked=200,
+        group_size=10,
+        num_explained=512,
+        student_steps=32,
+        num_asked=150,
         num_samples=4,
     ),
 }
 
 START = 15.0
 """Seconds until a command has loaded its models and after its last step, until it has saved."""
-SFT_ROW, RL_COMPLETION, EXPLANATION, REWARD, CONTROL, ANSWER = 0.9, 2.2, 0.3, 0.9, 0.6, 0.35
+SFT_ROW, RL_COMPLETION, EXPLANATION, REWARD, CONTROL, ANSWER = 1.15, 3.0, 0.65, 1.2, 0.95, 0.7
 """Seconds per row trained on, completion of RL (sampled, scored and trained on), explanation, reward with what the
 student knows without it, reward of a control, and answer, in float32 on two quiet cores."""
 
