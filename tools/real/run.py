@@ -54,8 +54,8 @@ def main() -> int:
     if arguments.ranks == 1:
         chain = on_one_rank(chain)
     if not arguments.report:
-        # glibc keeps freed blocks of many sizes: with all large ones mapped, two ranks of RL hold 5 GB instead of 11.
-        os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(256 * 1024))
+        # glibc keeps freed blocks of many sizes: with large ones mapped, a rank of RL does not grow from step to step.
+        os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(4 * 2**20))
         _begin(folder, {"size": arguments.size, "seed": seed, "ranks": arguments.ranks})
         console.print(plan(chain))
         make_inputs(folder, size, seed=seed)

@@ -49,7 +49,7 @@ SIZES = {
 
 START = 15.0
 """Seconds until a command has loaded its models and after its last step, until it has saved."""
-SFT_ROW, RL_COMPLETION, EXPLANATION, REWARD, CONTROL, ANSWER = 1.15, 3.0, 0.65, 1.2, 0.95, 0.7
+SFT_ROW, RL_COMPLETION, EXPLANATION, REWARD, CONTROL, ANSWER = 1.0, 2.6, 0.55, 1.05, 0.85, 0.55
 """Seconds per row trained on, completion of RL (sampled, scored and trained on), explanation, reward with what the
 student knows without it, reward of a control, and answer, in float32 on two quiet cores."""
 
