@@ -4,12 +4,13 @@
 ARG BASE_IMAGE=nvcr.io/nvidia/pytorch:25.10-py3
 FROM ${BASE_IMAGE}
 
-# The image's own torch stays: all else of pyproject.toml is installed beside it.
+# The image's own torch stays: all else of pyproject.toml is installed beside it, and what reads the Hugging Face hub.
 COPY pyproject.toml /opt/megatron_rlt/
 RUN python - <<'PY' > /tmp/requirements.txt
 import tomllib
 with open("/opt/megatron_rlt/pyproject.toml", "rb") as file:
-    dependencies = tomllib.load(file)["project"]["dependencies"]
+    project = tomllib.load(file)["project"]
+dependencies = project["dependencies"] + project["optional-dependencies"]["hub"]
 print("\n".join(line for line in dependencies if not line.startswith("torch>=")))
 PY
 RUN pip install --no-cache-dir -r /tmp/requirements.txt && rm /tmp/requirements.txt

@@ -39,8 +39,8 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Train Reinforcement Learned Teachers (arXiv 2506.08388) on Megatron. Every command takes CONFIG.yaml and "
-    "overrides such as student.layout.tp=2; COMMAND --help-config lists the keys.",
+    help="Train Reinforcement Learned Teachers (arXiv 2506.08388) on Megatron-core. Most commands take CONFIG.yaml and "
+    "overrides such as student.layout.tp=2; their --help-config lists the keys.",
 )
 
 
@@ -56,7 +56,9 @@ HelpConfig = Annotated[
         "--help-config", is_eager=True, callback=_show_keys, help="List every key with default and meaning, and exit."
     ),
 ]
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Configuration; only what differs.")]
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG.yaml", help="YAML file; only what differs from the defaults.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Dotted keys that win over the file, such as grpo.group_size=8."),
@@ -76,9 +78,7 @@ def _run(
     name = str(context.info_name)
     if name == "train" and has_section(config_file, overrides or [], "verifier"):
         name = "rlvr"
-        sys.stderr.write(
-            "megatron-rlt: a `verifier` section makes this `megatron-rlt rlvr`, the name of this command\n"
-        )
+        sys.stderr.write("megatron-rlt: the configuration has a `verifier` section, so this runs `megatron-rlt rlvr`\n")
     command = COMMANDS[name]
     config = load_config(command.config_class, config_file, overrides or [])
     shapes = config.check()
@@ -104,8 +104,8 @@ def _reweigh(
         list[str] | None,
         typer.Argument(
             metavar="[OUTPUT] [KEY=VALUE]...",
-            help="Parquet file to write, then what the reward gets otherwise, such as reward.lambda_kl=1 or"
-            " --reward.lambda_kl=1.",
+            help="Parquet file to write, then settings of the reward, such as reward.lambda_kl=1 or"
+            " --reward.lambda_kl=1; all others stay as stored.",
         ),
     ] = None,
     _help_config: HelpConfig = False,
@@ -132,7 +132,10 @@ def _status(
 
 def _pipeline(
     pipeline_file: Annotated[Path, typer.Argument(metavar="PIPELINE.yaml", help="Stages; see configs/pipelines.")],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Dotted keys that win over the file, such as stages.rl.nodes=4."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every sbatch line, and exit.")] = False,
     show_status: Annotated[bool, typer.Option("--status", help="Say how far each stage is, and exit.")] = False,
 ) -> int:
@@ -149,7 +152,7 @@ RankedCommand = Annotated[str, typer.Argument(metavar="COMMAND", help="The comma
 
 
 def _doctor(command: RankedCommand, config_file: ConfigFile, overrides: Overrides = None) -> int:
-    """Look at nodes, run folder, GPUs and network in seconds, before a command loads its models. Changes nothing."""
+    """Check nodes, run folder, GPUs and network in seconds, before a command loads its models. Changes nothing."""
     config = _ranked_config("doctor", command, config_file, overrides or [])
     shapes = config.check()
     from megatron_rlt.cluster.doctor import run_doctor
@@ -226,7 +229,7 @@ def _convert(
         str | None, typer.Option("--certify", help="logprobs, or none: tensors are compared in any case.")
     ] = None,
     optimizer: Annotated[
-        bool | None, typer.Option("--optimizer", help="Take Adam's state along, between Megatron folders.")
+        bool | None, typer.Option("--optimizer", help="Convert Adam's state too, between Megatron folders.")
     ] = None,
     workers: Annotated[int | None, typer.Option("--workers", help="Threads that read ahead. Default: 1.")] = None,
     max_shard_bytes: Annotated[

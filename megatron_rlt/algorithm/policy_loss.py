@@ -67,7 +67,7 @@ def policy_loss(
         reference_logprobs: `[R]`; None (only with beta 0) omits the KL.
         advantages: `[R]`, the completion's advantage, repeated per token.
         weights: `[R]` from `token_weights`.
-        importance: `[R]` constants c_t from `rollout_correction`; None: 1 everywhere.
+        importance: `[R]` constants c_t from `rollout_mismatch`; None: 1 everywhere.
         clip_low, clip_high: the ratio is clipped to `[1 - clip_low, 1 + clip_high]`; None: no bound.
         beta: weight of the KL.
 

@@ -47,8 +47,8 @@ def _latest_attempt(run_folder: Path) -> Path | None:
 def _run_lines(run_folder: Path) -> Iterator[str]:
     if not (run_folder / _RUN).is_file():
         return
-    papers, config = read_json_object(run_folder / _RUN, remedy=_DAMAGED), read_yaml(run_folder / _CONFIG)
-    command, starts = papers.get("command"), papers.get("starts")
+    record, config = read_json_object(run_folder / _RUN, remedy=_DAMAGED), read_yaml(run_folder / _CONFIG)
+    command, starts = record.get("command"), record.get("starts")
     if not isinstance(command, str) or not isinstance(starts, list):
         raise ValueError(f"{run_folder / _RUN}: holds no command and starts; {_DAMAGED}")
     yield f"run: {command} in {run_folder}, started {len(starts)} times"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -55,10 +57,11 @@ class NumberTable(Table):
 
 
 def show_keys(config_class: type[Section], console: Console) -> None:
-    """Every key of a command's configuration with its default, its sentence below."""
+    """Every key of a command's configuration with its default and its choices, its sentence below."""
     for key in keys_of(config_class):
         style = "bold" if key.section is None else "bold cyan"
-        console.print(Text.assemble((key.dotted, style), _default(key)), soft_wrap=True)
+        choices = f"  ({' | '.join(key.choices)})" if key.choices else ""
+        console.print(Text.assemble((key.dotted, style), _default(key), (choices, "dim")), soft_wrap=True)
         console.print(Padding(Text(key.sentence), (0, 0, 0, 4), expand=False))
 
 
@@ -86,9 +89,14 @@ def _default(key: Key) -> str:
         return "" if key.section else ": required"  # a section is required where one of its keys is
     if isinstance(key.default, Section):
         return ""
-    if key.default is None:
-        return ": null"
-    return f": {str(key.default).lower() if isinstance(key.default, bool) else key.default}"
+    return f": {_value(key.default)}"
+
+
+def _value(value: object) -> str:
+    """A default as YAML writes it, in one line."""
+    if isinstance(value, str) and re.fullmatch(r"\S.*", value):
+        return value
+    return json.dumps(value, default=str)
 
 
 def _binary(num_bytes: int) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
@@ -37,6 +37,7 @@ class Key:
     required: bool
     default: Any  # None also where required; a section's presets where the key is one
     section: type[Section] | None  # the class of the section this key opens; None for a value
+    choices: tuple[str, ...]  # the words that a value may be; empty where it may be others
 
 
 def keys_of(config_class: type[Section], prefix: str = "", defaults: Section | None = None) -> list[Key]:
@@ -57,6 +58,7 @@ def keys_of(config_class: type[Section], prefix: str = "", defaults: Section | N
                 required=not known,
                 default=preset if known else None,
                 section=section,
+                choices=_choices(field.annotation),
             )
         )
         if section is not None:
@@ -87,6 +89,16 @@ def holds_text(config_class: type[Section], names: Sequence[str]) -> bool:
             return holds_text(get_args(annotation)[1], names[place + 2 :])
         section = section_class(annotation)
     return False
+
+
+def _choices(annotation: object) -> tuple[str, ...]:
+    """All words that a value, or a member of a list, may be; none where an annotation allows others."""
+    kinds = _plain_kinds(annotation) - {NoneType}
+    members = [one for kind in kinds for one in (get_args(kind) if get_origin(kind) in (list, tuple) else (kind,))]
+    words = [one for one in members if one is not Ellipsis]
+    if not all(get_origin(one) is Literal for one in words):
+        return ()
+    return tuple(str(word) for one in words for word in get_args(one))
 
 
 def _plain_kinds(annotation: object) -> set[object]:

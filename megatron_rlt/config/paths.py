@@ -63,7 +63,8 @@ def data_faults(key: str, path: Path) -> list[str]:
             return []
         return [f"{key}: {path} holds no shards (*.tar); run `megatron-rlt prepare` with output_dir={path}"]
     if not path.exists():
-        return [f"{key}: no such folder or file: {path}; `megatron-rlt prepare` writes a folder of shards"]
+        remedy = "`megatron-rlt prepare` writes shards, `megatron-rlt collect` rows for sft"
+        return [f"{key}: no such folder or file: {path}; {remedy}"]
     return row_file_faults(key, path)
 
 

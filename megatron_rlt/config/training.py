@@ -90,7 +90,7 @@ class OptimizerConfig(Section):
     lr: PositiveFloat = 1e-6
     """Peak learning rate."""
     min_lr: NonNegativeFloat = 0.0
-    """Learning rate towards which a decaying schedule falls; it would have it one step after its last."""
+    """Learning rate to which a decaying schedule falls; it would be reached one step after the last."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Shape after the warm-up."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0

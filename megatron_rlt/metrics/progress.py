@@ -20,17 +20,18 @@ class Progress:
     """Progress of one run on one rank; use it as a context manager."""
 
     def __init__(
-        self, *, title: str, first_step: int, num_steps: int, console: Console | None, is_reporter: bool
+        self, *, title: str, piece: str, first_step: int, num_steps: int, console: Console | None, is_reporter: bool
     ) -> None:
         """
         Args:
             title: name of the run, such as "train".
+            piece: what a step is called in its lines, "step" or "part".
             first_step: steps done before this process started; the time left ignores them.
             num_steps: steps of the whole run.
             console: draws a live display if it is a terminal; None draws none.
             is_reporter: whether this rank shows anything at all.
         """
-        self._title, self._num_steps, self._is_reporter = title, num_steps, is_reporter
+        self._title, self._piece, self._num_steps, self._is_reporter = title, piece, num_steps, is_reporter
         self._first_step = self._done = first_step
         self._started = time.monotonic()
         self._last_line = -math.inf
@@ -77,7 +78,7 @@ class Progress:
             self._bar.update(self._task, completed=step, values=shown, left=left)
         elif step == self._num_steps or time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            logger.info("%s: step %d of %d: %s, %s", self._title, step, self._num_steps, shown, left)
+            logger.info("%s: %s %d of %d: %s, %s", self._title, self._piece, step, self._num_steps, shown, left)
 
     def _seconds_left(self) -> float:
         per_step = (time.monotonic() - self._started) / max(self._done - self._first_step, 1)

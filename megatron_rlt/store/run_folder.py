@@ -1,4 +1,4 @@
-"""The papers of a run: its resolved configuration in `config.yaml`; command, times, versions, commits in `run.json`."""
+"""The record of a run: its resolved configuration in `config.yaml`; command, times, versions, commits in `run.json`."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 def write_run_folder(
     folder: Path, command: str, config: JobConfig, *, world_size: int, contents: Mapping[str, str] | None = None
 ) -> None:
-    """Write the papers of a run, or add this start to those of a resumed one. One rank calls, after the checks.
+    """Write the record of a run, or add this start to those of a resumed one. One rank calls, after the checks.
 
     `contents`: as for `check_contents`, if the command checks them.
     """
@@ -110,8 +110,8 @@ def write_run_folder(
     starts = held.get("starts", [])
     now = datetime.now(UTC).isoformat(timespec="seconds")
     starts.append(asdict(Start(now, world_size, git_commit(Path(__file__).parent), _versions())))
-    papers = {"command": command, "contents": held.get("contents", {}) | dict(contents or {}), "starts": starts}
-    write_text(path, json.dumps(papers, indent=2))
+    record = {"command": command, "contents": held.get("contents", {}) | dict(contents or {}), "starts": starts}
+    write_text(path, json.dumps(record, indent=2))
     write_text(folder / CONFIG_FILE, to_yaml(config))
 
 
@@ -133,12 +133,12 @@ def _read_run(folder: Path) -> dict[str, Any]:
     path = folder / RUN_FILE
     if not path.is_file():
         return {}
-    papers = read_json_object(path, remedy=_DAMAGED)
+    record = read_json_object(path, remedy=_DAMAGED)
     kinds = {"command": str, "starts": list, "contents": dict}
     for name, kind in kinds.items():
-        if not isinstance(papers.get(name, kind()), kind) or (name != "contents" and name not in papers):
+        if not isinstance(record.get(name, kind()), kind) or (name != "contents" and name not in record):
             raise ValueError(f"{path}: holds no valid {name!r}; {_DAMAGED}")
-    return papers
+    return record
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def test_train_with_a_verifier_is_rlvr_and_says_so(workplace: Path, capsys: pyte
     assert main(["train", "rlvr.yaml", "--dry-run"]) == 0
     assert capsys.readouterr() == (
         own_name.out,
-        "megatron-rlt: a `verifier` section makes this `megatron-rlt rlvr`, the name of this command\n",
+        "megatron-rlt: the configuration has a `verifier` section, so this runs `megatron-rlt rlvr`\n",
     )
     assert main(["rlvr", "--help-config"]) == 0
     assert "verifier.correct" in capsys.readouterr().out

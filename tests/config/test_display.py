@@ -75,3 +75,17 @@ def test_all_tables_are_made_this_way() -> None:
     files = [file for folder in ("megatron_rlt", "tools") for file in (_ROOT / folder).rglob("*.py")]
     others = [file.name for file in files if re.search(r"import .*\bTable\b", file.read_text())]
     assert others == ["display.py"]
+
+
+def test_keys_are_shown_as_yaml_writes_them_with_the_words_that_they_may_be() -> None:
+    output = io.StringIO()
+    show_keys(TrainConfig, Console(file=output, width=200))
+    lines = output.getvalue().splitlines()
+    assert {
+        'prompts.custom_tags.separator: "\\n\\n"',
+        'rollout.vllm.server.devices: [""]',
+        'checkpoint.export: ["hf"]  (hf | megatron | nemo | bridge)',
+        "optimizer.schedule: constant  (constant | cosine | linear)",
+        "optimizer.lr: 1e-06",
+        "reward.noise_floor: null",
+    } <= set(lines)

@@ -163,3 +163,13 @@ def test_state_in_the_parts_of_a_layout_is_refused_and_its_weights_are_not(
     assert main(["convert", str(source), str(tmp_path / "target"), "--to", "megatron", "--optimizer", *options]) == 2
     assert "was saved with checkpoint.reshardable=tp_pp" in capsys.readouterr().err
     assert main(["convert", str(source), str(tmp_path / "weights"), "--to", "megatron", *options]) == 0
+
+
+def test_inspect_says_that_a_runs_checkpoint_can_become_a_folder_of_megatron_lm(
+    trained: tuple[Path, list[list[torch.Tensor]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, _ = trained
+    assert main(["inspect", str(root / "run" / "step-000002"), "--config", str(root / "hf")]) == 0
+    assert "--to hf, --to megatron, --to nemo, --to bridge" in capsys.readouterr().out
+    assert main(["inspect", str(root / "mlm"), "--config", str(root / "hf")]) == 0
+    assert "--to hf, --to nemo, --to bridge" in capsys.readouterr().out

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from megatron_rlt.config.commands.score import ScoreConfig
+from megatron_rlt.given_files import lines_of
 from tests.jobs.tiny_scores import (
     PhaseLog,
     ScoreInputs,
@@ -21,8 +22,6 @@ from tests.jobs.tiny_scores import (
     write_rows,
 )
 from tests.ranks import run_ranks
-
-"""Those that are not null in all rows; the others are of sampling, of training, and of controls."""
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +35,12 @@ def _phases(config: ScoreConfig) -> tuple[int, list[str]]:
 
 
 def _refusal(config: ScoreConfig) -> str:
+    """What is printed, line by line."""
     log = PhaseLog()
     with pytest.raises(ValueError, match=r".") as caught:
         score_on_ranks(config, log)
     assert "load" not in log.phases, "a refusal must come before a model loads"
-    return str(caught.value)
+    return "\n".join(lines_of(caught.value))
 
 
 def _interrupted(config: ScoreConfig) -> None:

@@ -23,11 +23,12 @@ Schema = dict[str, Any]
 _INTRODUCTION = """\
 # Configuration
 
-Every command reads one YAML file that lists only what differs from the defaults below. `dotted.key=value` after the
+A command reads one YAML file that lists only what differs from the defaults below. `dotted.key=value` after the
 file's name wins over the file. An unknown key stops the run and names the closest valid one. Relative paths are
 relative to the current directory, not to the file. Where a sentence says None, YAML writes `null`.
-`reweigh` reads no file: it begins with the settings of its source. `COMMAND --help-config` prints the same keys in a
-terminal.
+Three commands read no file: `reweigh` begins with the settings of its source, and the keys of `convert` and `inspect`
+are options such as `--dtype`. `plan` reads the file of another command; its own keys are given as `key=value`.
+`COMMAND --help-config` prints the keys of all others, of `reweigh` and of `plan` in a terminal.
 
 <!-- Written by `python -m tools.docs.configuration`; change the docstrings in megatron_rlt/config, not this page. -->
 """

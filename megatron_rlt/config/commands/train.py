@@ -21,8 +21,8 @@ class TrainConfig(RlConfig):
     teacher: ModelConfig
     """The policy, which is trained."""
     student: ModelConfig
-    """The frozen model whose predictions are the reward; the word `self` stands for the teacher's section: its own
-    frozen start is then its student."""
+    """The frozen model whose predictions are the reward; the word `self` stands for the teacher's section: its initial
+    weights, frozen, are then the student."""
     students: StudentsConfig | None = None
     """Further students, and how several rewards become one; None: `student` alone."""
     reward: TrainRewardConfig = TrainRewardConfig()

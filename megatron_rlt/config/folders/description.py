@@ -129,9 +129,9 @@ def _begun_with(found: ModelFolder) -> Path | None:
     checkpoint = next((place for place in found.weights.parents if (place / CHECKPOINT_MANIFEST).is_file()), None)
     if found.kind is not Kind.MEGATRON or checkpoint is None:
         return None
-    papers = {name: _yaml(checkpoint.parents[1] / name) for name in ("run.json", "config.yaml")}
-    section = _TRAINED_SECTION.get(str(papers["run.json"].get("command")))
-    model = (papers["config.yaml"].get(section) or {}).get("model") if section is not None else None
+    record = {name: _yaml(checkpoint.parents[1] / name) for name in ("run.json", "config.yaml")}
+    section = _TRAINED_SECTION.get(str(record["run.json"].get("command")))
+    model = (record["config.yaml"].get(section) or {}).get("model") if section is not None else None
     return Path(model) if model is not None and Path(model).is_dir() else None
 
 

@@ -11,7 +11,7 @@ from megatron_rlt.config.architecture import Architecture
 from megatron_rlt.config.commands.convert import InspectConfig
 from megatron_rlt.config.display import NumberTable
 from megatron_rlt.config.folders.description import ModelDescription, describe_model
-from megatron_rlt.config.folders.kind import WRITTEN
+from megatron_rlt.config.folders.kind import CHECKPOINT_MANIFEST, WRITTEN
 from megatron_rlt.config.folders.optimizer_state import HOLDERS, find_optimizer_state
 from megatron_rlt.config.folders.provider import export_fault
 from megatron_rlt.models.weights.hf_reader import read_headers
@@ -35,9 +35,12 @@ def run_inspect(config: InspectConfig) -> int:
 def lines(described: ModelDescription) -> list[tuple[str, str]]:
     """Names and values of the screen."""
     architecture, tokenizer = described.architecture, described.tokenizer
-    made = [kind for kind in WRITTEN if kind is not described.found.kind and export_fault(architecture, kind) is None]
+    found = described.found
+    # A run's checkpoint has Megatron's tensors, but is no folder that Megatron-LM reads.
+    same = None if (found.folder / CHECKPOINT_MANIFEST).is_file() else found.kind
+    made = [kind for kind in WRITTEN if kind is not same and export_fault(architecture, kind) is None]
     return [
-        ("kind", f"{described.found.what} ({described.found.kind})"),
+        ("kind", f"{found.what} ({found.kind})"),
         ("architecture", _family(architecture)),
         ("parameters", f"{sum(math.prod(shape) for shape in hf_shapes(architecture).values()):,}"),
         ("dtype", ", ".join(f"{dtype} ({count} tensors)" for dtype, count in _dtypes(described).items())),

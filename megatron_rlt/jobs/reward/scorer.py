@@ -83,7 +83,7 @@ class Scorer:
 def score_pairs(
     teacher: LogprobEngine, student: Scorer, pairs: Sequence[ScoringPair], timer: PhaseTimer
 ) -> tuple[Reward, ...]:
-    """Ask teacher and student, reward: for explanations that no training step follows. Collective, as `Scorer.read`."""
+    """Rewards of explanations without a training step, from both models' log-probs. Collective, as `Scorer.read`."""
     with timer.phase("teacher") as phase:
         written = [pair.teacher for pair in pairs]
         logprobs = teacher.logprobs(written).values

@@ -51,12 +51,15 @@ class RunFrame:
         self._progress: Progress | None = None
 
     @contextmanager
-    def pieces(self, title: str, folder: Path, *, num_done: int, count: int, shown: Sequence[str]) -> Iterator[Record]:
+    def pieces(
+        self, title: str, folder: Path, *, piece: str, num_done: int, count: int, shown: Sequence[str]
+    ) -> Iterator[Record]:
         """Yield the function that logs each step or part.
 
         Args:
             title: name of the run in the progress display.
             folder: receives the metrics, one line per step or part.
+            piece: "step" or "part", as the progress display calls it.
             shown: names of the metrics to display, where they exist.
         """
         is_first, options = dist.get_rank() == 0, self._metrics
@@ -64,7 +67,7 @@ class RunFrame:
         writer = MetricsWriter(folder, is_writer=is_first, resumed_step=num_done, **sinks)
         console = Console() if options.progress else None
         self._progress = Progress(
-            title=title, first_step=num_done, num_steps=count, console=console, is_reporter=is_first
+            title=title, piece=piece, first_step=num_done, num_steps=count, console=console, is_reporter=is_first
         )
 
         def record(number: int, metrics: dict[str, float]) -> dict[str, float]:

@@ -57,7 +57,7 @@ class PartRun:
         `title`, `folder` and `shown` as in `RunFrame.pieces`.
         """
         frame = RunFrame(self._metrics, self._heartbeat)
-        with frame.pieces(title, folder, num_done=num_done, count=num_parts, shown=shown) as record:
+        with frame.pieces(title, folder, piece="part", num_done=num_done, count=num_parts, shown=shown) as record:
             for number in range(num_done, num_parts):
                 if self._end.agreed(num_saves=0):
                     logger.info("ended on request; the same command continues after part %d", number)

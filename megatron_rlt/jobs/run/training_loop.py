@@ -93,7 +93,9 @@ class TrainingRun:
         elif self._is_writer:
             print(f"Nothing to do: {self._output_dir} holds {start} steps already, and num_steps is {num_steps}")
         with (
-            self._frame.pieces(self._command, self._output_dir, num_done=start, count=num_steps, shown=shown) as record,
+            self._frame.pieces(
+                self._command, self._output_dir, piece="step", num_done=start, count=num_steps, shown=shown
+            ) as record,
             self._saves.completed(),
         ):
             for number in range(start, num_steps):

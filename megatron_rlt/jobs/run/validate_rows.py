@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from megatron_rlt.data.prepare import describe_counts
 from megatron_rlt.data.rejection import RejectedRow, UnusableRowError
+from megatron_rlt.given_files import FaultsError
 from megatron_rlt.whole_files import write_text
 
 _NUM_SHOWN = 3
@@ -94,8 +95,7 @@ def _require_rows(source: str, report: RowReport) -> None:
         return
     if not report.rejected:
         raise ValueError(f"no usable row in {source}: it has no rows")
-    quoted = "".join(f"\n  {rejected}" for rejected in report.rejected[:_NUM_SHOWN])
-    raise ValueError(
-        f"no usable row in {source}: all {len(report.rejected)} rows were rejected "
-        f"({describe_counts(report.counts)}); mend them{quoted}"
+    what = f"all {len(report.rejected)} rows were rejected ({describe_counts(report.counts)}); mend them"
+    raise FaultsError(
+        [f"no usable row in {source}: {what}", *(f"  {rejected}" for rejected in report.rejected[:_NUM_SHOWN])]
     )

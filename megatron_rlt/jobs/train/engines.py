@@ -51,13 +51,15 @@ def student_pairs(config: TrainConfig) -> dict[str, PairBuilder]:
 
 def build_context(config: TrainConfig, pairs: Mapping[str, PairBuilder], on_progress: OnProgress) -> TrainContext:
     """Load every model and bind the engines to them. Collective; raises ValueError for folders that do not fit."""
-    ask = partial(LogprobEngine, temperature=config.temperature, scoring=config.scoring, on_progress=on_progress)
+    logprob_engine = partial(
+        LogprobEngine, temperature=config.temperature, scoring=config.scoring, on_progress=on_progress
+    )
     model = load_model(config.teacher, build_layout(config.teacher.layout))
-    old_policy = ask(model)
+    old_policy = logprob_engine(model)
     students = {}
     for name, section in config.students_by_name.items():
         layout = model.layout if section.layout == config.teacher.layout else build_layout(section.layout)
-        engine = ask(load_frozen_model(section, layout))
+        engine = logprob_engine(load_frozen_model(section, layout))
         students[name] = build_scorer(old_policy, engine, pairs[name], reward=config.reward, scoring=config.scoring)
     teacher = pairs[FIRST].teacher
     rollout = sampling_engine(

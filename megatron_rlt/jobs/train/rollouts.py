@@ -66,23 +66,23 @@ class RolloutSource:
         self._begun: _Rollout | None = None  # for a step that has not begun
 
     def next(self, number: int, timer: PhaseTimer) -> Iterator[RolloutPart]:
-        """All parts of a step's batch, as they come. `number` counts from 0; steps are asked for in their order."""
+        """All parts of a step's batch, as they arrive. `number` counts from 0; steps are asked for in their order."""
         engine = self._context.rollout
         if not isinstance(engine, ServerEngine):
             yield from explain(self._context, self._problems(timer), number, timer)
             return
         rollout = self._begin(engine, number, timer) if self._begun is None else self._begun
         self._begun = None
-        num_come = 0
-        while num_come < len(rollout.parts):
+        num_arrived = 0
+        while num_arrived < len(rollout.parts):
             with timer.phase("rollout") as phase:
-                come = self._wait(engine, rollout)
+                arrived = self._wait(engine, rollout)
                 if not self._is_ahead:  # else waiting is not what sampling took
-                    phase.count(*rollout_work(engine, [group for part in come for group in part.groups]))
-            num_come += len(come)
-            if num_come == len(rollout.parts) and self._is_ahead and number + 1 < self._num_steps:
+                    phase.count(*rollout_work(engine, [group for part in arrived for group in part.groups]))
+            num_arrived += len(arrived)
+            if num_arrived == len(rollout.parts) and self._is_ahead and number + 1 < self._num_steps:
                 self._begun = self._begin(engine, number + 1, timer)
-            yield from come
+            yield from arrived
 
     def state_bytes(self) -> bytes:
         """What exists of the next step, for a checkpoint; waits for what is being sampled. Empty without."""
@@ -122,7 +122,7 @@ class RolloutSource:
         return _Rollout(prompts, parts, None)
 
     def _wait(self, engine: ServerEngine, rollout: _Rollout) -> list[RolloutPart]:
-        """Parts that have come since the last call, at least one."""
+        """Parts that have arrived since the last call, at least one."""
         if rollout.sampled is not None:
             return [RolloutPart(i, rollout.sampled[part.start : part.stop]) for i, part in enumerate(rollout.parts)]
         return [
