@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,8 @@ def install_platform() -> None:
         warnings.filterwarnings("ignore", message=message)
     if not torch.cuda.is_available():
         warnings.filterwarnings("ignore", message="When using .* parallelism it is recommended to set .* CUDA_DEVICE")
+        # A CUDA build of torch without a GPU, as on a login node, warns of the toolkit that it finds.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         install_cpu_platform()
 
 

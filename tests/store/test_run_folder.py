@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from megatron_rlt.config.commands.sft import SftConfig
@@ -34,7 +34,7 @@ def test_the_papers_read_back_as_the_configuration(tmp_path: Path) -> None:
     run = json.loads((tmp_path / "run.json").read_text())
     assert run["command"] == "train"
     assert run["starts"][0]["world_size"] == 2
-    assert run["starts"][0]["versions"]["torch"] == torch.__version__
+    assert run["starts"][0]["versions"]["torch"] == version("torch")
     check_run_folder(tmp_path, "train", config)
     write_run_folder(tmp_path, "train", config, world_size=4)
     assert [start["world_size"] for start in json.loads((tmp_path / "run.json").read_text())["starts"]] == [2, 4]
