@@ -202,6 +202,8 @@ def test_one_kind_of_rope_in_two_spellings_is_read(changes: dict[str, Any], tmp_
             "original_max_position_embeddings",
         ),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "rope_parameters.full_attention"),
+        ({"rope_scaling": {"factor": 4.0}}, "rope_scaling states a factor and no rope_type"),
+        ({"rope_parameters": {"rope_theta": 1e4, "factor": 4.0}}, "rope_parameters states a factor and no rope_type"),
     ],
 )
 def test_a_fact_that_transformers_would_read_elsewhere_is_refused(
