@@ -93,7 +93,7 @@ def _first_digit(expression: Any) -> int:  # noqa: ANN401
     import sympy
 
     try:
-        values = [abs(each.doit().evalf(5)) for each in _numbers(expression)]
+        values = [abs(each.doit().evalf()) for each in _numbers(expression)]
         places = [-math.floor(float(sympy.log(value, 10).evalf())) for value in values if value.is_Float and value > 0]
     except Exception:  # noqa: BLE001 - as above; they have the ordinary precision
         return 0
