@@ -22,6 +22,7 @@ RLT_CONTAINER=${RLT_CONTAINER:-none}              # none, pyxis or apptainer
 RLT_PREFLIGHT=${RLT_PREFLIGHT:-1}                 # 0: do not run `doctor` before the command
 RLT_MAX_FAILURES=${RLT_MAX_FAILURES:-3}
 case $RLT_MAX_FAILURES in *[!0-9]*) refuse "RLT_MAX_FAILURES=$RLT_MAX_FAILURES: must be a whole number" ;; esac
+case ${RLT_END_TIME:-} in *[!0-9]*) refuse "RLT_END_TIME=$RLT_END_TIME: must be seconds since the epoch" ;; esac
 SERVER_NODES=${SERVER_NODES:-0}                   # how many of the job's nodes, its last ones, run vLLM's servers
 
 run_job() {

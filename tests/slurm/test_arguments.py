@@ -61,6 +61,7 @@ def test_a_job_without_an_array_has_no_choice(each: list[str], tmp_path: Path) -
     [
         ({"RLT_SITE": "/no/such/site.env"}, "RLT_SITE=/no/such/site.env: no such file"),
         ({"RLT_MAX_FAILURES": "none"}, "RLT_MAX_FAILURES=none: must be a whole number"),
+        ({"RLT_END_TIME": "tomorrow 10:00"}, "RLT_END_TIME=tomorrow 10:00: must be seconds since the epoch"),
         ({"RLT_HOME": "/no/such/clone"}, "submit from the folder of the clone, or set RLT_HOME to it"),
     ],
 )
