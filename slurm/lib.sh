@@ -9,7 +9,10 @@
 # The run folder continues from its last checkpoint, whatever happened.
 set -euo pipefail
 
+refuse() { echo "megatron-rlt: error: $1" >&2; exit 2; }
+
 RLT_HOME=${RLT_HOME:-$SLURM_SUBMIT_DIR}           # Slurm runs a copy of the script elsewhere: $0 does not tell
+if [ -n "${RLT_SITE:-}" ] && [ ! -r "$RLT_SITE" ]; then refuse "RLT_SITE=$RLT_SITE: no such file; correct it, or leave it out"; fi
 RLT_SITE=${RLT_SITE:-$RLT_HOME/slurm/site.env}
 # shellcheck source=/dev/null
 if [ -f "$RLT_SITE" ]; then . "$RLT_SITE"; fi
@@ -18,15 +21,13 @@ RLT_PROGRAM=${RLT_PROGRAM:-$RLT_HOME/.venv/bin/megatron-rlt}
 RLT_CONTAINER=${RLT_CONTAINER:-none}              # none, pyxis or apptainer
 RLT_PREFLIGHT=${RLT_PREFLIGHT:-1}                 # 0: do not run `doctor` before the command
 RLT_MAX_FAILURES=${RLT_MAX_FAILURES:-3}
+case $RLT_MAX_FAILURES in *[!0-9]*) refuse "RLT_MAX_FAILURES=$RLT_MAX_FAILURES: must be a whole number" ;; esac
+case ${RLT_END_TIME:-} in *[!0-9]*) refuse "RLT_END_TIME=$RLT_END_TIME: must be seconds since the epoch" ;; esac
 SERVER_NODES=${SERVER_NODES:-0}                   # how many of the job's nodes, its last ones, run vLLM's servers
 
 run_job() {
     local command=$1 status
     shift
-    if [ $# -eq 0 ]; then
-        echo "megatron-rlt: error: no configuration given: sbatch slurm/${SLURM_JOB_NAME#rlt-}.sbatch CONFIG.yaml [KEY=VALUE]..." >&2
-        exit 2
-    fi
     open_attempt "$@"
     set_environment
     if [ "$RLT_PREFLIGHT" != 0 ]; then preflight "$command" "$@"; fi
@@ -46,37 +47,33 @@ run_alone() {
 
 # ---- before the ranks -------------------------------------------------------------------------------------------
 
-# output_dir as the program will read it; a rank refuses to run if it reads something else.
+# output_dir as the program will read it; a rank refuses to run if it reads something else. Not within other words: only
+# then does its refusal end the script.
 output_dir() {
     local word found
-    found=$(sed -n 's/^output_dir:[[:space:]]*//p' "$1" | sed 's/[[:space:]]*#.*//; s/^["'\'']//; s/["'\'']$//' | head -n 1)
+    if [ $# -eq 0 ]; then refuse "no configuration given: sbatch slurm/SCRIPT.sbatch CONFIG.yaml [KEY=VALUE]..."; fi
+    if [ ! -f "$1" ]; then refuse "$1: no such configuration file"; fi
+    found=$(sed -n 's/\r$//; s/^output_dir:[[:space:]]*//p' "$1" | sed 's/[[:space:]][[:space:]]*#.*//; s/[[:space:]]*$//; s/^["'\'']//; s/["'\'']$//' | head -n 1)
     for word in "${@:2}"; do
         case $word in output_dir=*) found=${word#output_dir=} ;; esac
     done
-    if [ -z "$found" ]; then
-        echo "megatron-rlt: error: $1: has no output_dir; add output_dir=FOLDER" >&2
-        exit 2
-    fi
+    if [ -z "$found" ]; then refuse "$1: has no output_dir; add output_dir=FOLDER"; fi
     if [ "${found%%/*}" = "~" ]; then found=$HOME${found#\~}; fi   # as the program reads it
     realpath -m -- "$found"
 }
 
 # One folder per attempt, so that nothing is overwritten. The rank that gets the run's lock lets `latest` point to it.
 open_attempt() {
-    if [ ! -f "$1" ]; then echo "megatron-rlt: error: $1: no such configuration file" >&2; exit 2; fi
     RLT_RUN_DIR=$(output_dir "$@")
     export RLT_ATTEMPT_DIR=$RLT_RUN_DIR/attempts/$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
-    mkdir -p "$RLT_ATTEMPT_DIR/ranks" || {
-        echo "megatron-rlt: error: output_dir: $RLT_RUN_DIR cannot be written; give a folder you may write to" >&2
-        exit 2
-    }
+    mkdir -p "$RLT_ATTEMPT_DIR/ranks" || refuse "output_dir: $RLT_RUN_DIR cannot be written; give a folder you may write to"
 }
 
 check_container() {
     case $RLT_CONTAINER in
         none) ;;
         pyxis | apptainer) : "${RLT_IMAGE:?set it in slurm/site.env}" "${RLT_MOUNTS:?set it in slurm/site.env}" ;;
-        *) echo "megatron-rlt: error: RLT_CONTAINER=$RLT_CONTAINER: must be none, pyxis or apptainer" >&2; exit 2 ;;
+        *) refuse "RLT_CONTAINER=$RLT_CONTAINER: must be none, pyxis or apptainer" ;;
     esac
 }
 
@@ -84,8 +81,7 @@ set_environment() {
     check_container
     case $SERVER_NODES in *[!0-9]*) SERVER_NODES=$SLURM_JOB_NUM_NODES ;; esac   # no number: refused as too many
     if [ "$SERVER_NODES" -ge "$SLURM_JOB_NUM_NODES" ]; then
-        echo "megatron-rlt: error: SERVER_NODES must be a number below --nodes=$SLURM_JOB_NUM_NODES: ranks need nodes, too" >&2
-        exit 2
+        refuse "SERVER_NODES must be a number below --nodes=$SLURM_JOB_NUM_NODES: ranks need nodes, too"
     fi
     export RLT_SERVER_NODES=$SERVER_NODES                               # ranks wait for so many
     local nodes=$((SLURM_JOB_NUM_NODES - SERVER_NODES))

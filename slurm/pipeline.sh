@@ -4,6 +4,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 set -a   # sbatch reads account, partition and the like from the environment
+if [ -n "${RLT_SITE:-}" ] && [ ! -r "$RLT_SITE" ]; then
+    echo "megatron-rlt: error: RLT_SITE=$RLT_SITE: no such file; correct it, or leave it out" >&2
+    exit 2
+fi
 # shellcheck source=/dev/null
 if [ -f "${RLT_SITE:-slurm/site.env}" ]; then . "${RLT_SITE:-slurm/site.env}"; fi
 set +a

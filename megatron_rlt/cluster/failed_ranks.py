@@ -18,7 +18,8 @@ _LOST_NODE = re.compile(r"^srun: error: Node failure on (\S+)", re.MULTILINE)
 
 def ranks_of(attempt: Path) -> list[int]:
     """The ranks that have started."""
-    return sorted(int(file.name.removeprefix("host-")) for file in (attempt / RANKS).glob("host-*"))
+    numbers = (file.name.removeprefix("host-") for file in (attempt / RANKS).glob("host-*"))
+    return sorted(int(number) for number in numbers if number.isdecimal())
 
 
 def failures_of(attempt: Path) -> list[Failure]:

@@ -16,7 +16,9 @@ from pathlib import Path
 from megatron_rlt.config.commands.collect import CollectConfig
 from megatron_rlt.config.commands.evaluate import EvaluateConfig
 from megatron_rlt.config.commands.job import JobConfig
+from megatron_rlt.config.commands.rl import RlConfig
 from megatron_rlt.config.commands.score import ScoreConfig
+from megatron_rlt.config.commands.sft import SftConfig
 from megatron_rlt.config.commands.table import COMMANDS
 from megatron_rlt.config.loading import has_section, load_config
 from megatron_rlt.config.pipeline import PipelineConfig, StageConfig, pipeline_faults
@@ -64,6 +66,11 @@ def load_stages(file: Path, overrides: list[str]) -> list[Stage]:
     for name, config in pipeline.stages.items():
         after = config.after if config.after is not None else tuple(stage.name for stage in stages[-1:])
         stages.append(Stage(name, f"{file.stem}-{name}-{mark}", config, _results(config), after))
+    if unknown := [stage.name for stage in stages if not stage.results]:
+        raise FaultsError(
+            f"stages.{name}: its checkpoint.export=[] leaves no model that says that it is done; name a kind such as hf"
+            for name in unknown
+        )
     return stages
 
 
@@ -117,7 +124,8 @@ def _results(stage: StageConfig) -> tuple[Path, ...]:
     if isinstance(config, EvaluateConfig):
         folders = [config.output_dir / folder_of(choice) for choice in stage.each] or [config.output_dir]
         return tuple(folder / "results.json" for folder in folders)
-    return (config.output_dir / "hf",)
+    assert isinstance(config, RlConfig | SftConfig), "the others train a model"
+    return tuple(config.output_dir / kind for kind in config.checkpoint.export)
 
 
 def folder_of(choice: str) -> str:

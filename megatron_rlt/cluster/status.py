@@ -11,6 +11,7 @@ from statistics import mean
 from typing import Any
 
 from megatron_rlt.cluster.failed_ranks import failures_of, ranks_of
+from megatron_rlt.config.hf_config import is_finite_number
 from megatron_rlt.config.loading import read_yaml
 from megatron_rlt.given_files import read_json_object, read_text
 from megatron_rlt.launch.failures import Failure, Kind, culprit
@@ -20,6 +21,7 @@ from megatron_rlt.launch.records import RANKS, Records
 _METRICS, _CONFIG, _RUN = "metrics.jsonl", "config.yaml", "run.json"
 _DAMAGED = "the run folder is damaged: look into its files"
 _STEPS_OF_A_RATE = 10
+_MAX_SECONDS = 1e8  # of a phase; no step takes three years
 _MAX_QUIET_SECONDS = 30.0  # watchdogs give a sign about once a second; a file system may show it later
 _NUM_RANKS_NAMED = 5
 
@@ -47,6 +49,8 @@ def _latest_attempt(run_folder: Path) -> Path | None:
 def _run_lines(run_folder: Path) -> Iterator[str]:
     if not (run_folder / _RUN).is_file():
         return
+    if not (run_folder / _CONFIG).is_file():
+        raise ValueError(f"{run_folder / _CONFIG}: no such file; {_DAMAGED}")
     record, config = read_json_object(run_folder / _RUN, remedy=_DAMAGED), read_yaml(run_folder / _CONFIG)
     command, starts = record.get("command"), record.get("starts")
     if not isinstance(command, str) or not isinstance(starts, list):
@@ -80,10 +84,13 @@ def _step(line: str, file: Path) -> dict[str, Any]:
         values = json.loads(line)
     except (ValueError, RecursionError):
         values = None
-    step = values if isinstance(values, dict) else {}
-    if not all(isinstance(one, int | float | None) for one in step.values()) or not isinstance(step.get("step"), int):
+    given = values if isinstance(values, dict) else {}
+    step = {name: number for name, number in given.items() if is_finite_number(number)}
+    are_numbers = all(isinstance(one, int | float | None) for one in given.values())
+    are_seconds = all(0 <= value <= _MAX_SECONDS for name, value in step.items() if name.startswith("seconds/"))
+    if not (are_numbers and are_seconds and isinstance(step.get("step"), int)):
         raise ValueError(f"{file}: a line is no record of a step; {_DAMAGED}")
-    return {name: number for name, number in step.items() if number is not None and math.isfinite(number)}
+    return step
 
 
 def _seconds(step: Mapping[str, Any]) -> float:

@@ -103,6 +103,9 @@ def _folder_faults(folder: Path) -> Iterator[str]:
             yield str(error)
         return
     yield from remote_code_faults(folder)
+    if dangling := list(_dangling_links(folder)):
+        yield from dangling
+        return
     if not any(folder.glob("*.safetensors")):
         yield f"{folder} holds no *.safetensors; save the model with safetensors"
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
@@ -126,6 +129,16 @@ def _folder_faults(folder: Path) -> Iterator[str]:
         except ValueError as error:
             found.append(str(error))
     yield from dict.fromkeys(found)  # a file that two readers read has one fault
+
+
+def _dangling_links(folder: Path) -> Iterator[str]:
+    """Of a copied cache, for example: such a file would count as left out, and with it ids that end an answer."""
+    for path in sorted(folder.glob("[!.]*")):
+        if path.is_symlink() and not path.exists():
+            yield (
+                f"{path} is a link to {path.readlink()}, which is not there; copy the folder with the files that its"
+                " links name (cp -rL), or download it again"
+            )
 
 
 def _vocabulary(content: Mapping[str, Any]) -> dict[str, int]:

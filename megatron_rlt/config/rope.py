@@ -52,6 +52,8 @@ def _resolve(values: HfConfig, name: str, max_positions: int) -> Rope:
         theta = values.positive_number(f"{name}.rope_theta", theta)
     elif values.has("rope_theta"):
         theta = values.number("rope_theta")
+    if "factor" in parameters and not {"type", "rope_type"} & parameters.keys():
+        values.fail(f"{name} states a factor and no rope_type, so that nothing would be scaled", _REMEDY)
     legacy_type = parameters.pop("type", "default")
     rope_type = parameters.pop("rope_type", legacy_type)
     if rope_type not in _ROPE_TYPES:

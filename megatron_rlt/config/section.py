@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from megatron_rlt.visible_text import is_blank
 
+_VARIABLE = re.compile(r"\$(?:[A-Za-z_]\w*|\{\w+\})")
 _LONGEST_NAME = 255  # bytes, on every usual file system
 
 # Bounds keep a slip such as 10**30 from becoming a loop, a tensor or a wait that never ends.
@@ -36,13 +38,20 @@ NonEmptyText = Annotated[str, AfterValidator(_visible)]
 
 
 def with_home(path: str) -> str:
-    """A path with its `~` or `~user` replaced; raises ValueError for a name that no file can have.
+    """A path with its `~` or `~user` replaced; raises ValueError for a name that no file can have, or nobody means.
 
-    `./~x`, which names a file here, becomes absolute: `Path` would drop the `./`.
+    `./~x` and `./$x`, which name a file here, become absolute: `Path` would drop the `./`.
     """
+    if is_blank(path):
+        raise ValueError("must be a path; `.` is the current folder")
     if "\0" in path or any(len(part.encode(errors="surrogateescape")) > _LONGEST_NAME for part in path.split("/")):
         raise ValueError(f"must be a path whose names have at most {_LONGEST_NAME} bytes, none of them 0")
-    if path.startswith("./~"):
+    if variable := _VARIABLE.match(path):
+        raise ValueError(
+            f"must be a path: {variable[0]} is not replaced in a configuration; write out what it stands for, or let"
+            f' the shell do it (KEY="{path}" behind the file); ./{path} is a file here'
+        )
+    if path.startswith(("./~", "./$")):
         return os.path.abspath(path)  # noqa: PTH100 - as above
     expanded = os.path.expanduser(path)  # noqa: PTH111 - Path's own raises for an unknown user
     if path.startswith("~") and expanded == path:

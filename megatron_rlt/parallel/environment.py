@@ -233,7 +233,7 @@ def job_step() -> str:
 def job_end() -> float | None:
     """When Slurm ends this job, in seconds since the epoch; None: not known."""
     given = os.environ.get("SLURM_JOB_END_TIME")
-    return float(given) if given else None
+    return float(_whole_number("SLURM_JOB_END_TIME")) if given else None
 
 
 def started_by_elastic() -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2 import TemplateError, TemplateRuntimeError, TemplateSyntaxError
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -25,8 +25,11 @@ from megatron_rlt.given_files import reason_of
 from megatron_rlt.types import Problem, Span
 from megatron_rlt.visible_text import is_blank
 
-# What a template's own code can raise besides jinja's errors.
-_TEMPLATE_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+# What a template's own code can raise; what it says with `raise_exception` is a bare TemplateError.
+_TEMPLATE_FAULTS = (
+    *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError),
+    TemplateRuntimeError,  # such as a name that is not there
+)
 
 MARK = "turnmark"  # placeholder text, to find what the template writes around a message
 _TEMPLATE_SECONDS = 5.0  # milliseconds are usual

@@ -7,18 +7,20 @@ whether the question offers it at all, is the caller's comparison.
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from megatron_rlt.rewards.answers import last_boxed
 
 # `A` and `I` before a small word are mostly words: "the answer is a matter of ...", "the answer I found".
 _NO_WORD = r"(?![A-Za-z0-9'\u2019])(?!\s+(?!(?:because|since|as|for|and)\b)[a-z])"
 _STATED = re.compile(
-    r"(?i:\b(?:answer|correct (?:choice|option)))(?i:[^\w.\n]+is\b)?[^\w.\n]*(?i:(?:option|choice)\b[^\w.\n]*)?"
-    rf"([A-Z]){_NO_WORD}"
+    r"(?:(?i:\b(?:answer|correct (?:choice|option)))(?i:[^\w.\n]+(?:is|(?:would|must|should) be)\b)?|答案[是为為]?)"
+    rf"[^\w.\n]*(?i:(?:option|choice)\b[^\w.\n]*)?(?:([A-Z]){_NO_WORD}|(?<=\()([a-z])(?=\)))"
 )
 _MARKUP = re.compile(r"\\[A-Za-z]+|[\\${}*_`]")
-_ALONE = re.compile(r"\W*([A-Za-z])\W*")
-_LABEL = re.compile(r"[\s(\[]*([A-Z])\s*[).:\]]")
+_NAMED = r"(?:(?i:option|choice)\b)?"
+_ALONE = re.compile(rf"\W*{_NAMED}\W*([A-Za-z])\W*")
+_LABEL = re.compile(rf"[\s(\[]*{_NAMED}[\s(\[]*([A-Z])\s*[).:\]]")
 # A second letter that is named with the first: "A and B", "A/B", "A, possibly B", "(A)(B)", "A) 5 or B) 6".
 _BESIDE = re.compile(
     rf"[^\w\n]*(?:\b(?:and|or|maybe|possibly|perhaps|also|even|both|either|plus|but|to)\b[^\w\n]*)*([A-Z]){_NO_WORD}"
@@ -31,17 +33,19 @@ _OF_OTHERS = re.compile(r"(?i)\W*(?:both|all|neither|none|only|either)\b")
 def choice_letter(text: str) -> str | None:
     r"""The letter an answer names, by the first rule that applies; None if it names none, or several at once.
 
-    1. The last \boxed{}, if there is one, holds a letter alone or as a label: `B`, `(b)`, `\text{B}`, `B) 12 m`.
-    2. The last statement of the form "answer: B", "the answer is (B)", "correct option is B"; the letter is a capital.
+    1. The last \boxed{}, if there is one, holds a letter alone or as a label: `B`, `(b)`, `Option B`, `B) 12 m`.
+    2. The last statement of the form "answer: B", "the answer is (b)", "correct option is B", "答案是B"; the letter is
+       a capital or in parentheses.
     3. The last line that is not blank holds a letter alone or as a label.
     """
+    text = unicodedata.normalize("NFKC", text)
     box = last_boxed(text)
     if box is not None:
         return _letter_of(box)
     plain = _MARKUP.sub("", text)
     stated = list(_STATED.finditer(plain))
     if stated:
-        return _single(stated[-1][1], plain[stated[-1].end() :].partition("\n")[0])
+        return _single(stated[-1][1] or stated[-1][2].upper(), plain[stated[-1].end() :].partition("\n")[0])
     lines = [line for line in text.splitlines() if line.strip()]
     return _letter_of(lines[-1]) if lines else None
 

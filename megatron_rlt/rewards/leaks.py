@@ -6,6 +6,7 @@ Cheap counts of words, to be read as rates over many explanations; none of them 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from megatron_rlt.types import LeakMetrics
@@ -26,9 +27,21 @@ _UNSPACED = (
     "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 )
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
-# Punctuation of these scripts, which stands between words without a space.
-_STOPS = str.maketrans(dict.fromkeys("、。〈〉《》「」『』【】〔〕〖〗〜・！（），．：；？［］｛｝～｡｢｣､･။၊។៕།", " "))
-_EDGES = ".,;:!?\"'`$*_()[]{}\u201c\u201d"
+# What stands between words without a space: punctuation of these scripts, a dash, a space that is not seen.
+_STOPS = str.maketrans(
+    dict.fromkeys("、。〈〉《》「」『』【】〔〕〖〗〜・！（），．：；？［］｛｝～｡｢｣､･။၊។៕།\u2014\u2026\u200b", " ")
+)
+_WIDE = str.maketrans(
+    {
+        wide: wide - 0xFEE0
+        for first, last in ("09", "AZ", "az")
+        for wide in range(ord(first) + 0xFEE0, ord(last) + 0xFEE1)
+    }
+)
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_EDGES = (
+    ".,;:!?\"'`$*_()[]{}\\\u201c\u201d\u201e\u2018\u00ab\u00bb\u060c\u061b\u061f\u06d4\u0964\u0965\u1362\u00bf\u00a1"
+)
 _MARKERS = frozenset(tuple(marker.split()) for marker in EPISTEMIC_MARKERS)
 _MARKER_LENGTHS = {len(marker) for marker in _MARKERS}
 
@@ -60,8 +73,9 @@ def leak_metrics(
 
 
 def words_of(text: str) -> list[str]:
-    """Words as the metrics count them; a sign such as `+` is a word."""
-    text = text.lower().replace("\u2019", "'").translate(_STOPS)
+    """Words as the metrics count them; a sign such as `+` is a word, and so is what a box holds."""
+    text = unicodedata.normalize("NFC", text.translate(_WIDE).lower().replace("\u2019", "'").translate(_STOPS))
+    text = _BOX.sub(" ", text)
     return [word.strip(_EDGES) or word for word in _WORD.findall(text)]
 
 

@@ -93,11 +93,25 @@ def _first_digit(expression: Any) -> int:  # noqa: ANN401
     import sympy
 
     try:
-        values = [abs(each.doit().evalf(5)) for each in _numbers(expression)]
+        values = [abs(each.doit().evalf()) for each in _numbers(expression)]
         places = [-math.floor(float(sympy.log(value, 10).evalf())) for value in values if value.is_Float and value > 0]
     except Exception:  # noqa: BLE001 - as above; they have the ordinary precision
         return 0
     return max(places, default=0)
+
+
+def _before_percent(expression: Any) -> Any:  # noqa: ANN401
+    """What an answer may say for a percentage: 12.5 for 12.5 %, but not 0.5 for 0.5 %, which could be meant as it is.
+
+    None for anything else, and for whole numbers, of which math-verify knows it.
+    """
+    import sympy
+
+    if not isinstance(expression, sympy.Mul):
+        return None
+    number, *signs = expression.args
+    is_percentage = signs == [sympy.UnevaluatedExpr(sympy.Rational(1, 100))]
+    return number if is_percentage and number.is_Number and not number.is_Integer and abs(number) >= 1 else None
 
 
 def _compare(
@@ -110,13 +124,17 @@ def _compare(
     if not answer[0]:
         return {"outcome": "unreadable answer", "answer": answer[1]}
     place = min(_first_digit(reference[0][0]), MAX_PLACES)
-    equal = math_verify.verify(
-        reference[0],
-        answer[0],
-        float_rounding=max(6, place + 5),
-        numeric_precision=15 + max(0, place),
-        allow_set_relation_comp=True,
-        timeout_seconds=None,
+    equal = any(
+        math_verify.verify(
+            wanted,
+            answer[0],
+            float_rounding=max(6, place + 5),
+            numeric_precision=15 + max(0, place),
+            allow_set_relation_comp=True,
+            timeout_seconds=None,
+        )
+        for wanted in (reference[0], _before_percent(reference[0][0]))
+        if wanted is not None
     )
     return {"outcome": "equal" if equal else "different", "answer": answer[1]}
 

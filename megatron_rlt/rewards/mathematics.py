@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self, get_args
 
+from megatron_rlt.rewards.answers import joined_box
+from megatron_rlt.rewards.denials import stated_part
 from megatron_rlt.rewards.notation import common_notation, read_whole, statements
 from megatron_rlt.rewards.units import latex_fraction
 
@@ -66,6 +68,14 @@ class MathJudge:
             return Comparison("unreadable reference", None)
         plain = common_notation(answer)
         found = next(filter(None, map(read_whole, statements(plain))), None)
+        if found is None and joined_box(plain) is None:
+            after_marker, statement = statements(plain)
+            prose = plain if after_marker == plain else statement
+            stated = stated_part(prose)
+            if stated is None:
+                return Comparison("unreadable answer", None)
+            if stated != prose:
+                found, plain = read_whole(stated), stated
         latex = None if found is None else found.latex
         if found is not None and found.unit is not None and wanted.unit is not None:
             if found.unit.measured != wanted.unit.measured:

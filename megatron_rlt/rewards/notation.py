@@ -21,12 +21,20 @@ _SIGNS = {
     **{"−": "-", "–": "-", "°": r"^\circ", "℃": r"^\circ C", "。": "."},
 }
 _RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ", "0123456789-n", strict=True))
-_MONEY = {"€": "euro", "£": "sterling", "¥": "yen", "₹": "rupee", r"\$": "dollar"}
+_MONEY = {"€": "euro", "£": "sterling", "¥": "yen", "₹": "rupee", r"\$": "dollar", "¢": "cent"}
 _ZEROS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9}
 _BASES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _BASE = rf"(\d+|{'|'.join(_BASES)})"
 _TEXT = r"\\(?:text(?:bf|rm|it|normal)?|math(?:rm|bf)|mbox|operatorname)\s*"
 _AMOUNT = r"((?<![\d.,])\d(?:[\d.,]{0,30}\d)?(?:\\cdot 10\^\{\d\})?)"
+# Where ", " and "and" part numbers, a comma between digits groups them.
+_GROUPED = r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d.]|,\d)"
+_LISTED = re.compile(r"[\d)}]\s*(?:,\s+|;\s*|\s(?:and|or)\s)")
+# Words as formulas write them.
+_CONSTANT = r"(?<![A-Za-z\\])pi(?![A-Za-z])"
+_FUNCTION = r"(?<![A-Za-z\\])(ln|log|sin|cos|tan|exp)\s*(?=[\d(]|(?<=\s)[a-z]\b)"
+# Cyrillic to Thai, and from Japanese to Korean: letters of words alone, in some without a space before a number.
+_LETTERS = "\u0400-\u0e7f\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3"
 
 
 def _value_in_base(found: re.Match[str]) -> str:
@@ -55,8 +63,10 @@ _REWRITTEN = tuple(
             r"\2",
         ),  # Markdown's emphasis
         (r"(?<!\\)\$(?=\d)(?![^$\n]*[^\s$\\]\$(?!\d))", r"\\$"),  # a price: no formula ends behind it
+        (r"(?<=[\w)}])\s?\*\*\s?(-?\d+|[a-z]\b)", r"^{\1}"),  # Python's power
         (r"\\!|\\displaystyle\b|\\approx\s*(?=[\d-])", ""),
         (r"(?<!\\)\\(?:[,;: ]|q?quad\b)|~", " "),
+        (_GROUPED, lambda found: found[0].replace(",", "") if _LISTED.search(found.string) else found[0]),
         (r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![.,]?\d)", lambda found: found[0].replace(" ", "")),
         (r"(?<![\w.])(\d+(?:\.\d+)?|\.\d+)[eE]\+?(-?\d+)(?!\.?\w)", r"\1\\times 10^{\2}"),
         (r"(?<!\d)(\d{0,20})\.(\d{0,20})\\(?:overline|bar)\s*\{(\d{1,20})\}", _repeating),
@@ -69,20 +79,32 @@ _REWRITTEN = tuple(
             _value_in_base,
         ),
         (rf"(\d)\s+({'|'.join(_ZEROS)})\b", lambda found: rf"{found[1]}\cdot 10^{{{_ZEROS[found[2]]}}}"),
-        (rf"([€£¥₹]|\\\$)\s*{_AMOUNT}", lambda found: f"{found[2]} {_MONEY[found[1]]}"),
-        (rf"{_AMOUNT}\s*([€£¥₹]|\\\$)", lambda found: f"{found[1]} {_MONEY[found[2]]}"),
+        (rf"([€£¥₹¢]|\\\$)\s*{_AMOUNT}", lambda found: f"{found[2]} {_MONEY[found[1]]}"),
+        (rf"{_AMOUNT}\s*([€£¥₹¢]|\\\$)", lambda found: f"{found[1]} {_MONEY[found[2]]}"),
         (r"\s?\^\s?(?:\{\s*\\circ\s*\}|\\circ\b)", " degree "),
         (rf"degrees?\s*(?:{_TEXT}\{{\s*([CF])\s*\}}|([CF])(?:elsius|ahrenheit)?\b)", r"deg\1\2"),
         (r"(?i)\b([ap])\.m\.?", r"\1m"),
         (r"(?<![\d:])(\d{1,2}):([0-5]\d)(?![\d:])", r"\1+\\frac{\2}{60}"),  # hours and minutes
-        (rf"\s?(?:{_TEXT}\{{\s*(?i:percent(?:age)?)\s*\}}|(?i:\bper\s?cent(?:age)?\b))", r"\\%"),
+        (rf"\s?(?:{_TEXT}\{{\s*(?i:per\s?cent(?:age)?)\s*\}}|(?i:\bper\s?cent(?:age)?\b))", r"\\%"),
         (r"(?<!\\)\binfinity\b", r"\\infty "),
+        (r"\\varnothing\b", r"\\emptyset "),
+        (_CONSTANT, r"\\pi "),
+        (_FUNCTION, r"\\\1 "),
+        (r"(?i)(?<![\w}])(?:minus|negative)\s+(?=[\d$]|\\[df]?frac|\\sqrt)", "-"),
+        (r"\bmph\b", "mi/h"),
+        (r"\b(?:kmh|kph|kmph)\b", "km/h"),
+        (r"(?<=[\d}])\s*(?:Ω|\\Omega\b)", " ohm"),
+        (rf"(?<=[{_LETTERS}])(?=[\w\\$(-])(?![{_LETTERS}])|(?<=[\w)}}$])(?<![{_LETTERS}])(?=[{_LETTERS}])", " "),
     )
 )
 # A text as long as this is prose; the patterns below take quadratic time.
 _MAX_STATEMENT_CHARACTERS = 2000
-_MARKER = re.compile(r"(?i)\banswer(?:\s*(?:\bis\b|:|=))+|####")
-_LEAD = re.compile(r"^[A-Za-z][^\d\\$=+(){}]*?(?:\s(?:is|are|equals)\b|:)\s*")
+_MARKER = re.compile(r"(?i)\banswer(?:\s*(?:\bis\b|:|=))+|####|(?:答案|答)\s?[是为為:]+")
+# Before the value of a choice: "(C) 12".
+_LABEL = re.compile(r"^\(?[A-H]\)\s+(?=-?(?:\d|\.\d|\\(?:[dt]?frac|sqrt|pi)\b))")
+_LEAD = re.compile(
+    r"^(?!\D*(?:\b(?:not|never|cannot)\b|n['\u2019]t\b))[A-Za-z][^\d\\$=+(){}]*?(?:\s(?:is|are|equals)\b|:)\s*"
+)
 _DELIMITERS = re.compile(r"(?<!\\)(?:\$|\\[()\[\]])")
 _FUNCTIONS = [
     "sin",
@@ -119,6 +141,7 @@ _WORD = re.compile(
     r"(?:(?=[a-z]*[aeiou])[a-z]{3,}|no|is|if|to|in|of|it|we|so|as|at|by|an|on|do)(?![a-z])",
     re.IGNORECASE,
 )
+_FOREIGN = re.compile(rf"[{_LETTERS}]+")
 _NOTHING = re.compile(r"(?:[Nn]ot?|[Dd]oes not)(?: [a-z]+){1,2}")
 _COMMANDS = re.compile(rf"(?:{_TEXT}|\\(?:begin|end)\s*)\{{[^{{}}]*\}}|\\[A-Za-z]+")
 
@@ -168,11 +191,12 @@ def read_whole(statement: str) -> Reading | None:
     text = _DELIMITERS.sub("", statement).strip().rstrip(".,;:").strip()
     if re.search(r"\d", text):
         text = re.sub(rf"{_TEXT}\{{([^{{}}]*)\}}", r" \1 ", text).strip().rstrip(".,;:")
-    if _WORD.fullmatch(text) or _NOTHING.fullmatch(text):
+    if any(words.fullmatch(text) for words in (_WORD, _NOTHING, _FOREIGN)):
         return Reading(f"\\text{{{text}}}", None)
-    text = _LEAD.sub("", text)
+    text = _LABEL.sub("", _LEAD.sub("", text))
     text, unit = without_units(text)
     text = _NOUNS.sub("", text)
     text = re.sub(r"\s*\bdegrees?\b", r"^\\circ ", text)
     text = re.sub(r"(?<=\d)\s+by\s+(?=\d)", ", ", text).strip()
-    return None if not text or _WORD.search(_COMMANDS.sub("0", text)) else Reading(text, unit)
+    plain = _COMMANDS.sub("0", text)
+    return None if not text or _WORD.search(plain) or _FOREIGN.search(plain) else Reading(text, unit)

@@ -18,13 +18,13 @@ kilometre; .0254 inch inche; .3048 ft foot feet; .9144 yd yard; 1609.344 mi mile
 mass: 1 g gram; .001 mg milligram; 1000 kg kilogram; 453.59237 lb pound; 28.349523125 oz ounce
 time: 1 s sec second; .001 ms millisecond; 60 min minute; 3600 h hr hour; 86400 day; 604800 week
 calendar: 1 month; 12 yr year
-volume: 1 l L liter litre; .001 ml mL milliliter millilitre; 3.785411784 gallon
+volume: .001 l L liter litre; .000001 ml mL milliliter millilitre; .003785411784 gallon
 dollar: 1 dollar USD; .01 cent
 pascal: 1 pascal Pa; 1000 kPa
-joule: 1 joule; 1000 kJ
-watt: 1 watt; 1000 kW
-itself: 1 degree deg; 1 radian rad; 1 celsius degC; 1 fahrenheit degF; 1 kelvin; 1 newton; 1 volt; 1 ampere amp; \
-1 hertz Hz; 1 mole mol; 1 euro EUR; 1 sterling GBP; 1 rupee Rs; 1 yen; 1 am AM; 1 pm PM
+joule: 1 joule J; 1000 kJ
+watt: 1 watt W; 1000 kW
+itself: 1 degree deg; 1 radian rad; 1 celsius degC; 1 fahrenheit degF; 1 kelvin; 1 newton N; 1 volt V; 1 ampere amp A; \
+1 ohm; 1 hertz Hz; 1 mole mol; 1 euro EUR; 1 sterling GBP; 1 rupee Rs; 1 yen; 1 am AM; 1 pm PM
 """
 
 
@@ -94,13 +94,18 @@ def latex_fraction(value: Fraction) -> str:
 def _unit(shape: str | None, name: str, power: str | None, divisor: str | None, divisor_power: str | None) -> Unit:
     exponent = int((power or "1").strip("{}")) if shape is None else 2 if shape.lower().startswith("sq") else 3
     measured, size = _size(name)
-    kinds, size = [(measured, exponent)], size**exponent
+    kinds, size = [_lengths(measured, exponent)], size**exponent
     if divisor is not None:
         below, below_size = _size(divisor)
         below_exponent = int((divisor_power or "1").strip("{}"))
-        kinds.append((below, -below_exponent))
+        kinds.append(_lengths(below, -below_exponent))
         size /= below_size**below_exponent
     return Unit((tuple(kinds),), size)
+
+
+def _lengths(measured: str, exponent: int) -> tuple[str, int]:
+    """A volume as the length of which it is the cube: 100 mL are 100 cm^3."""
+    return ("length", 3 * exponent) if measured == "volume" else (measured, exponent)
 
 
 def _size(name: str) -> tuple[str, Fraction]:

@@ -55,6 +55,20 @@ def test_a_stage_whose_result_is_there_is_done_and_the_next_does_not_wait_for_it
     assert "--nodes=8" in after[1]
 
 
+def test_a_stage_is_done_when_every_kind_that_it_exports_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    keys = f"output_dir={tmp_path}/warm, 'checkpoint.export=[nemo, bridge]'"
+    warm = f"stages:\n  warm: {{script: sft, config: configs/demo/warmup_2cpu_dp2.yaml, keys: [{keys}]}}\n"
+    for kind in ("nemo", "bridge"):
+        assert not load_stages(_file(tmp_path, warm), [])[0].is_done
+        (tmp_path / "warm" / kind).mkdir(parents=True)
+    assert load_stages(_file(tmp_path, warm), [])[0].is_done
+    with pytest.raises(ValueError, match=r"^stages.warm: its checkpoint.export=\[\] leaves no model [^\n]*$"):
+        load_stages(_file(tmp_path, warm.replace("[nemo, bridge]", "[]")), [])
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "configs" / "pipelines").glob("*.yaml")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("nodes", [1, 4, 8])
 def test_the_shipped_pipelines_load(file: Path, nodes: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,34 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         status_lines(tmp_path, now=_NOW)
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("config.yaml", None, "config.yaml: no such file; the run folder is damaged"),
+        *(
+            ("metrics.jsonl", f'{{"step": {step}, "seconds/a": {seconds}}}\n', "a line is no record of a step; the run")
+            for step, seconds in (("true", "1"), ("1", "-5"), ("1", "1e308"), (f"1{400 * '0'}", "1"), ("1.5", "1"))
+        ),
+    ],
+)
+def test_what_no_run_writes_is_called_damage(tmp_path: Path, file: str, content: str | None, says: str) -> None:
+    _run(tmp_path)
+    (tmp_path / file).unlink()
+    if content is not None:
+        (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match=says):
+        status_lines(tmp_path, now=_NOW)
+
+
+def test_values_that_are_no_numbers_and_files_that_are_no_ranks_do_not_count(tmp_path: Path) -> None:
+    records = _run(tmp_path)
+    (records.folder / "host-0.swp").write_text("of an editor")
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "seconds/a": NaN, "tokens": 1{400 * "0"}}}\n')
+    lines = status_lines(tmp_path, now=_NOW)
+    assert lines[1].startswith("step: 1 of 10, 0.0 s each")
+    assert "ranks: 2 started, 0 ended well, 0 failed, 2 not ended" in lines
+
+
 def test_status_needs_no_torch(tmp_path: Path) -> None:
     """A login node answers at once, also where torch is not installed."""
     _run(tmp_path)

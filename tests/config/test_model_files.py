@@ -56,6 +56,17 @@ def test_a_file_that_is_no_json_object_is_named(name: str, content: bytes, tmp_p
     assert "\n" not in fault
 
 
+@pytest.mark.parametrize("name", ["generation_config.json", "chat_template.jinja", "special_tokens_map.json"])
+def test_a_link_to_a_file_that_is_not_there_is_no_file_left_out(name: str, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model")
+    (folder / ".#config.json").symlink_to("an-editor@a-machine")
+    assert faults_of(folder) == []
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("../blobs/0123")
+    (fault,) = faults_of(folder)
+    assert f"{folder / name} is a link to ../blobs/0123, which is not there; copy" in fault
+
+
 @pytest.mark.parametrize("name", ["chat_template.jinja", "merges.txt"])
 def test_a_text_file_that_is_no_utf8_or_a_folder_is_named(name: str, tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model")
@@ -202,6 +213,8 @@ def test_one_kind_of_rope_in_two_spellings_is_read(changes: dict[str, Any], tmp_
             "original_max_position_embeddings",
         ),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "rope_parameters.full_attention"),
+        ({"rope_scaling": {"factor": 4.0}}, "rope_scaling states a factor and no rope_type"),
+        ({"rope_parameters": {"rope_theta": 1e4, "factor": 4.0}}, "rope_parameters states a factor and no rope_type"),
     ],
 )
 def test_a_fact_that_transformers_would_read_elsewhere_is_refused(

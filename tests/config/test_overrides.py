@@ -73,6 +73,22 @@ def test_the_home_folder_is_meant_by_a_tilde(workplace: Path, monkeypatch: pytes
         load_config(TrainConfig, TRAIN, ["output_dir=~nobody-here/a"])
 
 
+def test_a_variable_of_the_shell_is_no_folder_of_its_name(workplace: Path) -> None:
+    for path in ("$SCRATCH/runs", "${SCRATCH}/runs", "$HOME"):
+        with pytest.raises(ValueError, match=r"output_dir: must be a path: \$\{?\w+\}? is not replaced in a config"):
+            load_config(TrainConfig, TRAIN, [f"output_dir={path}"])
+    assert load_config(TrainConfig, TRAIN, ["output_dir=./$HOME"]).output_dir == workplace / "$HOME"
+    assert load_config(TrainConfig, TRAIN, ["output_dir=price-$5"]).output_dir == Path("price-$5")
+
+
+@pytest.mark.parametrize("path", ["''", "' '", '"\\u200b"'])
+def test_an_empty_path_is_not_the_current_folder(path: str, workplace: Path) -> None:
+    for key in ("output_dir", "teacher.model"):
+        with pytest.raises(ValueError, match=rf"{key}: must be a path; `\.` is the current folder, got"):
+            load_config(TrainConfig, TRAIN, [f"{key}={path}"])
+    assert load_config(TrainConfig, TRAIN, ["output_dir=."]).output_dir.absolute() == workplace
+
+
 @pytest.mark.parametrize("name", ["n" * 256, "a/" + "é" * 128, "a\0b"])
 def test_a_name_that_no_file_can_have_is_one_line(
     name: str, workplace: Path, capsys: pytest.CaptureFixture[str]

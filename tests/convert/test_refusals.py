@@ -71,6 +71,11 @@ def test_targets_and_options_are_checked_all_at_once(
     checkpoint = tmp_path / "checkpoints" / "step-000003"
     assert main(["convert", str(good / "bridge"), str(checkpoint), "--to", "megatron", "--tokenizer", "none"]) == 2
     assert "target: step-000003 is the name of a run's checkpoint" in capsys.readouterr().err
+    for place in ("nowhere", "there"):
+        options = ["--to", "nemo", "--tokenizer", str(tmp_path / place)]
+        assert main(["convert", str(good / "hf"), str(tmp_path / "new"), *options]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"--tokenizer: {tmp_path / place} holds no tokenizer (tokenizer.json, " in line
     assert main(["convert", str(good / "hf"), str(tmp_path / "new"), "--to", "gguf"]) == 2
     assert "to: must be 'hf', 'megatron', 'nemo' or 'bridge', got \"gguf\"" in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ from megatron_rlt.config.commands.job import JobConfig
 from megatron_rlt.config.fp8 import Fp8Config
 from megatron_rlt.config.models import ModelConfig
 from megatron_rlt.launch.launch import run_job
-from megatron_rlt.parallel.environment import Place, first_host, given_place, torch_environment
+from megatron_rlt.parallel.environment import Place, first_host, given_place, job_end, torch_environment
 from megatron_rlt.parallel.fp8_support import prepare_fp8
 from tests.parallel.launched_jobs import counts_ranks
 
@@ -129,6 +129,16 @@ def test_a_variable_of_torchruns_that_is_no_number_is_named(
     _set(environment, {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", name: text})
     with pytest.raises(ValueError, match=f"^environment variable {name}='{text}': must be a whole number from"):
         given_place()
+
+
+def test_the_end_of_a_job_is_seconds_or_named(environment: pytest.MonkeyPatch) -> None:
+    for text, seconds in (("1764288000", 1764288000.0), ("", None)):
+        environment.setenv("SLURM_JOB_END_TIME", text)
+        assert job_end() == seconds
+    for text in ("abc", "nan", "2026-11-28", "-1"):
+        environment.setenv("SLURM_JOB_END_TIME", text)
+        with pytest.raises(ValueError, match=f"^environment variable SLURM_JOB_END_TIME='{text}': must be a whole"):
+            job_end()
 
 
 @pytest.mark.parametrize("name", ["SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS"])

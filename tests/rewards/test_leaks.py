@@ -93,6 +93,28 @@ def test_a_sentence_mark_is_no_word_and_spaced_scripts_keep_their_words() -> Non
     assert words_of("x²是9") == ["x²", "是", "9"]
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (r"so \boxed{7}, \(7\), $7$ and \[7\].", ["so", "7", "7", "7", "and", "7"]),
+        (r"\boxed{\frac{1}{2}} is \frac{1}{2}", ["frac{1}{2", "is", "frac{1}{2"]),
+        (
+            "\u0633\u0628\u0639\u0629\u060c \u0633\u0628\u0639\u0629.",
+            ["\u0633\u0628\u0639\u0629"] * 2,
+        ),  # Arabic, a comma behind
+        ("\u0938\u093e\u0924\u0964 \u0938\u093e\u0924", ["\u0938\u093e\u0924"] * 2),  # Hindi, a full stop behind
+        ("seven\u2014so \u00absept\u00bb \u00bfsiete?", ["seven", "so", "sept", "siete"]),
+        ("e\u0301t\u00e9 \u00e9te\u0301 \uff17", ["\u00e9t\u00e9", "\u00e9t\u00e9", "7"]),
+    ],
+)
+def test_one_word_is_one_word_in_every_mark_up_and_script(text: str, words: list[str]) -> None:
+    assert words_of(text) == words
+
+
+def test_an_answer_in_a_box_of_the_explanation_is_stated() -> None:
+    assert metrics_of(r"It is \boxed{12}, and now to the reasons for it").states_the_answer == 1.0
+
+
 def test_every_marker_can_be_found() -> None:
     for marker in EPISTEMIC_MARKERS:
         assert metrics_of(marker).epistemic_per_100_words == pytest.approx(100 / len(marker.split())), marker

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from megatron_rlt.rewards.countdown import CountdownTask, asks_for_all, read_task
@@ -90,6 +90,7 @@ def test_tiny_numbers_differ(judges: Judges, reference: str, answer: str) -> Non
 
 @settings(max_examples=60, deadline=None)
 @given(digits=st.integers(100_001, 999_999), exponent=st.integers(-300, 300))
+@example(digits=999_769, exponent=-300)
 def test_six_digits_count_at_every_size(judges: Judges, digits: int, exponent: int) -> None:
     """Of a number written as a decimal times a power of ten; the next number with as many digits is another one."""
     reference = f"{digits / 10**5:.5f}\\times 10^{{{exponent}}}"

@@ -8,7 +8,7 @@ from typing import Literal
 
 from megatron_rlt.config.commands.job import CommandConfig
 from megatron_rlt.config.folders.description import ModelDescription, describe_model
-from megatron_rlt.config.folders.kind import Kind, check_kind
+from megatron_rlt.config.folders.kind import TOKENIZER_FILES, Kind, check_kind
 from megatron_rlt.config.folders.optimizer_state import HOLDERS, find_optimizer_state
 from megatron_rlt.config.section import PositiveInt
 
@@ -65,6 +65,12 @@ class ConvertConfig(CommandConfig):
                 f"target: {self.target.name} is the name of a run's checkpoint, which also holds the position in the"
                 " data, counters and random numbers; give another name, and begin a run with the folder as its model"
             )
+        given = self.tokenizer_folder
+        if given is not None and not any((given / name).is_file() for name in TOKENIZER_FILES):
+            faults.append(
+                f"--tokenizer: {given} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); give the folder of one"
+            )
+            return faults
         described, unreadable = _described(self.source, self.config, self.tokenizer_folder)
         if described is None:
             return faults + unreadable
