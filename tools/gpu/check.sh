@@ -4,6 +4,8 @@
 # Runs tests/gpu, then measures scoring in bfloat16 and FP8, the update, the rollout, and one RL step. Each part has a
 # time limit of its own and leaves OUT/gpu_*.json (or .xml), written as it goes; the exit status is the number of parts
 # that failed. --dry runs the same with tiny sizes on a machine without a GPU; the tests then skip themselves.
+# REAL_DIR=FOLDER, with SmolLM2-135M-Instruct in FOLDER/model (docs/real.md), adds two minutes of `make real` on one rank,
+# which goes on at the next call, and leaves its figures as gpu_real.json.
 set -uo pipefail
 out=$(mkdir -p "${1:?an output folder}" && cd "$1" && pwd)
 dry=${2:-}
@@ -26,6 +28,7 @@ part() { # NAME SECONDS COMMAND...
   timeout "$limit" "$@" >"$out/gpu_$name.log" 2>&1
   local status=$?
   echo "gpu_$name: status $status, $((SECONDS - start)) s"
+  if [ "$name" = real ] && [ $status -eq 124 ]; then return; fi # as far as it came
   if [ $status -ne 0 ]; then
     failed=$((failed + 1))
     tail -n 25 "$out/gpu_$name.log" | cut -c1-300
@@ -39,4 +42,9 @@ part scoring 110 "$python" -m tools.gpu.scoring "$out/gpu_scoring.json" $dry
 part training 100 "$python" -m tools.gpu.training "$out/gpu_training.json" $dry
 # shellcheck disable=SC2086
 part step 90 "$python" -m tools.bench.step $step --out "$out/gpu_step.json"
+if [ -n "${REAL_DIR:-}" ]; then
+  part real 120 "$python" -m tools.real.run "$REAL_DIR" --ranks 1
+  "$python" -m tools.real.run "$REAL_DIR" --ranks 1 --report >>"$out/gpu_real.log" 2>&1
+  cp "$REAL_DIR/real.json" "$out/gpu_real.json"
+fi
 exit $failed
