@@ -25,7 +25,7 @@ from megatron_rlt.rollout.vllm.start_server import command
 from megatron_rlt.types import FAILED
 
 _POLL_SECONDS = 1.0
-_SETTLED_SECONDS = 900.0  # a loss after so long has nothing to do with the one before
+_SETTLED_SECONDS = 900.0  # of answers; a loss after so long has nothing to do with the one before
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +60,8 @@ class _Kept:
 
     server: StepServer
     client: ServerClient
-    started: float
-    num_losses: int  # before it, in a row and each soon after a start
+    since: float  # when it was started, or first answered
+    num_losses: int  # before it, in a row and each soon after it first answered
 
     @property
     def process(self) -> ServerProcess:
@@ -97,8 +97,8 @@ class _Keeper:
             kept.client.close()
 
     def _count_loss(self, kept: _Kept) -> int:
-        """How often this place has lost its server in a row, each time soon after a start."""
-        count = kept.num_losses + 1 if time.monotonic() < kept.started + _SETTLED_SECONDS else 1
+        """How often this place has lost its server in a row, each time soon after it first answered."""
+        count = kept.num_losses + 1 if time.monotonic() < kept.since + _SETTLED_SECONDS else 1
         if count > self._shape.settings.server.max_retries:
             raise EngineLostError(
                 f"{self._name(kept)} is lost, loss {count} in a row (rollout.vllm.server.max_retries):"
@@ -113,10 +113,10 @@ class _Keeper:
             )
         limit = self._shape.settings.server.start_timeout_seconds
         if kept.client.answers():
-            kept.server = replace(kept.server, address=kept.client.address)
+            kept.server, kept.since = replace(kept.server, address=kept.client.address), time.monotonic()
             logger.warning("%s answers at %s", self._name(kept), kept.client.address)
             self._announce()
-        elif time.monotonic() > kept.started + limit:
+        elif time.monotonic() > kept.since + limit:
             raise EngineLostError(
                 f"{self._name(kept)} was not ready after {limit:g} s: {kept.process.last_words()}"
                 f" (log: {kept.process.log_file})"
