@@ -63,7 +63,7 @@ class VllmServerConfig(Section):
     max_retries: NonNegativeInt = 2
     """Retries of each request that a living server failed to answer, and restarts of lost servers per step. On nodes of
     their own it is also the number of restarts in a row of a server that is lost each time within 15 minutes of its
-    start, whether or not a request was pending."""
+    first answer, whether or not a request was pending."""
     transport: Literal["files", "broadcast", "ipc"] = "files"
     """How weights reach the servers: `files`, everywhere, through a folder that all of them can read; `broadcast`, by
     NCCL from the first rank to all workers of all servers; `ipc`, to servers on the trainer's own GPUs, through GPU
